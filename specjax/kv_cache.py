@@ -1,0 +1,184 @@
+"""The key-value cache: one pair of arrays a layer, written in place.
+
+A layer that sees everything stores position `s` in slot `s`. A sliding-window layer
+is a ring: position `s` lives in slot `s % R`, where R is at least the window plus the
+longest append, so that a rejected append never overwrites what is still visible.
+
+Entries at or beyond a row's `lengths` are stale: they are never visible, because a
+query sees only slots before the row's length and the tokens of its own call. Rolling
+back is therefore setting `lengths`; nothing is cleared.
+
+Layers are separate arrays rather than one stacked one: carried through a loop and
+written with `dynamic_update_slice` or a scatter they are updated in place, whereas a
+stacked cache scanned over leaves a whole copy as a temporary.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values of the positions that a model has read.
+
+  Attributes:
+    keys: one [B, G, S or R, hd] array a layer.
+    values: likewise.
+    lengths: [B] int32, positions held by each row.
+    rings: static, one flag a layer: True where the layer is a ring of R slots.
+    max_append: static, the most tokens that one call may write.
+  """
+
+  keys: tuple[Array, ...]
+  values: tuple[Array, ...]
+  lengths: Array
+  rings: tuple[bool, ...] = struct.field(pytree_node=False)
+  max_append: int = struct.field(pytree_node=False)
+
+
+def init(
+    *,
+    batch_size: int,
+    cache_length: int,
+    num_kv_heads: int,
+    head_dim: int,
+    windows: tuple[int | None, ...],
+    max_append: int,
+    dtype: Any,
+) -> KVCache:
+  """An empty cache.
+
+  Args:
+    batch_size: B.
+    cache_length: the longest row, in positions. `max_append` slots more are allocated,
+      so that the last append may end beyond it.
+    num_kv_heads: G.
+    head_dim: hd.
+    windows: one entry a layer: the window of a local layer, or None.
+    max_append: the most tokens written by one call, and the most that are ever rolled
+      back at once: a ring keeps that many positions beyond the window.
+    dtype: of keys and values.
+
+  Returns:
+    A cache with `lengths` zero; contents are zeros.
+  """
+  full = cache_length + max_append
+  sizes = [full if window is None else min(full, window + max_append) for window in windows]
+  shapes = [(batch_size, num_kv_heads, size, head_dim) for size in sizes]
+  return KVCache(
+      keys=tuple(jnp.zeros(shape, dtype) for shape in shapes),
+      values=tuple(jnp.zeros(shape, dtype) for shape in shapes),
+      lengths=jnp.zeros([batch_size], jnp.int32),
+      rings=tuple(size < full for size in sizes),
+      max_append=max_append,
+  )
+
+
+def append(
+    cache: KVCache, layer: int, keys: Array, values: Array, valid: Array | None = None
+) -> KVCache:
+  """Writes one layer's new entries behind each row's length; `lengths` stays.
+
+  Args:
+    cache: the cache.
+    layer: which layer.
+    keys: [B, T, G, hd], T at most `max_append`. Rows must hold at most `cache_length`
+      positions before: a longer one would be written over its own end.
+    values: [B, T, G, hd].
+    valid: [B, T] bool or None. In a ring, entries that are not valid are dropped: a short
+      row's padding must not overwrite its own past. Elsewhere they are harmless.
+
+  Returns:
+    The cache with slots `lengths + t` (modulo R in a ring) written.
+
+  Raises:
+    ValueError: when T exceeds `max_append`.
+  """
+  if keys.shape[1] > cache.max_append:
+    raise ValueError(
+        f'{keys.shape[1]} tokens in one call, but the cache was made for at most '
+        f'max_append={cache.max_append}.'
+    )
+
+  def write(buffer: Array, new: Array) -> Array:
+    batch_size, num_new = new.shape[:2]
+    new = new.astype(buffer.dtype)
+    if not cache.rings[layer] and batch_size <= 8:
+      # A contiguous copy a row: in place, and cheaper than a scatter's index arithmetic.
+      new = jnp.swapaxes(new, 1, 2)
+      for row in range(batch_size):
+        start = (row, 0, cache.lengths[row], 0)
+        buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1], start)
+      return buffer
+    slots = cache.lengths[:, None] + jnp.arange(num_new)
+    if cache.rings[layer]:
+      slots = slots % buffer.shape[2]
+      if valid is not None:
+        slots = jnp.where(valid, slots, buffer.shape[2])
+    # The indexed axes come first, for a slice stands between them: [B, T, G, hd].
+    return buffer.at[jnp.arange(batch_size)[:, None], :, slots].set(new, mode='drop')
+
+  def replace(buffers: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
+    return buffers[:layer] + (write(buffers[layer], new),) + buffers[layer + 1 :]
+
+  return cache.replace(keys=replace(cache.keys, keys), values=replace(cache.values, values))
+
+
+def slot_positions(total: Array, num_slots: int) -> Array:
+  """Position held by each slot of a ring after `total` positions were written.
+
+  Args:
+    total: [B] int32.
+    num_slots: R.
+
+  Returns:
+    [B, R] int32; negative where nothing was written. With R = 4 and total = 6 the
+    slots hold positions 4, 5, 2, 3.
+  """
+  last = total[:, None] - 1
+  return last - (last - jnp.arange(num_slots)) % num_slots
+
+
+def roll_back(cache: KVCache, lengths: Array) -> KVCache:
+  """The cache with only the first `lengths` [B] positions of each row."""
+  return cache.replace(lengths=lengths)
+
+
+def keep_path(cache: KVCache, root_lengths: Array, path: Array, path_length: Array) -> KVCache:
+  """Keeps the root and one path of the tree that was appended last.
+
+  The root was written at slot `root_lengths`, node i (1-based) at `root_lengths + i`.
+  The path's nodes move, in place, to the slots right behind the root: D entries are read
+  and written a layer, never the cache.
+
+  Args:
+    cache: after the append.
+    root_lengths: [B] int32, the length before the append.
+    path: [B, D] int32, node numbers from the root's child on; entries beyond
+      `path_length` are ignored.
+    path_length: [B] int32.
+
+  Returns:
+    The cache with lengths `root_lengths + 1 + path_length`.
+  """
+  depth = path.shape[1]
+  rows = jnp.arange(path.shape[0])[:, None]
+  target = root_lengths[:, None] + 1 + jnp.arange(depth)
+  used = jnp.arange(depth) < path_length[:, None]
+  source = root_lengths[:, None] + jnp.where(used, path, 0)
+
+  def move(buffer):
+    size = buffer.shape[2]
+    moved = buffer[rows, :, source % size]
+    return buffer.at[rows, :, jnp.where(used, target % size, size)].set(moved, mode='drop')
+
+  return cache.replace(
+      keys=tuple(move(buffer) for buffer in cache.keys),
+      values=tuple(move(buffer) for buffer in cache.values),
+      lengths=root_lengths + 1 + path_length,
+  )

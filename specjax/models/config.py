@@ -1,0 +1,120 @@
+"""What distinguishes one decoder family from another, as one frozen record.
+
+The fields cover Llama 2 to 3.3, Mistral, Qwen2/2.5, Qwen3, Gemma 2 and Gemma 3.
+`specjax.models.presets` names the published sizes; `specjax.models.hf` reads a
+`config.json` into this record and refuses what it cannot express.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Scaling of rotary frequencies: `kind` is 'linear' or 'llama3'."""
+
+  kind: str
+  factor: float
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  original_max_positions: int = 8192
+
+  def __post_init__(self):
+    if self.kind not in ('linear', 'llama3'):
+      raise ValueError(f"RoPE scaling must be 'linear' or 'llama3', not {self.kind!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """Shape and switches of one decoder-only transformer.
+
+  Attributes:
+    vocab_size: V.
+    width: size of the residual stream.
+    num_layers: L.
+    num_heads: H, query heads.
+    num_kv_heads: G, key-value heads; divides H.
+    head_dim: size of a head.
+    mlp_width: hidden size of the gated MLP.
+    rope_theta: base of the rotary frequencies of global layers.
+    rope_scaling: their scaling, or None.
+    local_rope_theta: base of local (sliding) layers; None means as global, unscaled
+      scaling included (Gemma 3 uses 10,000 and no scaling in local layers).
+    norm_epsilon: added in every RMS norm.
+    tie_embeddings: the output head is the embedding.
+    qkv_bias: biases on query, key and value (Qwen2).
+    qk_norm: RMS norm on each query and key head (Qwen3, Gemma 3).
+    post_norms: norms after attention and MLP as well (Gemma 2 and 3).
+    norm_offset: added to every stored norm scale (1 for Gemma).
+    embedding_scale: factor on embeddings (sqrt(width) for Gemma).
+    activation: 'silu' or 'gelu_tanh'.
+    query_scale: factor on queries; None means head_dim ** -0.5.
+    attention_soft_cap: bound on attention scores, or None.
+    logit_soft_cap: bound on logits, or None.
+    sliding_window: number of positions that a local layer sees, itself included; None
+      when there are no local layers.
+    local_layers: one flag a layer, True where the layer is local. Empty means none, or
+      all when `sliding_window` is set.
+    max_positions: longest sequence that the model was made for.
+  """
+
+  vocab_size: int
+  width: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_width: int
+  rope_theta: float = 10_000.0
+  rope_scaling: RopeScaling | None = None
+  local_rope_theta: float | None = None
+  norm_epsilon: float = 1e-5
+  tie_embeddings: bool = False
+  qkv_bias: bool = False
+  qk_norm: bool = False
+  post_norms: bool = False
+  norm_offset: float = 0.0
+  embedding_scale: float = 1.0
+  activation: str = 'silu'
+  query_scale: float | None = None
+  attention_soft_cap: float | None = None
+  logit_soft_cap: float | None = None
+  sliding_window: int | None = None
+  local_layers: tuple[bool, ...] = ()
+  max_positions: int = 8192
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+          f'num_heads must be a multiple of num_kv_heads, got {self.num_heads} and '
+          f'{self.num_kv_heads}.'
+      )
+    if self.local_layers and len(self.local_layers) != self.num_layers:
+      raise ValueError(
+          f'local_layers needs one flag a layer: {self.num_layers} layers, '
+          f'{len(self.local_layers)} flags.'
+      )
+    if any(self.local_layers) and self.sliding_window is None:
+      raise ValueError('local_layers are given but sliding_window is None.')
+    if self.activation not in ('silu', 'gelu_tanh'):
+      raise ValueError(f"activation must be 'silu' or 'gelu_tanh', not {self.activation!r}.")
+
+  def window(self, layer: int) -> int | None:
+    """Window of a layer: positions it sees, or None where it sees all."""
+    if self.sliding_window is None:
+      return None
+    if not self.local_layers:
+      return self.sliding_window
+    return self.sliding_window if self.local_layers[layer] else None
+
+  @property
+  def num_parameters(self) -> int:
+    """Number of parameters, embeddings counted once when tied."""
+    attention = self.width * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+    if self.qkv_bias:
+      attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+    if self.qk_norm:
+      attention += 2 * self.head_dim
+    norms = self.width * (4 if self.post_norms else 2)
+    layer = attention + 3 * self.width * self.mlp_width + norms
+    embeddings = self.vocab_size * self.width * (1 if self.tie_embeddings else 2)
+    return self.num_layers * layer + embeddings + self.width

@@ -1,0 +1,204 @@
+"""safetensors files, one or many, read and written one tensor at a time.
+
+The format (https://github.com/huggingface/safetensors): eight bytes with the length of a
+JSON header, the header with dtype, shape and offsets of every tensor, then the tensors.
+Reading maps the files, so that nothing is held but what is being copied; writing needs
+one tensor at a time. Every header is checked before any tensor is touched.
+"""
+
+from collections.abc import Callable, Iterable
+import dataclasses
+import json
+import os
+import pathlib
+
+import ml_dtypes
+import numpy as np
+
+SINGLE = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+_DTYPES = {
+    'F32': np.dtype(np.float32),
+    'F16': np.dtype(np.float16),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+  """Where a tensor lies.
+
+  Attributes:
+    path: its file.
+    offset: of its first byte in the file.
+    shape: its shape.
+    dtype: its dtype.
+  """
+
+  path: pathlib.Path
+  offset: int
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+  def read(self) -> np.ndarray:
+    """A read-only view of the mapped file."""
+    # Bytes first: `memmap` knows no bfloat16.
+    size = int(np.prod(self.shape)) * self.dtype.itemsize
+    flat = np.memmap(self.path, np.uint8, mode='r', offset=self.offset, shape=(size,))
+    return flat.view(self.dtype).reshape(self.shape)
+
+
+def open_folder(folder: pathlib.Path) -> dict[str, StoredTensor]:
+  """All tensors of a folder's safetensors file or files, by name.
+
+  Raises:
+    FileNotFoundError: when there is no such file, or a shard of the index is missing.
+    ValueError: when a file is truncated or not safetensors, or holds another dtype than
+      float32, float16 and bfloat16.
+  """
+  if (folder / SINGLE).exists():
+    return _open_file(folder / SINGLE)
+  index = folder / INDEX
+  if not index.exists():
+    there = sorted(file.name for file in folder.iterdir() if file.suffix in ('.bin', '.pth', '.gguf'))
+    hint = f' It holds {", ".join(there)}: convert these to safetensors first.' if there else ''
+    raise FileNotFoundError(f'{folder} holds neither {SINGLE} nor {INDEX}.{hint}')
+  weight_map = read_json(index).get('weight_map')
+  if not isinstance(weight_map, dict):
+    raise ValueError(f'{index} has no weight_map: it is damaged, fetch it again.')
+  shards = sorted(set(weight_map.values()))
+  missing = [shard for shard in shards if not (folder / shard).exists()]
+  if missing:
+    raise FileNotFoundError(
+        f'{folder} lacks {len(missing)} of {len(shards)} shards that {INDEX} lists: '
+        f'{", ".join(missing)}. Fetch them again.'
+    )
+  tensors = {}
+  for shard in shards:
+    tensors |= _open_file(folder / shard)
+  absent = sorted(set(weight_map) - set(tensors))
+  if absent:
+    raise ValueError(
+        f'{index} lists tensors that its shards do not hold: {", ".join(absent[:5])}'
+        f'{" …" if len(absent) > 5 else ""}. Fetch the folder again.'
+    )
+  return tensors
+
+
+def read_json(path: pathlib.Path) -> dict:
+  """A JSON object; errors name the file."""
+  try:
+    data = json.loads(path.read_text(encoding='utf-8'))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f'{path} is not JSON ({error}): fetch it again.') from error
+  if not isinstance(data, dict):
+    raise ValueError(f'{path} must hold a JSON object, not {type(data).__name__}.')
+  return data
+
+
+def _open_file(path: pathlib.Path) -> dict[str, StoredTensor]:
+  """The tensors of one file, its header checked against its size."""
+  size = path.stat().st_size
+  with path.open('rb') as file:
+    start = file.read(8)
+    if start == b'version ':
+      raise ValueError(f'{path} is a Git LFS pointer, not the weights: run `git lfs pull`.')
+    length = int.from_bytes(start, 'little')
+    if len(start) < 8 or length > size - 8:
+      raise ValueError(f'{path} is truncated or not a safetensors file: fetch it again.')
+    try:
+      header = json.loads(file.read(length))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+      raise ValueError(f'{path} is not a safetensors file: its header is not JSON.') from error
+  header.pop('__metadata__', None)
+  end = 0
+  tensors = {}
+  for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
+    dtype = _DTYPES.get(entry['dtype'])
+    if dtype is None:
+      raise ValueError(
+          f'{path}: tensor {name} has dtype {entry["dtype"]}, which is not supported. '
+          f'Supported are {", ".join(_DTYPES)}; quantised models are not.'
+      )
+    shape = tuple(entry['shape'])
+    begin, stop = entry['data_offsets']
+    if begin != end or stop - begin != int(np.prod(shape)) * dtype.itemsize:
+      raise ValueError(f'{path} is damaged at tensor {name}: fetch it again.')
+    end = stop
+    tensors[name] = StoredTensor(path, 8 + length + begin, shape, dtype)
+  if size != 8 + length + end:
+    raise ValueError(
+        f'{path} is truncated: its header announces {8 + length + end:,} bytes and it has '
+        f'{size:,}. Fetch it again.'
+    )
+  return tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Unwritten:
+  """A tensor to write.
+
+  Attributes:
+    name: its name in the file.
+    shape: its shape.
+    dtype: its dtype.
+    make: gives its value, when its turn comes.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  make: Callable[[], np.ndarray]
+
+  @property
+  def num_bytes(self) -> int:
+    return int(np.prod(self.shape)) * self.dtype.itemsize
+
+
+def write_folder(
+    folder: pathlib.Path, tensors: Iterable[Unwritten], *, max_shard_bytes: int
+) -> None:
+  """Writes tensors as one file, or as shards with an index where they exceed one shard."""
+  shards: list[list[Unwritten]] = [[]]
+  for tensor in tensors:
+    used = sum(other.num_bytes for other in shards[-1])
+    if shards[-1] and used + tensor.num_bytes > max_shard_bytes:
+      shards.append([])
+    shards[-1].append(tensor)
+  if len(shards) == 1:
+    _write_file(folder / SINGLE, shards[0])
+    return
+  weight_map = {}
+  for number, shard in enumerate(shards, start=1):
+    name = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+    _write_file(folder / name, shard)
+    weight_map |= {tensor.name: name for tensor in shard}
+  total = sum(tensor.num_bytes for shard in shards for tensor in shard)
+  index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
+  (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+
+
+def _write_file(path: pathlib.Path, tensors: list[Unwritten]) -> None:
+  # Readers of transformers' files ask for this mark.
+  header = {'__metadata__': {'format': 'pt'}}
+  offset = 0
+  for tensor in tensors:
+    header[tensor.name] = {
+        'dtype': _NAMES[tensor.dtype],
+        'shape': list(tensor.shape),
+        'data_offsets': [offset, offset + tensor.num_bytes],
+    }
+    offset += tensor.num_bytes
+  text = json.dumps(header, separators=(',', ':')).encode()
+  # Tensors begin at a multiple of eight bytes, as the format asks.
+  text += b' ' * (-len(text) % 8)
+  with path.open('wb') as file:
+    file.write(len(text).to_bytes(8, 'little'))
+    file.write(text)
+    for tensor in tensors:
+      value = np.ascontiguousarray(tensor.make(), dtype=tensor.dtype)
+      assert value.shape == tensor.shape, (tensor.name, value.shape, tensor.shape)
+      file.write(value.reshape(-1).view(np.uint8).data)
+    file.flush()
+    os.fsync(file.fileno())

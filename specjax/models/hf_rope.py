@@ -1,0 +1,133 @@
+"""Rotary settings of a Hugging Face `config.json`, read and written in both spellings.
+
+transformers 5 and newer keep them in `rope_parameters`, one set for all layers or, for
+Gemma 3, one a kind of layer; older releases in `rope_theta`, `rope_scaling` and
+`rope_local_base_freq`. Files with both are common, and ours have both.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from specjax.models.config import RopeScaling, TransformerConfig
+
+_NEEDED = {
+    'default': (),
+    'linear': ('factor',),
+    'llama3': ('factor', 'low_freq_factor', 'high_freq_factor'),
+}
+
+
+def read(
+    data: Mapping[str, Any], *, by_layer_type: bool, max_positions: int, where: str
+) -> tuple[float, RopeScaling | None, float | None]:
+  """Rotary settings of a parsed `config.json`.
+
+  Args:
+    data: the parsed file.
+    by_layer_type: whether local layers have settings of their own (Gemma 3).
+    max_positions: the longest sequence.
+    where: path of the file, for messages.
+
+  Returns:
+    Base and scaling of global layers, and base of local layers; None means as global.
+
+  Raises:
+    ValueError: for a kind of scaling that is not supported, or contradicting settings.
+  """
+  parameters = dict(data.get('rope_parameters') or {})
+  nested = any(isinstance(value, Mapping) for value in parameters.values())
+  if parameters and nested != by_layer_type:
+    expected = 'one set for each of full_attention and sliding_attention'
+    raise ValueError(
+        f'{where}: rope_parameters must be {expected if by_layer_type else "one set"} for '
+        f'this architecture, got keys {sorted(parameters)}.'
+    )
+  full = dict(parameters.get('full_attention') or {}) if by_layer_type else parameters
+  older = dict(data.get('rope_scaling') or {}) | _present(data, rope_theta='rope_theta')
+  full = _merge(full, older, where)
+  theta = float(full.get('rope_theta', 1e6 if by_layer_type else 1e4))
+  original = data.get('original_max_position_embeddings')
+  scaling = _scaling(full, original, max_positions, where)
+  if not by_layer_type:
+    return theta, scaling, None
+  older = _present(data, rope_theta='rope_local_base_freq')
+  local = _merge(dict(parameters.get('sliding_attention') or {}), older, where)
+  local_theta = float(local.get('rope_theta', 1e4))
+  local_scaling = _scaling(local, original, max_positions, where)
+  if (local_theta, local_scaling) == (theta, scaling):
+    return theta, scaling, None
+  if local_scaling is not None:
+    raise ValueError(
+        f'{where}: rotary scaling of sliding_attention layers is not supported unless it is '
+        f'that of full_attention layers, got {local}.'
+    )
+  return theta, scaling, local_theta
+
+
+def write(config: TransformerConfig, *, by_layer_type: bool) -> dict[str, Any]:
+  """The rotary keys of a `config.json`, in both spellings."""
+  scaling = {'rope_type': 'default'}
+  if config.rope_scaling is not None:
+    scaling = {'rope_type': config.rope_scaling.kind, 'factor': config.rope_scaling.factor}
+    if config.rope_scaling.kind == 'llama3':
+      scaling['low_freq_factor'] = config.rope_scaling.low_freq_factor
+      scaling['high_freq_factor'] = config.rope_scaling.high_freq_factor
+      scaling['original_max_position_embeddings'] = config.rope_scaling.original_max_positions
+  full = {'rope_theta': config.rope_theta, **scaling}
+  older = {
+      'rope_theta': config.rope_theta,
+      'rope_scaling': None if config.rope_scaling is None else scaling,
+  }
+  if not by_layer_type:
+    return {'rope_parameters': full, **older}
+  local = full
+  if config.local_rope_theta is not None:
+    local = {'rope_theta': config.local_rope_theta, 'rope_type': 'default'}
+  parameters = {'full_attention': full, 'sliding_attention': local}
+  return {'rope_parameters': parameters, 'rope_local_base_freq': local['rope_theta'], **older}
+
+
+def _present(data: Mapping[str, Any], **names: str) -> dict[str, Any]:
+  """Entries of `data` that are there, renamed: `_present(data, new='old')`."""
+  return {new: data[old] for new, old in names.items() if data.get(old) is not None}
+
+
+def _merge(newer: dict[str, Any], older: dict[str, Any], where: str) -> dict[str, Any]:
+  """One set of settings from both spellings, which must not contradict each other."""
+  for entries in (newer, older):
+    if 'type' in entries:
+      entries.setdefault('rope_type', entries.pop('type'))
+  for key in newer.keys() & older.keys():
+    if newer[key] != older[key]:
+      raise ValueError(
+          f'{where}: rope_parameters and the older rope_theta / rope_scaling disagree about '
+          f'{key}: {newer[key]!r} and {older[key]!r}. Remove one of them.'
+      )
+  return newer | older
+
+
+def _scaling(
+    rope: Mapping[str, Any], original: int | None, max_positions: int, where: str
+) -> RopeScaling | None:
+  """The scaling of one set of settings; `original` is the file's own top-level length."""
+  if rope.get('partial_rotary_factor', 1.0) != 1.0:
+    raise ValueError(
+        f'{where}: partial_rotary_factor={rope["partial_rotary_factor"]} is not supported '
+        '(only 1.0 is).'
+    )
+  kind = rope.get('rope_type', 'default')
+  if kind not in _NEEDED:
+    raise ValueError(
+        f'{where}: rotary scaling {kind!r} is not supported. Supported are '
+        f'{", ".join(_NEEDED)}.'
+    )
+  missing = [key for key in _NEEDED[kind] if rope.get(key) is None]
+  if missing:
+    raise ValueError(f'{where}: rotary scaling {kind!r} needs {", ".join(missing)}.')
+  values = [float(rope[key]) for key in _NEEDED[kind]]
+  if kind == 'default':
+    return None
+  if kind == 'linear':
+    return RopeScaling(kind, *values)
+  original = original or rope.get('original_max_position_embeddings') or max_positions
+  return RopeScaling(kind, *values, original_max_positions=original)

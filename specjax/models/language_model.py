@@ -1,0 +1,35 @@
+"""A model with its weights: what the engine and the drafters call."""
+
+from typing import Any
+
+from flax import struct
+
+from specjax.models.transformer import Output
+
+
+@struct.dataclass
+class LanguageModel:
+  """A model and its weights: what the engine and the drafters call.
+
+  A user's own model serves as well: anything whose module has `apply`, `init_cache` and
+  `vocab_size` as `Transformer` does.
+
+  Attributes:
+    module: static, the Flax module.
+    params: its parameter tree.
+  """
+
+  module: Any = struct.field(pytree_node=False)
+  params: Any
+
+  @property
+  def vocab_size(self) -> int:
+    return self.module.vocab_size
+
+  def __call__(self, tokens, positions=None, cache=None, **kwargs) -> Output:
+    """`module.apply` with the weights; arguments as in `Transformer.__call__`."""
+    return self.module.apply({'params': self.params}, tokens, positions, cache, **kwargs)
+
+  def init_cache(self, **kwargs):
+    """An empty cache; arguments as in `Transformer.init_cache`."""
+    return self.module.init_cache(**kwargs)

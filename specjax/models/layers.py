@@ -1,0 +1,131 @@
+"""Building blocks of the decoder: norms, rotary embeddings and products.
+
+Every weight is stored `(out, in)` and contracted on its last axis: on CPUs this
+is the layout whose bfloat16 products stay fast when a few rows are verified at
+once, and on accelerators it costs nothing. Products accumulate in float32.
+
+Dimension letters are those of `specjax.types`.
+"""
+
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax.models import config as config_lib
+
+Array = jax.Array
+
+
+def dense(x: Array, kernel: Array, preferred_element_type: Any = None) -> Array:
+  """Contracts the last axis of `x` with the last axis of `kernel`.
+
+  Args:
+    x: [..., in], the compute dtype.
+    kernel: [*out, in], stored dtype; cast to that of `x`.
+    preferred_element_type: dtype of the result; that of `x` when None.
+
+  Returns:
+    [..., *out].
+  """
+  # Products accumulate in float32 whatever the result; asking for a float32 result here
+  # and rounding after would make the backward pass's products float32 too.
+  return jax.lax.dot_general(
+      x,
+      kernel.astype(x.dtype),
+      (((x.ndim - 1,), (kernel.ndim - 1,)), ((), ())),
+      preferred_element_type=preferred_element_type or x.dtype,
+  )
+
+
+def normal_init(fan_in: int):
+  """Initialiser of a kernel: normal with variance 1 / fan_in, at any rank."""
+  return nn.initializers.normal(stddev=1.0 / math.sqrt(fan_in))
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm over the last axis, in float32 (Zhang & Sennrich 2019).
+
+  Attributes:
+    epsilon: added to the mean square.
+    offset: added to the stored scale; 1 for Gemma, whose files hold scale - 1.
+  """
+
+  epsilon: float
+  offset: float = 0.0
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    init = nn.initializers.zeros if self.offset else nn.initializers.ones
+    scale = self.param('scale', init, (x.shape[-1],), self.param_dtype)
+    values = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(values), axis=-1, keepdims=True)
+    values = values * jax.lax.rsqrt(mean_square + self.epsilon)
+    return (values * (scale.astype(jnp.float32) + self.offset)).astype(x.dtype)
+
+
+def rope_frequencies(
+    head_dim: int, theta: float, scaling: config_lib.RopeScaling | None
+) -> np.ndarray:
+  """Inverse frequencies of rotary embeddings.
+
+  Args:
+    head_dim: size of a head, even.
+    theta: base of the geometric progression (Su et al. 2021, section 3.2.2).
+    scaling: None, `linear` (Chen et al. 2023) or `llama3` (Llama 3.1: long wavelengths
+      divided by `factor`, short ones kept, a linear blend in between).
+
+  Returns:
+    Inverse frequencies [head_dim / 2] float32, constants of the program: an accelerator's
+    own power function would be off by more than the rounding at long positions.
+  """
+  exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+  inverse = np.float32(1.0) / np.float32(theta) ** exponent
+  if scaling is None:
+    return inverse
+  if scaling.kind == 'linear':
+    return inverse / np.float32(scaling.factor)
+  wavelength = np.float32(2.0 * math.pi) / inverse
+  low = scaling.original_max_positions / scaling.low_freq_factor
+  high = scaling.original_max_positions / scaling.high_freq_factor
+  blend = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / (
+      scaling.high_freq_factor - scaling.low_freq_factor
+  )
+  blended = (1.0 - blend) * inverse / scaling.factor + blend * inverse
+  scaled = np.where(wavelength > low, inverse / scaling.factor, blended)
+  return np.where(wavelength < high, inverse, scaled).astype(np.float32)
+
+
+def rope_tables(
+    positions: Array, head_dim: int, theta: float, scaling: config_lib.RopeScaling | None
+) -> tuple[Array, Array]:
+  """Cosines and sines [B, T, head_dim / 2] float32 at `positions` [B, T]."""
+  inverse = rope_frequencies(head_dim, theta, scaling)
+  angles = positions[..., None].astype(jnp.float32) * inverse
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
+  """Rotates the two halves of each head ("rotate half", the Hugging Face layout).
+
+  Args:
+    x: [B, T, heads, head_dim].
+    cos: [B, T, head_dim / 2] float32.
+    sin: [B, T, head_dim / 2] float32.
+
+  Returns:
+    [B, T, heads, head_dim] in the dtype of `x`; the arithmetic is in float32.
+  """
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+  rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return rotated.astype(x.dtype)
+
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+  """`cap * tanh(x / cap)`, Gemma 2's bound on scores and logits; `x` when cap is None."""
+  return x if cap is None else cap * jnp.tanh(x / cap)

@@ -1,0 +1,369 @@
+"""One decoder-only transformer for every supported family, as a pure Flax Linen module.
+
+`Transformer.apply` is the whole contract between a target (or draft) and the engine:
+tokens and cache in, logits, features and cache out. The families differ only in the
+fields of `TransformerConfig`. Layers are unrolled, with one cache array each: scanned
+layers copy the cache (and on CPU the weights) at every step.
+
+Weights are fused and `(out, in)`: query, key and value of a key-value group lie together
+([G, H / G + 2, hd, width]), so that one product reads them and the group axis can still be
+sharded; gate and up projections likewise.
+"""
+
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from specjax import kv_cache
+from specjax.models import layers
+from specjax.models.config import TransformerConfig
+
+Array = jax.Array
+
+
+class Output(NamedTuple):
+  """What one call returns.
+
+  Attributes:
+    logits: [B, T, V] float32, raw (soft-capped where the family does so).
+    features: [B, T, sum of widths], the residual stream after each of the layers asked
+      for, side by side; width 0 when none was asked for.
+    cache: the cache, `num_new` tokens a row longer; None when none was given.
+  """
+
+  logits: Array
+  features: Array
+  cache: kv_cache.KVCache | None
+
+
+class _Scope(NamedTuple):
+  """What all layers of one call share, by kind of layer (global, local).
+
+  Attributes:
+    cos: rotary cosines [B, T, hd / 2].
+    sin: likewise.
+    mask: [B, T, slots] bool, True where a query sees a slot.
+  """
+
+  cos: Array
+  sin: Array
+  mask: Array
+
+
+class Attention(nn.Module):
+  """Grouped-query attention over the cache, new tokens included."""
+
+  config: TransformerConfig
+  layer: int
+  dtype: Any
+  param_dtype: Any
+
+  @nn.compact
+  def __call__(self, x, scope: _Scope, cache, valid):
+    cfg = self.config
+    batch, num_new = x.shape[:2]
+    repeats = cfg.num_heads // cfg.num_kv_heads
+    shape = (cfg.num_kv_heads, repeats + 2, cfg.head_dim)
+    kernel = self.param('qkv', layers.normal_init(cfg.width), (*shape, cfg.width), self.param_dtype)
+    qkv = layers.dense(x, kernel)
+    if cfg.qkv_bias:
+      qkv += self.param('qkv_bias', nn.initializers.zeros, shape, self.param_dtype).astype(x.dtype)
+    queries_keys, values = qkv[..., : repeats + 1, :], qkv[..., repeats + 1, :]
+    if cfg.qk_norm:
+      norm = lambda name: layers.RMSNorm(
+          cfg.norm_epsilon, cfg.norm_offset, self.param_dtype, name=name
+      )
+      queries_keys = jnp.concatenate(
+          [
+              norm('query_norm')(queries_keys[..., :repeats, :]),
+              norm('key_norm')(queries_keys[..., repeats:, :]),
+          ],
+          axis=-2,
+      )
+    # Queries and keys turn by the same angle: one rotation for both.
+    flat = queries_keys.reshape(batch, num_new, -1, cfg.head_dim)
+    flat = layers.apply_rope(flat, scope.cos, scope.sin)
+    queries_keys = flat.reshape(queries_keys.shape)
+    queries, keys = queries_keys[..., :repeats, :], queries_keys[..., repeats, :]
+    scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
+    queries = (queries.astype(jnp.float32) * scale).astype(x.dtype)
+
+    if cache is None:
+      all_keys, all_values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
+    else:
+      cache = kv_cache.append(cache, self.layer, keys, values, valid)
+      all_keys, all_values = cache.keys[self.layer], cache.values[self.layer]
+
+    # [B, T, G, R, hd] -> [B, G, T * R, hd]: the cache is read as it lies.
+    queries = jnp.transpose(queries, (0, 2, 1, 3, 4))
+    queries = queries.reshape(batch, cfg.num_kv_heads, num_new * repeats, cfg.head_dim)
+    batch_dims = ((0, 1), (0, 1))
+    scores = jax.lax.dot_general(
+        queries.astype(all_keys.dtype),
+        all_keys,
+        (((3,), (3,)), batch_dims),
+        preferred_element_type=jnp.float32,
+    )
+    scores = layers.soft_cap(scores, cfg.attention_soft_cap)
+    scores = scores.reshape(batch, cfg.num_kv_heads, num_new, repeats, -1)
+    scores = jnp.where(scope.mask[:, None, :, None, :], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(all_values.dtype)
+    weights = weights.reshape(batch, cfg.num_kv_heads, num_new * repeats, -1)
+    mixed = jax.lax.dot_general(
+        weights, all_values, (((3,), (2,)), batch_dims), preferred_element_type=jnp.float32
+    )
+    mixed = mixed.reshape(batch, cfg.num_kv_heads, num_new, repeats, cfg.head_dim)
+    mixed = jnp.transpose(mixed, (0, 2, 1, 3, 4)).reshape(batch, num_new, -1).astype(x.dtype)
+    fan_in = cfg.num_heads * cfg.head_dim
+    out = self.param(
+        'out',
+        layers.normal_init(fan_in),
+        (cfg.width, cfg.num_heads, cfg.head_dim),
+        self.param_dtype,
+    )
+    return layers.dense(mixed, out.reshape(cfg.width, fan_in)), cache
+
+
+class MLP(nn.Module):
+  """Gated MLP (Shazeer 2020): activation(gate) * up, projected down."""
+
+  config: TransformerConfig
+  param_dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    cfg = self.config
+    kernel = self.param(
+        'gate_up', layers.normal_init(cfg.width), (2, cfg.mlp_width, cfg.width), self.param_dtype
+    )
+    hidden = layers.dense(x, kernel)
+    gate, up = hidden[..., 0, :], hidden[..., 1, :]
+    if cfg.activation == 'silu':
+      gate = nn.silu(gate)
+    else:
+      gate = nn.gelu(gate, approximate=True)
+    down = self.param(
+        'down', layers.normal_init(cfg.mlp_width), (cfg.width, cfg.mlp_width), self.param_dtype
+    )
+    return layers.dense(gate * up, down)
+
+
+class Block(nn.Module):
+  """Attention and MLP with norms before, and for Gemma also after, each."""
+
+  config: TransformerConfig
+  layer: int
+  dtype: Any
+  param_dtype: Any
+
+  @nn.compact
+  def __call__(self, x, scope: _Scope, cache, valid):
+    cfg = self.config
+    norm = lambda name: layers.RMSNorm(
+        cfg.norm_epsilon, cfg.norm_offset, self.param_dtype, name=name
+    )
+    attention = Attention(cfg, self.layer, self.dtype, self.param_dtype, name='attention')
+    mixed, cache = attention(norm('attention_norm')(x), scope, cache, valid)
+    if cfg.post_norms:
+      mixed = norm('post_attention_norm')(mixed)
+    x = x + mixed
+    hidden = MLP(cfg, self.param_dtype, name='mlp')(norm('mlp_norm')(x))
+    if cfg.post_norms:
+      hidden = norm('post_mlp_norm')(hidden)
+    return x + hidden, cache
+
+
+class Transformer(nn.Module):
+  """A decoder-only language model.
+
+  Attributes:
+    config: the family's switches and sizes.
+    dtype: of activations and of the cache.
+    param_dtype: of the stored weights.
+    remat: recompute each layer in the backward pass (training only).
+  """
+
+  config: TransformerConfig
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+  remat: bool = False
+
+  @property
+  def vocab_size(self) -> int:
+    return self.config.vocab_size
+
+  @nn.compact
+  def __call__(
+      self,
+      tokens: Array,
+      positions: Array | None = None,
+      cache: kv_cache.KVCache | None = None,
+      *,
+      tree_mask: Array | None = None,
+      num_new: Array | None = None,
+      feature_layers: tuple[int, ...] = (),
+      with_logits: bool = True,
+  ) -> Output:
+    """Reads T new tokens a row behind what the cache holds.
+
+    Args:
+      tokens: [B, T] int32.
+      positions: [B, T] int32, for rotary embeddings and windows; None means the row's
+        length plus 0 … T-1 (a chain). A tree gives root position plus depth.
+      cache: what was read before, or None for a fresh causal pass (training).
+      tree_mask: [B, T, T] bool, `[b, i, j]` True where new token i sees new token j
+        (itself included); None means causal. Everything in the cache is visible by length.
+      num_new: [B] int32, how many of the T tokens are real; the rest are padding behind
+        them. None means all.
+      feature_layers: residual streams to return: after how many layers, 0 … L. They come
+        in increasing order, whatever the order here.
+      with_logits: False returns logits of width 0 (prefill needs none).
+
+    Returns:
+      An `Output`. The cache's `lengths` grow by `num_new`.
+    """
+    cfg = self.config
+    batch, width = tokens.shape
+    lengths = jnp.zeros([batch], jnp.int32) if cache is None else cache.lengths
+    if not all(0 <= number <= cfg.num_layers for number in feature_layers):
+      raise ValueError(
+          f'feature_layers must lie in 0 … {cfg.num_layers}, got {tuple(feature_layers)}.'
+      )
+    chain = positions is None and tree_mask is None
+    if positions is None:
+      positions = lengths[:, None] + jnp.arange(width)
+    valid = None
+    if num_new is not None:
+      valid = jnp.arange(width) < num_new[:, None]
+
+    embedding = self.param(
+        'embedding', nn.initializers.normal(0.02), (cfg.vocab_size, cfg.width), self.param_dtype
+    )
+    x = embedding[tokens].astype(self.dtype)
+    if cfg.embedding_scale != 1.0:
+      # Gemma rounds the factor to the compute dtype, and so must we to agree with it.
+      x = x * jnp.asarray(cfg.embedding_scale, self.dtype)
+
+    total = lengths + (width if num_new is None else num_new)
+    scopes = {}
+    features = [x] if 0 in feature_layers else []
+    block = nn.remat(Block) if self.remat else Block
+    for layer in range(cfg.num_layers):
+      window = cfg.window(layer)
+      ring = cache is not None and cache.rings[layer]
+      if (window, ring) not in scopes:
+        slots = width if cache is None else cache.keys[layer].shape[2]
+        mask = visible(
+            positions,
+            lengths,
+            total,
+            slots,
+            window=window,
+            ring=ring,
+            chain=chain,
+            tree_mask=tree_mask,
+        )
+        scopes[window, ring] = _Scope(*self._rotary(positions, window), mask)
+      x, cache = block(cfg, layer, self.dtype, self.param_dtype, name=f'layer_{layer}')(
+          x, scopes[window, ring], cache, valid
+      )
+      if layer + 1 in feature_layers:
+        features.append(x)
+
+    features = jnp.concatenate(features, axis=-1) if features else x[..., :0]
+    logits = jnp.zeros((batch, width, 0), jnp.float32)
+    # The head's parameters exist whether or not this call uses them.
+    final_norm = layers.RMSNorm(
+        cfg.norm_epsilon, cfg.norm_offset, self.param_dtype, name='final_norm'
+    )
+    if with_logits or self.is_initializing():
+      head = embedding
+      if not cfg.tie_embeddings:
+        head = self.param(
+            'head', layers.normal_init(cfg.width), (cfg.vocab_size, cfg.width), self.param_dtype
+        )
+      logits = layers.dense(final_norm(x), head, jnp.float32)
+      logits = layers.soft_cap(logits, cfg.logit_soft_cap)
+    if cache is not None:
+      cache = cache.replace(lengths=total)
+    return Output(logits=logits, features=features, cache=cache)
+
+  def _rotary(self, positions: Array, window: int | None) -> tuple[Array, Array]:
+    cfg = self.config
+    if window is not None and cfg.local_rope_theta is not None:
+      return layers.rope_tables(positions, cfg.head_dim, cfg.local_rope_theta, None)
+    return layers.rope_tables(positions, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+
+  def init_cache(
+      self, *, batch_size: int, cache_length: int, max_append: int
+  ) -> kv_cache.KVCache:
+    """An empty cache for this model; arguments as in `specjax.kv_cache.init`."""
+    cfg = self.config
+    return kv_cache.init(
+        batch_size=batch_size,
+        cache_length=cache_length,
+        num_kv_heads=cfg.num_kv_heads,
+        head_dim=cfg.head_dim,
+        windows=tuple(cfg.window(layer) for layer in range(cfg.num_layers)),
+        max_append=max_append,
+        dtype=self.dtype,
+    )
+
+
+def visible(
+    positions: Array,
+    lengths: Array,
+    total: Array,
+    num_slots: int,
+    *,
+    window: int | None,
+    ring: bool,
+    chain: bool,
+    tree_mask: Array | None,
+) -> Array:
+  """Which slots each new token sees.
+
+  Args:
+    positions: [B, T] int32 of the new tokens.
+    lengths: [B] int32, positions held before the call.
+    total: [B] int32, positions held after it.
+    num_slots: slots of the layer.
+    window: positions that a query sees, itself included; None for all.
+    ring: whether slots are reused modulo `num_slots`.
+    chain: whether `positions` are `lengths` plus 0 … T-1.
+    tree_mask: [B, T, T] bool among the new tokens, or None for causal.
+
+  Returns:
+    [B, T, num_slots] bool, at least one True a row, so that every softmax is finite; what
+    a padding row sees does not matter, for nobody reads it.
+  """
+  width = positions.shape[1]
+  if ring:
+    index = kv_cache.slot_positions(total, num_slots)[:, None, :]
+  else:
+    index = jnp.arange(num_slots)[None, None, :]
+  # Slot `lengths + j` holds new token j; what lies before is visible to all of them.
+  offset = index - lengths[:, None, None]
+  inside = (offset >= 0) & (offset < width)
+  clipped = jnp.clip(offset, 0, width - 1)
+  clipped = jnp.broadcast_to(clipped, (positions.shape[0], 1, num_slots))
+  if tree_mask is None:
+    mask = offset <= jnp.arange(width)[:, None]
+  else:
+    everywhere = jnp.broadcast_to(clipped, (positions.shape[0], width, num_slots))
+    mask = jnp.where(inside, jnp.take_along_axis(tree_mask, everywhere, axis=2), offset < 0)
+  if ring:
+    mask &= index >= 0
+  if window is not None:
+    key_positions = index
+    if not chain:
+      # A tree's tokens lie in a row but share the positions of their depths.
+      new_positions = jnp.take_along_axis(positions, clipped[:, 0], axis=1)[:, None, :]
+      key_positions = jnp.where(inside, new_positions, index)
+    mask &= positions[..., None] - key_positions < window
+  if ring:
+    # Padding is not written into a ring: where it reaches beyond the window, it sees none.
+    mask |= (jnp.arange(num_slots) == 0) & ~mask.any(-1, keepdims=True)
+  return mask

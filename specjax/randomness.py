@@ -1,0 +1,167 @@
+"""Random numbers of the engine: a counter-based generator and the sources built on it.
+
+All noise is Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
+3") of a row's key and a counter, so a row's numbers depend neither on the other rows nor
+on how a loop was cut into chunks, and a kernel can make the same numbers by itself.
+
+Two streams are kept apart by their domain:
+
+- *round* noise (draws of drafters, acceptance flips, residual and bonus draws) has the
+  counter (row length at the round's start, purpose and node): fresh in every round.
+  Acceptance noise keyed by absolute position alone would bias the block rule, whose
+  stopping point depends on later drafts.
+- *coupled* noise has the counter (absolute position, token): the same for drafter and
+  target, whatever the round, which is what makes their choices agree.
+"""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# Purposes of round noise.
+DRAFT, ACCEPT, NEXT = 0, 1, 2
+
+_ROUND_DOMAIN, _COUPLED_DOMAIN = 0x5EED0001, 0x5EED0002
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def threefry(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tuple[Array, Array]:
+  """Threefry-2x32 with 20 rounds.
+
+  Args:
+    key: two uint32 arrays.
+    counter: two uint32 arrays; all four broadcast against each other.
+
+  Returns:
+    Two uint32 arrays of the broadcast shape. Known answer (Random123): key (0, 0),
+    counter (0, 0) gives (0x6b200159, 0x99ba4efe).
+  """
+  first, second = key
+  keys = (first, second, first ^ second ^ jnp.uint32(0x1BD11BDA))
+  x, y = counter[0] + keys[0], counter[1] + keys[1]
+  for group in range(5):
+    for rotation in _ROTATIONS[group % 2]:
+      x = x + y
+      y = (y << rotation) | (y >> (32 - rotation))
+      y = x ^ y
+    x = x + keys[(group + 1) % 3]
+    y = y + keys[(group + 2) % 3] + jnp.uint32(group + 1)
+  return x, y
+
+
+def row_keys(seeds: Array) -> Array:
+  """Keys [B, 2] uint32 of seeds [B] int32 (or uint32); equal seeds give equal rows."""
+  seeds = jnp.asarray(seeds).astype(jnp.uint32)
+  zero = jnp.zeros_like(seeds)
+  return jnp.stack(threefry((zero, zero), (seeds, zero)), axis=-1)
+
+
+def _bits(keys: Array, domain: int, first: Array, second: Array) -> Array:
+  """uint32 bits of counters; `keys` [B, 2], counters [B, ...] or broadcastable to it."""
+  ndim = max(jnp.ndim(first), jnp.ndim(second))
+  shape = keys.shape[:1] + (1,) * (ndim - 1)
+  k0, k1 = threefry(
+      (keys[:, 0], keys[:, 1]),
+      (jnp.full_like(keys[:, 0], domain), jnp.zeros_like(keys[:, 0])),
+  )
+  key = (k0.reshape(shape), k1.reshape(shape))
+  return threefry(key, (first.astype(jnp.uint32), second.astype(jnp.uint32)))[0]
+
+
+def _uniform(bits: Array) -> Array:
+  """Float32 in (0, 1) from the top 23 bits: the midpoints of 2**23 equal cells."""
+  return (bits >> 9).astype(jnp.float32) * 2.0**-23 + 2.0**-24
+
+
+def gumbel_noise(keys: Array, positions: Array, vocab_size: int) -> Array:
+  """Coupled noise: standard Gumbel variates of (row key, absolute position, token).
+
+  Args:
+    keys: [B, 2] uint32.
+    positions: [B, ...] int32, the position that a token is drawn for.
+    vocab_size: V.
+
+  Returns:
+    [B, ..., V] float32, finite.
+  """
+  tokens = jnp.arange(vocab_size, dtype=jnp.uint32)
+  tokens = tokens.reshape((1,) * positions.ndim + (-1,))
+  uniform = _uniform(_bits(keys, _COUPLED_DOMAIN, positions[..., None], tokens))
+  return -jnp.log(-jnp.log(uniform))
+
+
+def draw_from(law: Array, uniform: Array) -> Array:
+  """Inverse-CDF draw with one uniform a row.
+
+  Sums run over blocks first, so that no scan over the vocabulary is needed.
+
+  Args:
+    law: [B, V] float32 log-probabilities; they need not be normalised.
+    uniform: [B] float32 in (0, 1).
+
+  Returns:
+    [B] int32; never a token of probability zero.
+  """
+  batch, vocab_size = law.shape
+  block = max(1, int(vocab_size**0.5))
+  blocks = -(-vocab_size // block)
+  top = jnp.max(law, axis=-1, keepdims=True)
+  weights = jnp.exp(law - top)
+  weights = jnp.pad(weights, ((0, 0), (0, blocks * block - vocab_size)))
+  weights = weights.reshape(batch, blocks, block)
+  ends = jnp.cumsum(weights.sum(-1), axis=-1)
+  goal = uniform * ends[:, -1]
+  which = _first_beyond(ends, goal)
+  start = jnp.where(which > 0, _take(ends, jnp.maximum(which - 1, 0)), 0.0)
+  inside = jnp.take_along_axis(weights, which[:, None, None], axis=1)[:, 0]
+  token = _first_beyond(jnp.cumsum(inside, axis=-1), goal - start)
+  # Rounding may leave the goal beyond the block's last weight, or on a weight of zero.
+  index = jnp.arange(block)
+  last = jnp.max(jnp.where((inside > 0) & (index <= token[:, None]), index, -1), axis=-1)
+  first = jnp.argmax(inside > 0, axis=-1)
+  token = jnp.where(last >= 0, last, first)
+  return (which * block + token).astype(jnp.int32)
+
+
+def _first_beyond(ends: Array, goal: Array) -> Array:
+  """Index of the first entry of `ends` [B, n] above `goal` [B]; the last if there is none."""
+  count = jnp.sum(ends <= goal[:, None], axis=-1)
+  return jnp.minimum(count, ends.shape[-1] - 1)
+
+
+def _take(values: Array, index: Array) -> Array:
+  return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]
+
+
+@struct.dataclass
+class KeySource:
+  """The engine's source: every number a function of row key, length, purpose and node.
+
+  Attributes:
+    keys: [B, 2] uint32, the rows' keys.
+    lengths: [B] int32, row lengths at the round's start.
+  """
+
+  keys: Array
+  lengths: Array
+
+  def uniform(self, purpose: int, nodes: Array) -> Array:
+    """Uniforms [B, n] in (0, 1) for node numbers [n] or [B, n]."""
+    nodes = jnp.broadcast_to(nodes, (self.keys.shape[0], nodes.shape[-1]))
+    counter = nodes.astype(jnp.uint32) + jnp.uint32(purpose << 24)
+    return _uniform(_bits(self.keys, _ROUND_DOMAIN, self.lengths[:, None], counter))
+
+  def draw(self, law: Array, *, purpose: int, node) -> tuple[Array, 'KeySource']:
+    """As `specjax.types.Source.draw`."""
+    nodes = jnp.reshape(jnp.asarray(node), (-1, 1))
+    return draw_from(law, self.uniform(purpose, nodes)[:, 0]), self
+
+  def flip(self, probs: Array, *, purpose: int) -> tuple[Array, 'KeySource']:
+    """As `specjax.types.Source.flip`; probability 1 is always True, 0 always False."""
+    return self.uniform(purpose, jnp.arange(probs.shape[1])) < probs, self
+
+  def gumbel(self, positions: Array, vocab_size: int) -> Array:
+    """As `specjax.types.Source.gumbel`."""
+    return gumbel_noise(self.keys, positions, vocab_size)
