@@ -1,0 +1,282 @@
+"""From logits to the law that is sampled: one way, for target and drafter alike.
+
+Two steps, which the engine calls in this order on raw logits:
+
+- `control`: logit bias, penalties, allowed tokens. Depends on what was said before.
+- `law`: temperature, top-k, top-p, min-p; normalised log-probabilities.
+
+`Sampler` does both for a drafter and draws. Settings are arrays with one entry a row
+(`make`), so that a batch may mix them and changing one does not recompile anything.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from specjax import constraints
+from specjax import penalties
+from specjax import randomness
+from specjax import settings
+from specjax import types
+
+Array = jax.Array
+
+make = settings.make
+init_history = penalties.init_history
+update_history = penalties.update_history
+
+# The integer image of `inf`: the bits of a float32 >= 0, read as int32, keep its order.
+_INFINITY = 0x7F800000
+
+
+def control(
+    logits: Array,
+    *,
+    sampling: types.Sampling,
+    history: types.History,
+    path: Array,
+    path_valid: Array,
+) -> Array:
+  """Logit bias, then penalties, then the allowed-token hook.
+
+  Row r is treated as plain decoding would treat it after the root and the tokens of its
+  path: the drafted ones count as emitted, and the hook's state has read them.
+
+  Args:
+    logits: [B, R, V], raw, any float dtype.
+    sampling: the settings.
+    history: `init_history` and `update_history`, up to and with the root.
+    path: [B, R, D] int32, tokens drafted on the way to each row (the root excluded).
+    path_valid: [B, R, D] bool; False where a path is shorter than D.
+
+  Returns:
+    [B, R, V] float32; `-inf` where a token is excluded.
+
+  Raises:
+    ValueError: shapes that do not belong together, at trace time.
+  """
+  batch_size, rows, vocab_size = logits.shape
+  seen = history.in_prompt.shape
+  if seen != (batch_size, vocab_size):
+    raise ValueError(
+        f'history is for [batch, vocabulary] {seen} and the logits are '
+        f'{(batch_size, vocab_size)}: give init_history the vocabulary size of these logits.'
+    )
+  if path.shape != path_valid.shape or path.shape[:2] != (batch_size, rows):
+    raise ValueError(
+        f'path and path_valid must be [{batch_size}, {rows}, depth] as the logits are; got '
+        f'{path.shape} and {path_valid.shape}.'
+    )
+  values = logits.astype(jnp.float32)
+  if sampling.logit_bias is not None:
+    if sampling.logit_bias.shape != (batch_size, vocab_size):
+      raise ValueError(
+          f'logit_bias is for [batch, vocabulary] {sampling.logit_bias.shape} and the logits '
+          f'are {(batch_size, vocab_size)}: give it one entry for each token of the model.'
+      )
+    values = values + sampling.logit_bias[:, None]
+  values = penalties.penalize(
+      values, sampling=sampling, history=history, path=path, path_valid=path_valid
+  )
+  if sampling.constraint is None:
+    return values
+  wanted = jax.eval_shape(lambda: sampling.constraint.initial(batch_size))
+  if jax.tree.structure(wanted) != jax.tree.structure(history.constraint):
+    raise ValueError(
+        'The history holds no state of this constraint: give init_history and update_history '
+        'the constraint of the sampling settings.'
+    )
+  return constraints.mask(
+      values,
+      constraint=sampling.constraint,
+      state=history.constraint,
+      path=path,
+      path_valid=path_valid,
+  )
+
+
+def law(logits: Array, sampling: types.Sampling) -> Array:
+  """The law that is sampled: temperature, then top-k, then top-p, then min-p.
+
+  Top-k keeps the k largest logits, top-p the smallest set of the remaining most probable
+  tokens whose share of their mass reaches p, min-p what is at least min-p times as probable
+  as the most probable token. All tokens that tie with the last one kept are kept, so that
+  a set never depends on token numbers (`top_k=1` may therefore keep two). Temperature 0
+  is the one-hot at the largest logit, the lowest token number among ties.
+
+  Thresholds are found by bisection over float32 numbers, at most 31 passes over the
+  vocabulary and none when no row asks for them; nothing is sorted.
+
+  Args:
+    logits: [B, R, V], controlled; `-inf` excludes a token.
+    sampling: the settings.
+
+  Returns:
+    [B, R, V] float32 log-probabilities that sum to one; exactly `-inf` outside the
+    support. NaN or infinite logits, or a row with no token left, give a row of NaN.
+  """
+  logits = logits.astype(jnp.float32)
+  top = jnp.max(logits, axis=-1, keepdims=True)
+  greedy = (sampling.temperature == 0)[:, None, None]
+  divisor = jnp.where(greedy, 1.0, sampling.temperature[:, None, None])
+  # The maximum is subtracted before the division: no temperature is too small for that.
+  scaled = (logits - top) / divisor
+  lowest, chosen = _filters(scaled, sampling)
+  ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+  scaled = jnp.where(jnp.where(greedy, ids == chosen, scaled >= lowest), scaled, -jnp.inf)
+  return scaled - jnp.log(jnp.sum(jnp.exp(scaled), axis=-1, keepdims=True))
+
+
+def argmax(values: Array) -> Array:
+  """The lowest index of the maximum: [..., V] to [...] int32; V - 1 if there is a NaN.
+
+  On CPUs two plain reductions are faster than the paired one of `jnp.argmax`, and float32
+  ones, exact for indices below 2**24, faster than integer ones, which XLA splits.
+  """
+  last = values.shape[-1] - 1
+  ids = jnp.arange(last + 1, dtype=jnp.float32)
+  top = jnp.max(values, axis=-1, keepdims=True)
+  return jnp.min(jnp.where(values == top, ids, last), axis=-1).astype(jnp.int32)
+
+
+def _filters(scaled: Array, sampling: types.Sampling) -> tuple[Array, Array]:
+  """What is kept of `scaled` [B, R, V], whose maximum is 0.
+
+  Returns:
+    The least value kept [B, R, 1] float32, and in greedy rows the token [B, R, 1] int32.
+  """
+  shape = (*scaled.shape[:2], 1)
+  greedy = (sampling.temperature == 0)[:, None, None]
+  top_k, top_p = sampling.top_k[:, None, None], sampling.top_p[:, None, None]
+  by_k = ~greedy & (top_k > 0) & (top_k < scaled.shape[-1])
+  by_p = ~greedy & (top_p < 1)
+  everything = jnp.full(shape, -jnp.inf, jnp.float32)
+  nothing = jnp.zeros(shape, jnp.int32)
+
+  def find_k(values: Array) -> Array:
+    def count(lowest: Array) -> Array:
+      # Counted in float32, exactly below 2**24: see `argmax`.
+      return jnp.sum(values >= lowest, axis=-1, keepdims=True, dtype=jnp.float32)
+
+    return _bisect(count, top_k.astype(jnp.float32), by_k, shape, stop_at_goal=True)
+
+  def find_p(values: Array, lowest: Array) -> Array:
+    weights = jnp.where(values >= lowest, jnp.exp(values), 0.0)
+
+    def mass(lowest: Array) -> Array:
+      return jnp.sum(jnp.where(values >= lowest, weights, 0.0), axis=-1, keepdims=True)
+
+    goal = top_p * jnp.sum(weights, axis=-1, keepdims=True)
+    return jnp.maximum(lowest, _bisect(mass, goal, by_p, shape))
+
+  def find(values: Array) -> tuple[Array, Array]:
+    lowest = jax.lax.cond(jnp.any(by_k), find_k, lambda x: everything, values)
+    lowest = jax.lax.cond(jnp.any(by_p), find_p, lambda x, low: low, values, lowest)
+    chosen = jax.lax.cond(
+        jnp.any(greedy), lambda x: argmax(x)[..., None], lambda x: nothing, values
+    )
+    return lowest, chosen
+
+  used = jnp.any(by_k | by_p | greedy)
+  lowest, chosen = jax.lax.cond(used, find, lambda x: (everything, nothing), scaled)
+  return jnp.maximum(lowest, jnp.log(sampling.min_p)[:, None, None]), chosen
+
+
+def _bisect(
+    measure: Callable[[Array], Array],
+    goal: Array,
+    used: Array,
+    shape: tuple[int, int, int],
+    stop_at_goal: bool = False,
+) -> Array:
+  """The largest threshold x <= 0 with measure(x) >= goal, exactly.
+
+  The bits of -x, read as an integer, run from 0 to those of infinity in the order of -x,
+  and halving integers ends after 31 steps, at neighbouring float32 numbers.
+
+  Args:
+    measure: thresholds of `shape` to what is kept by them; falls as they rise.
+    goal: broadcasts to `shape`.
+    used: broadcasts likewise; False leaves -inf.
+    shape: (B, R, 1).
+    stop_at_goal: static; whether any threshold that meets the goal exactly will do.
+
+  Returns:
+    Thresholds of `shape`, float32.
+  """
+
+  def threshold(image: Array) -> Array:
+    return -jax.lax.bitcast_convert_type(image, jnp.float32)
+
+  def step(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    below, enough = bounds  # measure(below) < goal <= measure(enough)
+    middle = below + (enough - below) // 2
+    kept = measure(threshold(middle))
+    enough = jnp.where(kept >= goal, middle, enough)
+    below = jnp.where(kept >= goal, below, middle)
+    if stop_at_goal:
+      below = jnp.where(kept == goal, middle - 1, below)
+    return below, enough
+
+  enough = jnp.full(shape, _INFINITY, jnp.int32)
+  below = jnp.where(used, -1, enough - 1)
+  _, enough = jax.lax.while_loop(
+      lambda bounds: jnp.any(bounds[1] - bounds[0] > 1), step, (below, enough)
+  )
+  return jnp.where(used, threshold(enough), -jnp.inf)
+
+
+@struct.dataclass
+class Sampler:
+  """What a drafter draws with: the target's settings, and the draw of the rule's mode.
+
+  Attributes:
+    source: where random choices come from.
+    sampling: the settings.
+    history: up to and with the root.
+    mode: static; 'greedy', 'sample' or 'coupled', as the rule has it.
+    keep_law: static; whether the coupled mode returns the law, which its rule does not need.
+  """
+
+  source: Any
+  sampling: types.Sampling
+  history: types.History
+  mode: str = struct.field(pytree_node=False)
+  keep_law: bool = struct.field(pytree_node=False, default=False)
+
+  def draw(
+      self, logits: Array, *, path: Array, path_valid: Array, position: Array, node: Any
+  ) -> tuple[Array, Array | None, 'Sampler']:
+    """Turns a draft's raw logits into a token and the law that it was drawn from.
+
+    Args:
+      logits: [B, V], raw.
+      path: [B, D] int32, the tokens drafted before it, from the root's child on.
+      path_valid: [B, D] bool, which entries of `path` there are.
+      position: [B] int32, the absolute position that the token takes; coupled only.
+      node: the number of the node that is drawn; one draw a node and round.
+
+    Returns:
+      The token [B] int32; its law [B, V] (None in greedy mode, and in coupled mode unless
+      `keep_law`); and the sampler to use next.
+    """
+    logits = control(
+        logits[:, None],
+        sampling=self.sampling,
+        history=self.history,
+        path=path[:, None],
+        path_valid=path_valid[:, None],
+    )
+    if self.mode == 'greedy':
+      return argmax(logits[:, 0]), None, self
+    drawn_from = law(logits, self.sampling)[:, 0]
+    if self.mode == 'sample':
+      token, source = self.source.draw(drawn_from, purpose=randomness.DRAFT, node=node)
+      return token, drawn_from, self.replace(source=source)
+    if self.mode != 'coupled':
+      raise ValueError(f"mode must be 'greedy', 'sample' or 'coupled'; got {self.mode!r}.")
+    noisy = drawn_from + self.source.gumbel(position, drawn_from.shape[-1])
+    return argmax(noisy), drawn_from if self.keep_law else None, self
