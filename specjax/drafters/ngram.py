@@ -1,0 +1,131 @@
+"""Prompt lookup: what followed the last tokens when they came before, on the device.
+
+Saxena 2023, "Prompt lookup decoding"; the match runs over prompt and output inside the loop.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from specjax import tree
+from specjax import types
+
+Array = jax.Array
+
+
+@struct.dataclass
+class NgramDrafter:
+  """Proposes the continuation of the longest, then latest, earlier match.
+
+  Attributes:
+    num_nodes: static, K.
+    max_ngram: static, the longest suffix that is matched.
+    min_ngram: static, the shortest match that is used.
+  """
+
+  num_nodes: int = struct.field(pytree_node=False)
+  max_ngram: int = struct.field(pytree_node=False)
+  min_ngram: int = struct.field(pytree_node=False)
+  is_chain: bool = struct.field(pytree_node=False, default=True)
+  feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
+  vocab_size: int | None = struct.field(pytree_node=False, default=None)
+
+  @property
+  def depth(self) -> int:
+    return self.num_nodes
+
+  def init(self, *, batch_size: int, cache_length: int, max_append: int) -> Any:
+    """As `specjax.types.Drafter.init`: the tokens themselves are the state."""
+    del batch_size, cache_length, max_append
+    return ()
+
+  def prefill(self, state, *, tokens, num_new, features):
+    """As `specjax.types.Drafter.prefill`."""
+    del tokens, num_new, features
+    return state
+
+  def propose(self, context: types.Context, state):
+    """As `specjax.types.Drafter.propose`."""
+    batch = context.lengths.shape[0]
+    end, matched = longest_match(context.tokens, context.lengths, self.max_ngram)
+    # A match that ends `period` tokens ago and reaches the present repeats itself.
+    period = context.lengths - 1 - end
+    step = jnp.arange(self.num_nodes) % jnp.maximum(period, 1)[:, None]
+    tokens = jnp.take_along_axis(context.tokens, end[:, None] + 1 + step, axis=1)
+    found = matched >= self.min_ngram
+    parents = tree.chain_parents(batch, self.num_nodes)
+    proposal = types.Proposal(
+        tokens=tokens,
+        parents=parents,
+        valid=jnp.broadcast_to(found[:, None], tokens.shape),
+        law=None,
+        rows=parents,
+        kind=types.ONE_HOT,
+    )
+    return proposal, state, context
+
+  def update(self, state, verification, context):
+    """As `specjax.types.Drafter.update`."""
+    del verification, context
+    return state
+
+
+def longest_match(tokens: Array, lengths: Array, max_ngram: int) -> tuple[Array, Array]:
+  """The earlier position whose preceding tokens agree longest with the row's end.
+
+  Args:
+    tokens: [B, S] int32.
+    lengths: [B] int32.
+    max_ngram: n, the longest agreement that counts.
+
+  Returns:
+    The index [B] int32 at which the match ends, 0 <= index < lengths - 1, and its length
+    [B] int32, 0 where nothing agrees. Among equally long matches the latest is taken. For
+    the row `a b c a b` the match ends at index 1 and is 2 long.
+  """
+  size = tokens.shape[1]
+  index = jnp.arange(size)
+  padded = jnp.pad(tokens, ((0, 0), (max_ngram - 1, 0)), constant_values=-1)
+  agrees = jnp.ones(tokens.shape, bool)
+  matched = jnp.zeros(tokens.shape, jnp.int32)
+  for back in range(max_ngram):
+    wanted = jnp.take_along_axis(tokens, jnp.maximum(lengths - 1 - back, 0)[:, None], axis=1)
+    agrees &= padded[:, max_ngram - 1 - back : max_ngram - 1 - back + size] == wanted
+    agrees &= (lengths - 1 - back >= 0)[:, None]
+    matched += agrees
+  matched = jnp.where(index < lengths[:, None] - 1, matched, 0)
+  best = jnp.argmax(matched * size + index, axis=-1).astype(jnp.int32)
+  length = jnp.take_along_axis(matched, best[:, None], axis=1)[:, 0]
+  return jnp.where(length > 0, best, 0), length
+
+
+def ngram(
+    *, num_speculative_tokens: int = 4, max_ngram: int = 3, min_ngram: int = 1
+) -> NgramDrafter:
+  """A drafter that looks the continuation up in prompt and output.
+
+  Args:
+    num_speculative_tokens: K >= 1.
+    max_ngram: the longest suffix that is looked up.
+    min_ngram: the shortest match that is used, 1 … `max_ngram`.
+
+  Returns:
+    The drafter.
+
+  Raises:
+    ValueError: if K < 1 or the n-gram bounds are not 1 <= min_ngram <= max_ngram.
+  """
+  if num_speculative_tokens < 1:
+    raise ValueError(
+        f'num_speculative_tokens must be at least 1, got {num_speculative_tokens}. For plain '
+        'decoding use specjax.decode.'
+    )
+  if not 1 <= min_ngram <= max_ngram:
+    raise ValueError(
+        f'n-gram bounds must be 1 <= min_ngram <= max_ngram, got {min_ngram} and {max_ngram}.'
+    )
+  return NgramDrafter(
+      num_nodes=num_speculative_tokens, max_ngram=max_ngram, min_ngram=min_ngram
+  )

@@ -1,0 +1,436 @@
+"""The speculative loop on the device: prefill, one round, and rounds until all rows end.
+
+Plain decoding is the same loop with a drafter that proposes nothing, so that a speed-up
+compares like with like. The host side (checks, buckets, streaming) is `specjax.generation`.
+
+Invariant between rounds: `tokens[lengths - 1]` is the root, emitted but not yet in the
+target's cache, which holds `lengths - 1` positions.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from specjax import kv_cache
+from specjax import sampling as sampling_lib
+from specjax import tree as tree_lib
+from specjax.randomness import KeySource
+from specjax.types import Context, History, Proposal, Sampling, Verification
+
+Array = jax.Array
+PyTree = Any
+
+# Why a row ended.
+RUNNING, STOP_TOKEN, LENGTH, NOT_A_NUMBER = 0, 1, 2, 3
+
+
+@struct.dataclass
+class Stats:
+  """Counts of each row's rounds.
+
+  Attributes:
+    rounds: [B] int32, rounds in which the row was not done (target passes).
+    proposed: [B] int32, valid nodes.
+    accepted: [B] int32, accepted draft tokens that were emitted.
+    proposed_at: [B, D] int32, rounds with a valid node at depth d + 1.
+    accepted_at: [B, D] int32, rounds that accepted at least d + 1 tokens.
+  """
+
+  rounds: Array
+  proposed: Array
+  accepted: Array
+  proposed_at: Array
+  accepted_at: Array
+
+
+@struct.dataclass
+class Trace:
+  """Every round of every row, for reports; R is the most rounds that can be.
+
+  Attributes:
+    starts: [B, R] int32, the row's length before the round; 0 where there was none.
+    tokens: [B, R, N] int32, the nodes.
+    parents: [B, R, N] int32.
+    valid: [B, R, N] bool.
+    path: [B, R, D] int32, accepted node numbers, 0 beyond.
+    num_accepted: [B, R] int32, as the rule decided (a stop may cut what is emitted).
+    next_token: [B, R] int32.
+    is_bonus: [B, R] bool; otherwise the next token was recovered.
+    accept_probs: [B, R, N] float32, the rule's.
+    target_probs: [B, R, N] float32, of each node under the target's law.
+    draft_probs: [B, R, N] float32, under the draft law; 1 for one-hot laws.
+  """
+
+  starts: Array
+  tokens: Array
+  parents: Array
+  valid: Array
+  path: Array
+  num_accepted: Array
+  next_token: Array
+  is_bonus: Array
+  accept_probs: Array
+  target_probs: Array
+  draft_probs: Array
+
+
+@struct.dataclass
+class DecodeState:
+  """All that the loop carries.
+
+  Attributes:
+    tokens: [B, S] int32, prompt and output.
+    lengths: [B] int32.
+    limits: [B] int32, the length at which a row ends.
+    done: [B] bool.
+    finish: [B] int32, why a row ended (`RUNNING`, `STOP_TOKEN`, …).
+    keys: [B, 2] uint32.
+    target_cache: `lengths - 1` positions a row.
+    drafter: the drafter's state.
+    history: what penalties and constraints have seen.
+    features: [B, D + 1, F] of the tokens committed last.
+    features_valid: [B, D + 1] bool.
+    logprobs: [B, S] float32 of emitted tokens, or None.
+    stats: counts.
+    trace: the rounds, or None.
+    round: int32 scalar, rounds so far.
+  """
+
+  tokens: Array
+  lengths: Array
+  limits: Array
+  done: Array
+  finish: Array
+  keys: Array
+  target_cache: kv_cache.KVCache
+  drafter: PyTree
+  history: History
+  features: Array
+  features_valid: Array
+  logprobs: Array | None
+  stats: Stats
+  trace: Trace | None
+  round: Array
+
+
+@struct.dataclass
+class Setup:
+  """What stays the same during a run; the static part selects the compiled program.
+
+  Attributes:
+    target: a `specjax.models.LanguageModel`.
+    drafter: a `specjax.types.Drafter`.
+    sampling: settings, one entry a row.
+    stop_tokens: [n] int32, padded with -1.
+    rule: static, a verification rule.
+    width: static, tokens a target pass reads, at least N + 1; more is padding. Plain
+      decoding at the width of a speculative run gives bitwise the same logits.
+    logprobs: static, None, 'raw' or 'controlled': which log-probabilities are kept.
+    source_fn: static, (keys, lengths) -> Source; the engine's own by default.
+  """
+
+  target: Any
+  drafter: Any
+  sampling: Sampling
+  stop_tokens: Array
+  rule: Any = struct.field(pytree_node=False)
+  width: int = struct.field(pytree_node=False)
+  logprobs: str | None = struct.field(pytree_node=False, default=None)
+  source_fn: Callable[[Array, Array], Any] = struct.field(pytree_node=False, default=KeySource)
+
+
+@functools.partial(jax.jit, donate_argnames=('target_cache', 'drafter_state'))
+def prefill_chunk(setup: Setup, target_cache, drafter_state, tokens: Array, num_new: Array):
+  """Reads one chunk of the prompts into both caches.
+
+  Args:
+    setup: the run's setup.
+    target_cache: donated.
+    drafter_state: donated.
+    tokens: [B, T] int32.
+    num_new: [B] int32, how many are real in each row.
+
+  Returns:
+    The cache, the drafter's state, and the features [B, F] of each row's last real token
+    of the chunk (garbage where there was none).
+  """
+  out = setup.target(
+      tokens,
+      cache=target_cache,
+      num_new=num_new,
+      feature_layers=setup.drafter.feature_layers,
+      with_logits=False,
+  )
+  drafter_state = setup.drafter.prefill(
+      drafter_state, tokens=tokens, num_new=num_new, features=out.features
+  )
+  last = jnp.maximum(num_new - 1, 0)[:, None, None]
+  return out.cache, drafter_state, jnp.take_along_axis(out.features, last, axis=1)[:, 0]
+
+
+def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
+  """Drafts, scores, verifies and commits one round; pure and traceable."""
+  rule, drafter = setup.rule, setup.drafter
+  source = setup.source_fn(state.keys, state.lengths)
+  sampler = sampling_lib.Sampler(
+      source=source,
+      sampling=setup.sampling,
+      history=state.history,
+      mode=rule.mode,
+      keep_law=rule.mode == 'sample' or state.trace is not None,
+  )
+  context = Context(
+      tokens=state.tokens,
+      lengths=state.lengths,
+      done=state.done,
+      sampler=sampler,
+      target=setup.target,
+      target_cache=state.target_cache,
+      features=state.features,
+      features_valid=state.features_valid,
+  )
+  proposal, drafter_state, context = drafter.propose(context, state.drafter)
+  if setup.drafter.is_chain:
+    node_paths, depths = _chain_paths(state.lengths.shape[0], drafter.num_nodes)
+  else:
+    node_paths, depths = tree_lib.paths(proposal.parents, drafter.depth)
+  raw, features, cache = _score(setup, state, context, proposal, node_paths, depths)
+
+  rows = jnp.concatenate([_root(state)[:, None], proposal.tokens], axis=1)
+  path_tokens = _gather(rows, node_paths)
+  controlled = sampling_lib.control(
+      raw,
+      sampling=setup.sampling,
+      history=state.history,
+      path=path_tokens,
+      path_valid=node_paths > 0,
+  )
+  if rule.mode == 'greedy':
+    target_law = controlled
+  else:
+    target_law = sampling_lib.law(controlled, setup.sampling)
+  verification, _ = rule(
+      target_law=target_law,
+      proposal=proposal,
+      positions=state.lengths[:, None] + depths,
+      source=context.sampler.source,
+  )
+  broken = jnp.isnan(jnp.max(raw, axis=-1)).any(axis=-1)
+  kept = {'raw': raw, 'controlled': target_law, None: None}[setup.logprobs]
+  if setup.logprobs == 'controlled' and rule.mode == 'greedy':
+    kept = sampling_lib.law(controlled, setup.sampling)
+  new_state, emitted = _commit(setup, state, rows, depths, verification, proposal, broken, kept)
+  new_state = _store(drafter, state, new_state, cache, features, verification)
+  if state.trace is not None:
+    law = target_law if rule.mode != 'greedy' else sampling_lib.law(controlled, setup.sampling)
+    new_state = new_state.replace(
+        trace=_record(state, proposal, verification, law)
+    )
+  context = context.replace(
+      tokens=new_state.tokens,
+      lengths=new_state.lengths,
+      done=new_state.done,
+      target_cache=new_state.target_cache,
+      features=new_state.features,
+      features_valid=new_state.features_valid,
+  )
+  return new_state.replace(drafter=drafter.update(drafter_state, verification, context))
+
+
+@functools.partial(jax.jit, donate_argnames='state')
+def run(setup: Setup, state: DecodeState, max_rounds: Array) -> DecodeState:
+  """Rounds until every row is done, or `max_rounds` more; the state is donated.
+
+  Cutting a run into calls of any `max_rounds` gives identical results.
+  """
+  last = state.round + max_rounds
+
+  def cond(state: DecodeState) -> Array:
+    return (state.round < last) & ~state.done.all()
+
+  return jax.lax.while_loop(cond, lambda state: speculative_round(setup, state), state)
+
+
+def _root(state: DecodeState) -> Array:
+  return jnp.take_along_axis(state.tokens, state.lengths[:, None] - 1, axis=1)[:, 0]
+
+
+def _gather(rows: Array, nodes: Array) -> Array:
+  """Entries [B, ...] of `rows` [B, N + 1] at node numbers [B, ...]."""
+  flat = jnp.take_along_axis(rows, nodes.reshape(nodes.shape[0], -1), axis=1)
+  return flat.reshape(nodes.shape)
+
+
+def _chain_paths(batch_size: int, num_nodes: int) -> tuple[Array, Array]:
+  """`tree.paths` of a chain, as constants."""
+  numbers = jnp.arange(num_nodes + 1, dtype=jnp.int32)
+  nodes = jnp.where(numbers[1:] <= numbers[:, None], numbers[1:], 0)
+  shape = (batch_size, num_nodes + 1)
+  return jnp.broadcast_to(nodes, (*shape, num_nodes)), jnp.broadcast_to(numbers, shape)
+
+
+def _score(setup, state, context, proposal: Proposal, node_paths, depths):
+  """Target logits [B, N + 1, V] and features at the root and every node; the cache."""
+  num_rows = proposal.num_nodes + 1
+  tokens = jnp.concatenate([_root(state)[:, None], proposal.tokens], axis=1)
+  padding = setup.width - num_rows
+  positions = tree_mask = None
+  if padding:
+    tokens = jnp.pad(tokens, ((0, 0), (0, padding)))
+  if not setup.drafter.is_chain:
+    positions = state.lengths[:, None] - 1 + jnp.pad(depths, ((0, 0), (0, padding)))
+    tree_mask = tree_lib.ancestor_mask(node_paths)
+    tree_mask = jnp.pad(tree_mask, ((0, 0), (0, padding), (0, padding)))
+  num_new = jnp.full_like(state.lengths, num_rows) if padding else None
+  out = setup.target(
+      tokens,
+      positions,
+      context.target_cache,
+      tree_mask=tree_mask,
+      num_new=num_new,
+      feature_layers=setup.drafter.feature_layers,
+  )
+  return out.logits[:, :num_rows], out.features[:, :num_rows], out.cache
+
+
+def _commit(setup, state, rows, depths, verification, proposal, broken, kept):
+  """Emits the accepted tokens and the next one; returns the state and what was emitted."""
+  path, num_accepted = verification.path, verification.num_accepted
+  index = jnp.arange(path.shape[1] + 1)
+  emitted = jnp.pad(_gather(rows, path), ((0, 0), (0, 1)))
+  at_end = index == num_accepted[:, None]
+  emitted = jnp.where(at_end, verification.next_token[:, None], emitted)
+
+  count = jnp.minimum(num_accepted + 1, state.limits - state.lengths)
+  is_stop = (emitted[..., None] == setup.stop_tokens).any(-1)
+  is_stop &= index < count[:, None]
+  stopped = is_stop.any(-1)
+  count = jnp.where(stopped, jnp.argmax(is_stop, axis=-1) + 1, count)
+  active = ~state.done & ~broken
+  count = jnp.where(active, count, 0)
+  lengths = state.lengths + count
+
+  written = index < count[:, None]
+  size = state.tokens.shape[1]
+  batch_rows = jnp.arange(size * 0 + state.tokens.shape[0])[:, None]
+  slots = jnp.where(written, state.lengths[:, None] + index, size)
+  tokens = state.tokens.at[batch_rows, slots].set(emitted, mode='drop')
+  logprobs = state.logprobs
+  if kept is not None:
+    # The token at entry e was drawn from the row of the node before it: the root, then
+    # the path.
+    before = jnp.pad(path, ((0, 0), (1, 0)))
+    values = _token_logprobs(kept, before, emitted, normalise=setup.logprobs == 'raw')
+    logprobs = logprobs.at[batch_rows, slots].set(values, mode='drop')
+
+  full = active & ~stopped & (lengths >= state.limits)
+  finish = jnp.where(active & stopped, STOP_TOKEN, state.finish)
+  finish = jnp.where(full, LENGTH, finish)
+  finish = jnp.where(broken & ~state.done, NOT_A_NUMBER, finish)
+  state = state.replace(
+      tokens=tokens,
+      lengths=lengths,
+      done=state.done | (finish != RUNNING),
+      finish=finish,
+      history=sampling_lib.update_history(
+          state.history, emitted, written, constraint=setup.sampling.constraint
+      ),
+      logprobs=logprobs,
+      stats=_count(state.stats, active, count, depths, verification, proposal),
+      round=state.round + 1,
+  )
+  return state, emitted
+
+
+def _token_logprobs(logits, rows, tokens, *, normalise: bool) -> Array:
+  """Log-probabilities [B, n] of `tokens` [B, n] at rows [B, n] of logits [B, N + 1, V]."""
+  batch = jnp.arange(tokens.shape[0])[:, None]
+  values = logits[batch, rows, tokens]
+  if normalise:
+    values -= jnp.take_along_axis(jax.nn.logsumexp(logits, axis=-1), rows, axis=1)
+  return values
+
+
+def _count(stats: Stats, active, count, depths, verification, proposal: Proposal) -> Stats:
+  """Adds one round to the counts of active rows."""
+  depth = stats.proposed_at.shape[1]
+  valid = proposal.valid & active[:, None]
+  levels = jnp.arange(1, depth + 1)
+  at_level = (depths[:, 1:, None] == levels) & valid[..., None]
+  accepted = jnp.where(active, verification.num_accepted, 0)
+  return Stats(
+      rounds=stats.rounds + active,
+      proposed=stats.proposed + valid.sum(-1),
+      accepted=stats.accepted + jnp.minimum(accepted, count),
+      proposed_at=stats.proposed_at + at_level.any(axis=1),
+      accepted_at=stats.accepted_at + (accepted[:, None] >= levels),
+  )
+
+
+def _store(drafter, state, new_state, cache, features, verification: Verification):
+  """Rolls the target's cache to the committed path and keeps its features."""
+  if drafter.is_chain:
+    cache = kv_cache.roll_back(cache, new_state.lengths - 1)
+  else:
+    kept = jnp.maximum(new_state.lengths - state.lengths - 1, 0)
+    cache = kv_cache.keep_path(cache, state.lengths - 1, verification.path, kept)
+    cache = kv_cache.roll_back(cache, new_state.lengths - 1)
+  new_state = new_state.replace(target_cache=cache)
+  if not drafter.feature_layers:
+    return new_state
+  rows = jnp.pad(verification.path, ((0, 0), (1, 0)))
+  index = jnp.arange(rows.shape[1])
+  return new_state.replace(
+      features=jnp.take_along_axis(features, rows[..., None], axis=1),
+      features_valid=index < (new_state.lengths - state.lengths)[:, None],
+  )
+
+
+def _record(state: DecodeState, proposal: Proposal, verification, target_law) -> Trace:
+  """Writes this round into the trace."""
+  trace, at = state.trace, state.round
+  batch = jnp.arange(proposal.tokens.shape[0])[:, None]
+  target_probs = jnp.exp(target_law[batch, proposal.parents, proposal.tokens])
+  draft_probs = jnp.ones_like(target_probs)
+  if proposal.law is not None:
+    draft_probs = jnp.exp(proposal.law[batch, proposal.rows, proposal.tokens])
+  values = Trace(
+      starts=jnp.where(state.done, 0, state.lengths),
+      tokens=proposal.tokens,
+      parents=proposal.parents,
+      valid=proposal.valid,
+      path=verification.path,
+      num_accepted=verification.num_accepted,
+      next_token=verification.next_token,
+      is_bonus=verification.is_bonus,
+      accept_probs=verification.accept_probs,
+      target_probs=target_probs,
+      draft_probs=draft_probs,
+  )
+  return jax.tree.map(lambda buffer, value: buffer.at[:, at].set(value), trace, values)
+
+
+def empty_trace(batch_size: int, num_rounds: int, drafter) -> Trace:
+  """A trace for at most `num_rounds` rounds of a drafter's proposals."""
+
+  def zeros(*shape, dtype=jnp.int32):
+    return jnp.zeros((batch_size, num_rounds, *shape), dtype)
+
+  nodes, depth = drafter.num_nodes, drafter.depth
+  return Trace(
+      starts=zeros(),
+      tokens=zeros(nodes),
+      parents=zeros(nodes),
+      valid=zeros(nodes, dtype=bool),
+      path=zeros(depth),
+      num_accepted=zeros(),
+      next_token=zeros(),
+      is_bonus=zeros(dtype=bool),
+      accept_probs=zeros(nodes, dtype=jnp.float32),
+      target_probs=zeros(nodes, dtype=jnp.float32),
+      draft_probs=zeros(nodes, dtype=jnp.float32),
+  )

@@ -1,0 +1,358 @@
+"""Generation from the host: checks, buckets, prefill, the loop, and streaming.
+
+`generate`, `decode` and `stream` are the same run: a state is prepared, the jitted loop
+(`specjax.engine.run`) is called once or in chunks, and the rows are read back.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import checks
+from specjax import engine
+from specjax import randomness
+from specjax import sampling as sampling_lib
+from specjax import verify
+from specjax.drafters.model import fast_width
+from specjax.drafters.plain import plain
+from specjax.stopping import StopStrings
+from specjax.types import Sampling
+
+_FINISH = {
+    engine.RUNNING: 'running',
+    engine.STOP_TOKEN: 'stop',
+    engine.LENGTH: 'length',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOutput:
+  """What a run produced.
+
+  Attributes:
+    tokens: [B, S] int32 numpy, prompt and output; 0 beyond a row's length.
+    prompt_lengths: [B] int32.
+    lengths: [B] int32, prompt and output together.
+    finish_reasons: one a row: 'stop' (a stop token, which is kept, or a stop string),
+      'length', or 'running' for a chunk of a stream that is not over.
+    logprobs: [B, S] float32 of the emitted tokens at their slots, or None.
+    logprobs_of: 'raw' (the target's own law) or 'controlled' (after the sampling controls),
+      or None.
+    stats: counts a row (`specjax.engine.Stats`, as numpy arrays).
+    target_passes: rounds of the loop, prefill not counted.
+    seconds: of the loop, compilation excluded where the run was warmed up.
+    prefill_seconds: of the prefill.
+    trace: the rounds (`specjax.engine.Trace`, numpy) or None.
+    drafter_state: the drafter's state after the run.
+    texts: a row's output text, cut before a stop string; None without a tokenizer.
+  """
+
+  tokens: np.ndarray
+  prompt_lengths: np.ndarray
+  lengths: np.ndarray
+  finish_reasons: tuple[str, ...]
+  logprobs: np.ndarray | None
+  logprobs_of: str | None
+  stats: engine.Stats
+  target_passes: int
+  seconds: float
+  prefill_seconds: float
+  trace: engine.Trace | None
+  drafter_state: Any
+  texts: tuple[str, ...] | None
+
+  def new_tokens(self, row: int = 0) -> np.ndarray:
+    """The tokens [n] int32 that a row emitted, the stop token included."""
+    return self.tokens[row, self.prompt_lengths[row] : self.lengths[row]]
+
+  @property
+  def num_new_tokens(self) -> int:
+    """Emitted tokens of all rows."""
+    return int((self.lengths - self.prompt_lengths).sum())
+
+  @property
+  def tokens_per_second(self) -> float:
+    """Emitted tokens of all rows over the seconds of the loop."""
+    return self.num_new_tokens / max(self.seconds, 1e-12)
+
+  @property
+  def mean_acceptance_length(self) -> float:
+    """Emitted tokens a round and row, the next token included: 1 … D + 1."""
+    return self.num_new_tokens / max(int(self.stats.rounds.sum()), 1)
+
+  @property
+  def draft_acceptance_rate(self) -> float | None:
+    """Accepted over proposed draft tokens; None where nothing was proposed."""
+    proposed = int(self.stats.proposed.sum())
+    return int(self.stats.accepted.sum()) / proposed if proposed else None
+
+  @property
+  def acceptance_rate_per_position(self) -> list[float | None]:
+    """At each depth, rounds that accepted that far over rounds that proposed that far."""
+    proposed, accepted = self.stats.proposed_at.sum(0), self.stats.accepted_at.sum(0)
+    return [int(a) / int(p) if p else None for a, p in zip(accepted, proposed)]
+
+
+def generate(target, prompts: Sequence[Sequence[int]], **options) -> GenerateOutput:
+  """Generates from a target, sped up by a drafter; lossless under every lossless rule.
+
+  Args:
+    target: a `specjax.models.LanguageModel`.
+    prompts: one non-empty token list a row; lengths may differ.
+    **options: those of `Request`, by keyword: `drafter`, `rule`, `sampling`,
+      `max_new_tokens`, `seeds`, `stop_tokens`, `stop_strings`, `tokenizer`, `logprobs`,
+      `trace`, `width`, `cache_length`, `prefill_chunk`, `rounds_per_chunk`.
+
+  Returns:
+    A `GenerateOutput`.
+
+  Raises:
+    ValueError: for anything that cannot be run, before it is run (see `specjax.checks`).
+    FloatingPointError: if the target's logits are not numbers.
+  """
+  output = None
+  for output in stream(target, prompts, **({'rounds_per_chunk': None} | options)):
+    pass
+  return output
+
+
+def decode(target, prompts: Sequence[Sequence[int]], **options) -> GenerateOutput:
+  """Plain decoding: `generate` with no drafter, through the same prefill, cache and loop.
+
+  Args:
+    target: as for `generate`.
+    prompts: as for `generate`.
+    **options: as for `generate`, but `drafter`. `rule` picks the sampler: `greedy`,
+      `rejection` (the fastest draw from the law) or `coupled` (Gumbel noise, for equality
+      with coupled speculation). `width` pads every pass to that many tokens: at the width
+      of a speculative run the logits are bitwise the same.
+
+  Returns:
+    A `GenerateOutput`.
+  """
+  return generate(target, prompts, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """The options of a run.
+
+  Attributes:
+    drafter: a `specjax.types.Drafter`; None decodes plainly.
+    rule: a rule of `specjax.verify`; None means greedy.
+    sampling: from `specjax.sampling.make`, one entry a row; None means temperature 1.
+    max_new_tokens: the most tokens that a row emits; one number, or one a row.
+    seeds: one integer (row b takes seed + b) or one a row. A row's output depends on its
+      own seed alone.
+    stop_tokens: token ids that end a row, also inside an accepted block; kept in the output.
+    stop_strings: texts that end a row; needs `tokenizer`. The text is cut before them, the
+      tokens behind the first token that completes one.
+    tokenizer: for `stop_strings` and `texts`; has `decode(list of ids) -> str`.
+    logprobs: None, 'raw' or 'controlled'.
+    trace: keep a record of every round.
+    width: tokens that a target pass reads, at least N + 1; None takes the narrowest fast one.
+    cache_length: the longest row; None takes what prompts and `max_new_tokens` need,
+      rounded up to a bucket so that another length does not recompile.
+    prefill_chunk: tokens of a prefill pass.
+    rounds_per_chunk: rounds between two outputs of a stream; None runs to the end at once.
+  """
+
+  drafter: Any = None
+  rule: Any = None
+  sampling: Sampling | None = None
+  max_new_tokens: int | Sequence[int] = 128
+  seeds: int | Sequence[int] = 0
+  stop_tokens: Sequence[int] = ()
+  stop_strings: Sequence[str] = ()
+  tokenizer: Any = None
+  logprobs: str | None = None
+  trace: bool = False
+  width: int | None = None
+  cache_length: int | None = None
+  prefill_chunk: int = 128
+  rounds_per_chunk: int | None = 8
+
+
+def stream(target, prompts: Sequence[Sequence[int]], **options) -> Iterator[GenerateOutput]:
+  """As `generate`, but yields the output so far after every `rounds_per_chunk` rounds.
+
+  The last output equals that of `generate`, for any `rounds_per_chunk`.
+  """
+  request = Request(**options)
+  setup, state, prompt_lengths, prefill_seconds = prepare(target, prompts, request)
+  stops = StopStrings(request.stop_strings, request.tokenizer, len(prompts))
+  chunk = request.rounds_per_chunk
+  if chunk is None:
+    # Stop strings are looked for between chunks, so that a row does not run on for long.
+    chunk = 16 if request.stop_strings else np.iinfo(np.int32).max // 2
+  seconds = 0.0
+  while True:
+    started = time.perf_counter()
+    state = engine.run(setup, state, jnp.int32(chunk))
+    over = bool(state.done.all())
+    seconds += time.perf_counter() - started
+    checks.finite(np.asarray(state.finish), engine.NOT_A_NUMBER)
+    output = _read(request, state, prompt_lengths, stops, seconds, prefill_seconds)
+    over = over or 'running' not in output.finish_reasons
+    if not over and request.stop_strings:
+      ended = np.asarray([reason != 'running' for reason in output.finish_reasons])
+      state = state.replace(done=state.done | ended)
+    if over or request.rounds_per_chunk is not None:
+      yield output
+    if over:
+      return
+
+
+def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
+  """Checks a request and reads its prompts.
+
+  Returns:
+    The engine's setup, the state after prefill, the prompts' lengths [B] (numpy), and the
+    seconds that the prefill took.
+
+  Raises:
+    ValueError: see `specjax.checks`.
+  """
+  drafter = plain() if request.drafter is None else request.drafter
+  rule = verify.greedy() if request.rule is None else request.rule
+  batch = len(prompts)
+  sampling = request.sampling
+  if sampling is None:
+    sampling = sampling_lib.make(batch_size=max(batch, 1))
+  limits = checks.request(
+      prompts=prompts,
+      target=target,
+      drafter=drafter,
+      rule=rule,
+      sampling=sampling,
+      max_new_tokens=request.max_new_tokens,
+      cache_length=request.cache_length,
+      logprobs=request.logprobs,
+      stop_strings=request.stop_strings,
+      tokenizer=request.tokenizer,
+  )
+  lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
+  longest = int((lengths + limits).max())
+  size = bucket(longest) if request.cache_length is None else request.cache_length
+  width = max(drafter.num_nodes + 1, request.width or fast_width(target))
+  append = max(request.prefill_chunk, width)
+  tokens = np.zeros((batch, size), np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens[row, : len(prompt)] = prompt
+  setup = engine.Setup(
+      target=target,
+      drafter=drafter,
+      sampling=sampling,
+      stop_tokens=_pad_stops(request.stop_tokens),
+      rule=rule,
+      width=width,
+      logprobs=request.logprobs,
+  )
+  started = time.perf_counter()
+  state = _initial_state(setup, request, tokens, lengths, limits, append)
+  jax.block_until_ready(state.target_cache)
+  return setup, state, lengths, time.perf_counter() - started
+
+
+def _initial_state(setup, request: Request, tokens, lengths, limits, append):
+  """Prefills all but each prompt's last token, in chunks."""
+  batch, size = tokens.shape
+  drafter, vocab_size = setup.drafter, setup.target.vocab_size
+  cache = setup.target.init_cache(batch_size=batch, cache_length=size, max_append=append)
+  drafter_state = drafter.init(batch_size=batch, cache_length=size, max_append=append)
+  features = None
+  chunk = request.prefill_chunk
+  padded = np.pad(tokens, ((0, 0), (0, chunk)))
+  for start in range(0, max(int(lengths.max()) - 1, 1), chunk):
+    num_new = np.clip(lengths - 1 - start, 0, chunk).astype(np.int32)
+    cache, drafter_state, last = engine.prefill_chunk(
+        setup, cache, drafter_state, padded[:, start : start + chunk], num_new
+    )
+    fresh = jnp.asarray(num_new > 0)[:, None]
+    features = last if features is None else jnp.where(fresh, last, features)
+  depth = drafter.depth
+  zeros = lambda *shape: jnp.zeros((batch, *shape), jnp.int32)
+  seeds = request.seeds
+  if np.ndim(seeds) == 0:
+    seeds = int(seeds) + np.arange(batch)
+  features = jnp.pad(features[:, None], ((0, 0), (0, depth), (0, 0)))
+  history = sampling_lib.init_history(
+      jnp.asarray(tokens),
+      jnp.asarray(lengths),
+      vocab_size=vocab_size,
+      constraint=setup.sampling.constraint,
+  )
+  return engine.DecodeState(
+      tokens=jnp.asarray(tokens),
+      lengths=jnp.asarray(lengths),
+      limits=jnp.asarray(lengths + limits, jnp.int32),
+      done=jnp.zeros((batch,), bool),
+      finish=zeros(),
+      keys=randomness.row_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
+      target_cache=cache,
+      drafter=drafter_state,
+      history=history,
+      features=features,
+      features_valid=(jnp.arange(depth + 1) == 0) & jnp.asarray(lengths > 1)[:, None],
+      logprobs=None if request.logprobs is None else jnp.zeros((batch, size), jnp.float32),
+      stats=engine.Stats(zeros(), zeros(), zeros(), zeros(depth), zeros(depth)),
+      trace=engine.empty_trace(batch, int(limits.max()), drafter) if request.trace else None,
+      round=jnp.int32(0),
+  )
+
+
+def bucket(length: int) -> int:
+  """The cache length for rows of `length`: 128 times 1, 1.5, 2, 3, 4, 6, 8, …"""
+  size = 128
+  while size < length:
+    size = size * 3 // 2 if (size & (size - 1)) == 0 else size // 3 * 4
+  return size
+
+
+def _pad_stops(stop_tokens: Sequence[int]) -> jnp.ndarray:
+  count = 8
+  while count < len(stop_tokens):
+    count *= 2
+  return jnp.asarray([*stop_tokens, *[-1] * (count - len(stop_tokens))], jnp.int32)
+
+
+def _read(request, state, prompt_lengths, stops, seconds, prefill_seconds) -> GenerateOutput:
+  """Reads the state back, cutting rows at stop strings."""
+  tokens = np.array(state.tokens)
+  lengths = np.array(state.lengths)
+  finish = np.asarray(state.finish)
+  reasons = [_FINISH.get(int(code), 'running') for code in finish]
+  texts = None
+  if request.tokenizer is not None:
+    texts = []
+    for row, (start, end) in enumerate(zip(prompt_lengths, lengths)):
+      kept, text, hit = stops.update(row, tokens[row, start:end])
+      lengths[row] = start + kept
+      reasons[row] = 'stop' if hit else reasons[row]
+      texts.append(text)
+  logprobs = None if state.logprobs is None else np.array(state.logprobs)
+  beyond = np.arange(tokens.shape[1]) >= lengths[:, None]
+  tokens[beyond] = 0
+  if logprobs is not None:
+    logprobs[beyond] = 0.0
+  to_numpy = lambda x: jax.tree.map(np.array, x)
+  return GenerateOutput(
+      tokens=tokens,
+      prompt_lengths=prompt_lengths,
+      lengths=lengths,
+      finish_reasons=tuple(reasons),
+      logprobs=logprobs,
+      logprobs_of=request.logprobs,
+      stats=to_numpy(state.stats),
+      target_passes=int(state.round),
+      seconds=seconds,
+      prefill_seconds=prefill_seconds,
+      trace=None if state.trace is None else to_numpy(state.trace),
+      drafter_state=state.drafter if state.done.all() else None,
+      texts=None if texts is None else tuple(texts),
+  )
