@@ -1,0 +1,1 @@
+"""Training: losses, data, one train loop, checkpoints."""
