@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from specjax import engine
+
 
 def request(
     *,
@@ -95,16 +97,26 @@ def _prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
       )
 
 
-def finite(finish: np.ndarray, code: int) -> None:
-  """Raises where the target's logits were not numbers.
+def usable(finish: np.ndarray) -> None:
+  """Raises where the target's logits let nothing be sampled.
+
+  Args:
+    finish: [B] int32, `specjax.engine`'s codes.
 
   Raises:
-    FloatingPointError: naming the rows.
+    FloatingPointError: naming the rows, where logits were NaN.
+    ValueError: naming the rows, where constraint and bias allow no token.
   """
-  rows = np.flatnonzero(finish == code)
+  rows = np.flatnonzero(finish == engine.NOT_A_NUMBER)
   if rows.size:
     raise FloatingPointError(
         f"The target's logits were NaN in row(s) {rows.tolist()}. Nothing of these rows is "
         'returned. Check the weights (a truncated or overflowed file?) or use float32 or '
         'bfloat16 instead of float16.'
+    )
+  rows = np.flatnonzero(finish == engine.NOTHING_ALLOWED)
+  if rows.size:
+    raise ValueError(
+        f'The constraint or the logit bias allows no token at all in row(s) {rows.tolist()}. '
+        'Every state that can be reached must allow at least one.'
     )

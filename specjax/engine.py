@@ -25,7 +25,7 @@ Array = jax.Array
 PyTree = Any
 
 # Why a row ended.
-RUNNING, STOP_TOKEN, LENGTH, NOT_A_NUMBER = 0, 1, 2, 3
+RUNNING, STOP_TOKEN, LENGTH, NOT_A_NUMBER, NOTHING_ALLOWED = 0, 1, 2, 3, 4
 
 
 @struct.dataclass
@@ -219,17 +219,17 @@ def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
       positions=state.lengths[:, None] + depths,
       source=context.sampler.source,
   )
-  broken = jnp.isnan(jnp.max(raw, axis=-1)).any(axis=-1)
+  # Rules know nodes, not depths: what is beyond the deepest path is zero.
+  verification = verification.replace(path=verification.path[:, : drafter.depth])
+  broken = _broken(setup.sampling, raw, controlled)
   kept = {'raw': raw, 'controlled': target_law, None: None}[setup.logprobs]
   if setup.logprobs == 'controlled' and rule.mode == 'greedy':
     kept = sampling_lib.law(controlled, setup.sampling)
-  new_state, emitted = _commit(setup, state, rows, depths, verification, proposal, broken, kept)
+  new_state = _commit(setup, state, rows, depths, verification, proposal, broken, kept)
   new_state = _store(drafter, state, new_state, cache, features, verification)
   if state.trace is not None:
     law = target_law if rule.mode != 'greedy' else sampling_lib.law(controlled, setup.sampling)
-    new_state = new_state.replace(
-        trace=_record(state, proposal, verification, law)
-    )
+    new_state = new_state.replace(trace=_record(state, proposal, verification, law))
   context = context.replace(
       tokens=new_state.tokens,
       lengths=new_state.lengths,
@@ -297,8 +297,18 @@ def _score(setup, state, context, proposal: Proposal, node_paths, depths):
   return out.logits[:, :num_rows], out.features[:, :num_rows], out.cache
 
 
+def _broken(sampling: Sampling, raw: Array, controlled: Array) -> Array:
+  """Why a row [B] cannot go on: `NOT_A_NUMBER`, `NOTHING_ALLOWED`, or `RUNNING` if it can."""
+  is_nan = jnp.isnan(jnp.max(raw, axis=-1)).any(axis=-1)
+  broken = jnp.where(is_nan, NOT_A_NUMBER, RUNNING)
+  if sampling.constraint is None and sampling.logit_bias is None:
+    return broken
+  nothing = jnp.max(controlled[:, 0], axis=-1) == -jnp.inf
+  return jnp.where(nothing, NOTHING_ALLOWED, broken)
+
+
 def _commit(setup, state, rows, depths, verification, proposal, broken, kept):
-  """Emits the accepted tokens and the next one; returns the state and what was emitted."""
+  """Emits the accepted tokens and the next one, as far as stops and limits let it."""
   path, num_accepted = verification.path, verification.num_accepted
   index = jnp.arange(path.shape[1] + 1)
   emitted = jnp.pad(_gather(rows, path), ((0, 0), (0, 1)))
@@ -310,13 +320,13 @@ def _commit(setup, state, rows, depths, verification, proposal, broken, kept):
   is_stop &= index < count[:, None]
   stopped = is_stop.any(-1)
   count = jnp.where(stopped, jnp.argmax(is_stop, axis=-1) + 1, count)
-  active = ~state.done & ~broken
+  active = ~state.done & (broken == RUNNING)
   count = jnp.where(active, count, 0)
   lengths = state.lengths + count
 
   written = index < count[:, None]
   size = state.tokens.shape[1]
-  batch_rows = jnp.arange(size * 0 + state.tokens.shape[0])[:, None]
+  batch_rows = jnp.arange(state.tokens.shape[0])[:, None]
   slots = jnp.where(written, state.lengths[:, None] + index, size)
   tokens = state.tokens.at[batch_rows, slots].set(emitted, mode='drop')
   logprobs = state.logprobs
@@ -330,8 +340,8 @@ def _commit(setup, state, rows, depths, verification, proposal, broken, kept):
   full = active & ~stopped & (lengths >= state.limits)
   finish = jnp.where(active & stopped, STOP_TOKEN, state.finish)
   finish = jnp.where(full, LENGTH, finish)
-  finish = jnp.where(broken & ~state.done, NOT_A_NUMBER, finish)
-  state = state.replace(
+  finish = jnp.where(state.done, finish, jnp.maximum(finish, broken))
+  return state.replace(
       tokens=tokens,
       lengths=lengths,
       done=state.done | (finish != RUNNING),
@@ -343,7 +353,6 @@ def _commit(setup, state, rows, depths, verification, proposal, broken, kept):
       stats=_count(state.stats, active, count, depths, verification, proposal),
       round=state.round + 1,
   )
-  return state, emitted
 
 
 def _token_logprobs(logits, rows, tokens, *, normalise: bool) -> Array:

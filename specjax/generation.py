@@ -196,7 +196,7 @@ def stream(target, prompts: Sequence[Sequence[int]], **options) -> Iterator[Gene
     state = engine.run(setup, state, jnp.int32(chunk))
     over = bool(state.done.all())
     seconds += time.perf_counter() - started
-    checks.finite(np.asarray(state.finish), engine.NOT_A_NUMBER)
+    checks.usable(np.asarray(state.finish))
     output = _read(request, state, prompt_lengths, stops, seconds, prefill_seconds)
     over = over or 'running' not in output.finish_reasons
     if not over and request.stop_strings:

@@ -31,14 +31,16 @@ def dense(x: Array, kernel: Array, preferred_element_type: Any = None) -> Array:
   Returns:
     [..., *out].
   """
-  # Products accumulate in float32 whatever the result; asking for a float32 result here
-  # and rounding after would make the backward pass's products float32 too.
-  return jax.lax.dot_general(
+  # One plain matrix product: left with several output axes, XLA's CPU compiler transposes
+  # the weight at every call. Products accumulate in float32 whatever the result; asking for
+  # a float32 result and rounding after would make the backward pass's products float32.
+  result = jax.lax.dot_general(
       x,
-      kernel.astype(x.dtype),
-      (((x.ndim - 1,), (kernel.ndim - 1,)), ((), ())),
+      kernel.reshape(-1, kernel.shape[-1]).astype(x.dtype),
+      (((x.ndim - 1,), (1,)), ((), ())),
       preferred_element_type=preferred_element_type or x.dtype,
   )
+  return result.reshape(*x.shape[:-1], *kernel.shape[:-1])
 
 
 def normal_init(fan_in: int):
@@ -103,10 +105,18 @@ def rope_frequencies(
 def rope_tables(
     positions: Array, head_dim: int, theta: float, scaling: config_lib.RopeScaling | None
 ) -> tuple[Array, Array]:
-  """Cosines and sines [B, T, head_dim / 2] float32 at `positions` [B, T]."""
+  """Rotary tables at `positions` [B, T], for `apply_rope`.
+
+  Returns:
+    Cosines [B, T, head_dim] float32, the same for both halves of a head, and sines
+    likewise, negated for the first half.
+  """
   inverse = rope_frequencies(head_dim, theta, scaling)
   angles = positions[..., None].astype(jnp.float32) * inverse
-  return jnp.cos(angles), jnp.sin(angles)
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  tables = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+  # Without the barrier XLA's CPU compiler computes them anew in every layer.
+  return jax.lax.optimization_barrier(tables)
 
 
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
@@ -114,15 +124,15 @@ def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
 
   Args:
     x: [B, T, heads, head_dim].
-    cos: [B, T, head_dim / 2] float32.
-    sin: [B, T, head_dim / 2] float32.
+    cos: [B, T, head_dim] float32, from `rope_tables`.
+    sin: [B, T, head_dim] float32, likewise.
 
   Returns:
     [B, T, heads, head_dim] in the dtype of `x`; the arithmetic is in float32.
   """
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-  rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  first, second = jnp.split(x, 2, axis=-1)
+  swapped = jnp.concatenate([second, first], axis=-1).astype(jnp.float32)
+  rotated = x.astype(jnp.float32) * cos[:, :, None, :] + swapped * sin[:, :, None, :]
   return rotated.astype(x.dtype)
 
 

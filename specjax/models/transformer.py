@@ -42,7 +42,7 @@ class _Scope(NamedTuple):
   """What all layers of one call share, by kind of layer (global, local).
 
   Attributes:
-    cos: rotary cosines [B, T, hd / 2].
+    cos: rotary cosines [B, T, hd].
     sin: likewise.
     mask: [B, T, slots] bool, True where a query sees a slot.
   """
