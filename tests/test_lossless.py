@@ -1,0 +1,307 @@
+"""Losslessness, proved: the exact law of what the engine emits, for rules right and wrong."""
+
+import dataclasses
+import functools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specjax import constraints
+from specjax import drafters
+from specjax import engine
+from specjax import generation
+from specjax import randomness
+from specjax import sampling as sampling_lib
+from specjax import testing
+from specjax import verify
+from specjax.verify import acceptance
+
+VOCAB = 3
+TARGET = testing.table_model(seed=1)
+DRAFT = testing.table_model(seed=9)
+# The prompt repeats itself, so that prompt lookup finds something from the start.
+PROMPT = (0, 1, 0)
+
+# One row of a batch each: one compiled program serves them all.
+SETTINGS = {
+    'temperature 1': dict(),
+    'temperature 0.5': dict(temperature=0.5),
+    'temperature 0': dict(temperature=0.0),
+    'top-k': dict(top_k=2),
+    'top-p': dict(top_p=0.7),
+    'min-p': dict(min_p=0.3),
+    'penalties': dict(repetition_penalty=1.6, presence_penalty=0.4, frequency_penalty=0.5),
+    'bias': dict(logit_bias=(0.8, -0.9, 0.1)),
+    'all': dict(
+        temperature=0.8, top_p=0.9, min_p=0.05, frequency_penalty=-0.6,
+        logit_bias=(0.0, 0.5, -0.5),
+    ),
+}
+FREE = constraints.TokenAutomaton.create([[0, 0, 0], [0, 0, 0]])
+# After a 1 must come a 2.
+STRICT = constraints.TokenAutomaton.create([[0, 1, 0], [-1, -1, 0]])
+
+
+def settings(constraint=FREE):
+  """All settings, one a row, with a constraint."""
+  names = sampling_lib.make(batch_size=1).__dataclass_fields__.keys() - {'constraint'}
+  plain = {
+      'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0, 'repetition_penalty': 1.0,
+      'presence_penalty': 0.0, 'frequency_penalty': 0.0, 'logit_bias': (0.0,) * VOCAB,
+  }
+  columns = {
+      name: np.asarray([row.get(name, plain[name]) for row in SETTINGS.values()])
+      for name in names
+  }
+  return sampling_lib.make(batch_size=len(SETTINGS), constraint=constraint, **columns)
+
+
+def output_laws(rule, drafter, *, constraint=FREE, max_new_tokens=3, **options):
+  return testing.output_law(
+      TARGET,
+      [PROMPT] * len(SETTINGS),
+      rule=rule,
+      drafter=drafter,
+      sampling=settings(constraint),
+      max_new_tokens=max_new_tokens,
+      **options,
+  )
+
+
+@functools.cache
+def plain_laws(*, constrained=False, max_new_tokens=3, stop_tokens=()):
+  return testing.plain_law(
+      TARGET,
+      [PROMPT] * len(SETTINGS),
+      sampling=settings(STRICT if constrained else FREE),
+      max_new_tokens=max_new_tokens,
+      stop_tokens=stop_tokens,
+  )
+
+
+def errors(laws, expected):
+  """The largest error of every setting."""
+  return {
+      name: testing.max_difference(law, right)
+      for name, law, right in zip(SETTINGS, laws, expected)
+  }
+
+
+DRAFTERS = {
+    'draft model': (drafters.model(DRAFT, num_speculative_tokens=2), 3),
+    'prompt lookup': (drafters.ngram(num_speculative_tokens=3), 4),
+    'adaptive': (drafters.model(DRAFT, num_speculative_tokens=3, min_confidence=0.4), 3),
+}
+CASES = [
+    (rule, name) for rule in (verify.rejection(), verify.block()) for name in DRAFTERS
+] + [(verify.rejection(), 'plain'), (verify.greedy(), 'draft model')]
+
+
+@pytest.mark.parametrize('rule, name', CASES, ids=lambda x: getattr(x, 'name', x))
+def test_output_law_is_the_targets(rule, name):
+  drafter, length = DRAFTERS.get(name, (None, 3))
+  for constrained in (False, True):
+    laws = output_laws(
+        rule, drafter, constraint=STRICT if constrained else FREE, max_new_tokens=length
+    )
+    expected = plain_laws(constrained=constrained, max_new_tokens=length)
+    if rule.mode == 'greedy':
+      # The greedy rule decodes greedily whatever the temperature: compare those rows.
+      laws, expected = [laws[2]], [expected[2]]
+      assert max(laws[0].values()) == pytest.approx(1.0)
+    found = errors(laws, expected)
+    assert max(found.values()) < 1e-6, found
+
+
+def test_stop_tokens_inside_an_accepted_block():
+  laws = output_laws(verify.rejection(), DRAFTERS['draft model'][0], stop_tokens=(2,))
+  found = errors(laws, plain_laws(stop_tokens=(2,)))
+  assert max(found.values()) < 1e-6, found
+  assert any(len(output) < 3 for output in laws[0])
+
+
+def test_plain_law_against_float64():
+  """The reference itself, from sorted float64 probabilities."""
+  table = np.asarray(TARGET.params['table'], np.float64)
+  for name, law in zip(SETTINGS, plain_laws()):
+    for output, prob in law.items():
+      expected = 1.0
+      for index, token in enumerate(output):
+        said = output[:index]
+        before = (*PROMPT, *said)
+        logits = table[before[-2], before[-1]]
+        expected *= float64_law(logits, said=said, **SETTINGS[name])[token]
+      assert prob == pytest.approx(expected, abs=1e-6), (name, output)
+
+
+def float64_law(
+    logits, *, said, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
+    presence_penalty=0.0, frequency_penalty=0.0, logit_bias=0.0,
+):
+  logits = logits + np.asarray(logit_bias)
+  counts = np.bincount(np.asarray(said, int), minlength=VOCAB)
+  seen = (counts > 0) | np.isin(np.arange(VOCAB), PROMPT)
+  factor = np.where(logits > 0, 1 / repetition_penalty, repetition_penalty)
+  logits = np.where(seen, logits * factor, logits)
+  logits = logits - frequency_penalty * counts - presence_penalty * (counts > 0)
+  order = np.argsort(-logits)
+  rank = np.argsort(order)
+  if temperature == 0:
+    return (rank == 0).astype(float)
+  probs = np.exp((logits - logits.max()) / temperature)
+  probs /= probs.sum()
+  kept = rank < (top_k or VOCAB)
+  probs = probs * kept / (probs * kept).sum()
+  before = (np.cumsum(probs[order]) - probs[order])[rank]
+  probs = np.where(before < top_p, probs, 0)
+  probs = np.where(probs >= min_p * probs.max(), probs, 0)
+  return probs / probs.sum()
+
+
+# Wrong on purpose: the check must be able to fail.
+
+
+@dataclasses.dataclass(frozen=True)
+class WrongRejection(type(verify.rejection())):
+  """The rejection rule with one fault."""
+
+  fault: str = ''
+
+  def __call__(self, *, target_law, proposal, positions, source):
+    probs = self.accept_probs(target_law, proposal)
+    if self.fault == 'fixed threshold':
+      probs = (probs > 0.5).astype(jnp.float32)
+    flips, source = source.flip(probs, purpose=randomness.ACCEPT)
+    num_accepted = acceptance.prefix_length(flips & proposal.valid)
+    is_bonus = num_accepted == acceptance.prefix_length(proposal.valid)
+    laws = target_law
+    if self.fault == 'residual is the target':
+      is_bonus = jnp.ones_like(is_bonus)
+    if self.fault == 'bonus from the row before':
+      laws = jnp.where(is_bonus[:, None, None], jnp.roll(laws, 1, axis=1), laws)
+    next_token, source = acceptance.draw_next(
+        laws, proposal, num_accepted=num_accepted, is_bonus=is_bonus, source=source
+    )
+    return acceptance.chain_verification(
+        num_accepted=num_accepted, next_token=next_token, is_bonus=is_bonus, accept_probs=probs
+    ), source
+
+
+@dataclasses.dataclass(frozen=True)
+class WrongBlock(type(verify.block())):
+  """The block rule with one fault."""
+
+  fault: str = ''
+
+  def __call__(self, *, target_law, proposal, positions, source):
+    prefix_probs = self.prefix_probs(target_law, proposal)
+    stops = self.stop_probs(target_law, proposal, prefix_probs)
+    flips, source = source.flip(stops, purpose=randomness.ACCEPT)
+    nodes = jnp.arange(1, proposal.num_nodes + 1)
+    num_accepted = jnp.max(jnp.where(flips, nodes, 0), axis=1)
+    if self.fault == 'stops at the first rejection':
+      num_accepted = acceptance.prefix_length(flips)
+    whole = jnp.pad(prefix_probs, ((0, 0), (1, 0)), constant_values=1.0)
+    scale = jnp.take_along_axis(whole, num_accepted[:, None], axis=1)[:, 0]
+    if self.fault == 'residual of one token':
+      scale = jnp.ones_like(scale)
+    is_bonus = num_accepted == proposal.num_nodes
+    next_token, source = acceptance.draw_next(
+        target_law,
+        proposal,
+        num_accepted=num_accepted,
+        is_bonus=is_bonus,
+        scale=scale,
+        source=source,
+    )
+    return acceptance.chain_verification(
+        num_accepted=num_accepted, next_token=next_token, is_bonus=is_bonus, accept_probs=stops
+    ), source
+
+
+@struct.dataclass
+class Dropping(drafters.ModelDrafter):
+  """Stops before a token that turned out improbable, and drops that token."""
+
+  def propose(self, context, state):
+    proposal, state, context = super().propose(context, state)
+    batch = jnp.arange(proposal.tokens.shape[0])[:, None]
+    probs = jnp.exp(proposal.law[batch, proposal.rows, proposal.tokens])
+    confident = jnp.cumprod(probs > 0.4, axis=1).astype(bool)
+    return proposal.replace(valid=proposal.valid & confident), state, context
+
+
+FAULTS = {
+    fault: (WrongRejection(fault=fault), DRAFTERS['draft model'][0])
+    for fault in ('residual is the target', 'fixed threshold', 'bonus from the row before')
+}
+FAULTS |= {
+    fault: (WrongBlock(fault=fault), DRAFTERS['draft model'][0])
+    for fault in ('stops at the first rejection', 'residual of one token')
+}
+FAULTS['drops the token that stops it'] = (
+    verify.rejection(),
+    Dropping(draft=DRAFT, min_confidence=jnp.float32(0), num_nodes=2),
+)
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_wrong_rules_are_caught(fault):
+  found = errors(output_laws(*FAULTS[fault]), plain_laws())
+  assert found['temperature 1'] > 1e-3, found
+
+
+def test_the_wrong_rules_are_right_without_their_fault():
+  rules = WrongRejection(), WrongBlock()
+  for rule in rules:
+    found = errors(output_laws(rule, DRAFTERS['draft model'][0]), plain_laws())
+    assert max(found.values()) < 1e-6, found
+
+
+def expected_accepted(rule, target, draft):
+  """The mean of every setting."""
+  return testing.expected_accepted(
+      target,
+      [PROMPT] * len(SETTINGS),
+      rule=rule,
+      drafter=drafters.model(draft, num_speculative_tokens=2),
+      sampling=settings(),
+  )
+
+
+def test_expected_tokens_of_the_two_symbol_example():
+  """Sun et al. 2024, section 2: target 1/3, 2/3; draft 2/3, 1/3; K = 2."""
+  never = -1e4  # a third token, so that the compiled programs above serve
+  target = testing.table_model([[np.log(1 / 3), np.log(2 / 3), never]] * 3)
+  draft = testing.table_model([[np.log(2 / 3), np.log(1 / 3), never]] * 3)
+  two_tokens = lambda model: testing.table_model(
+      np.broadcast_to(model.params['table'], (VOCAB + 1, VOCAB, VOCAB))
+  )
+  target, draft = two_tokens(target), two_tokens(draft)
+  for rule, expected in ((verify.rejection(), 10 / 9), (verify.block(), 11 / 9)):
+    accepted = expected_accepted(rule, target, draft)
+    assert accepted[0] == pytest.approx(expected, abs=1e-6), rule.name
+
+
+def test_the_block_rule_never_accepts_less():
+  for seed in range(10, 15):
+    draft = testing.table_model(seed=seed)
+    tokens = expected_accepted(verify.rejection(), TARGET, draft)
+    blocks = expected_accepted(verify.block(), TARGET, draft)
+    assert (blocks > tokens - 1e-6).all(), seed
+    assert blocks[2] == pytest.approx(tokens[2], abs=1e-6), 'equal at temperature 0'
+
+
+def test_typical_acceptance_is_biased_and_by_how_much():
+  rule = verify.typical()
+  laws = output_laws(rule, DRAFTERS['draft model'][0])
+  bias = {
+      name: testing.total_variation(law, right)
+      for name, law, right in zip(SETTINGS, laws, plain_laws())
+  }
+  assert not rule.lossless and 'lossy' in rule.name
+  assert bias['temperature 0'] < 1e-6
+  assert bias['temperature 1'] == pytest.approx(TYPICAL_BIAS, abs=1e-3), bias
