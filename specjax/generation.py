@@ -263,10 +263,14 @@ def _initial_state(setup, request: Request, tokens, lengths, limits, append):
   """Prefills all but each prompt's last token, in chunks."""
   batch, size = tokens.shape
   drafter, vocab_size = setup.drafter, setup.target.vocab_size
-  cache = setup.target.init_cache(batch_size=batch, cache_length=size, max_append=append)
-  drafter_state = drafter.init(batch_size=batch, cache_length=size, max_append=append)
-  features = None
   chunk = request.prefill_chunk
+  # Slots needed: the rows, a last round that ends beyond them, and whole prefill chunks. A
+  # cache adds `max_append` to its length, which is far more: attention reads every slot.
+  slots = max(size + setup.width, -(-size // chunk) * chunk)
+  sizes = dict(batch_size=batch, cache_length=max(slots - append, 1), max_append=append)
+  cache = setup.target.init_cache(**sizes)
+  drafter_state = drafter.init(**sizes)
+  features = None
   padded = np.pad(tokens, ((0, 0), (0, chunk)))
   for start in range(0, max(int(lengths.max()) - 1, 1), chunk):
     num_new = np.clip(lengths - 1 - start, 0, chunk).astype(np.int32)

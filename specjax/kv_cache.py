@@ -114,7 +114,9 @@ def append(
       for row in range(batch_size):
         start = (row, 0, cache.lengths[row], 0)
         buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1], start)
-      return buffer
+      # Without the barrier XLA's CPU compiler writes float32 caches once for the product
+      # that reads them and once for the loop, and copies them whole in between.
+      return jax.lax.optimization_barrier(buffer)
     slots = cache.lengths[:, None] + jnp.arange(num_new)
     if cache.rings[layer]:
       slots = slots % buffer.shape[2]
