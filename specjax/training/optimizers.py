@@ -41,7 +41,9 @@ def warmup_stable_decay(
   )
 
 
-def muon(learning_rate: optax.Schedule, *, weight_decay: float = 0.1) -> optax.GradientTransformation:
+def muon(
+    learning_rate: optax.Schedule, *, weight_decay: float = 0.1
+) -> optax.GradientTransformation:
   """Muon on the matrices of the layers, AdamW on embeddings, norms and biases.
 
   Updates have the root mean square of AdamW's, so one learning rate serves both (Jordan et

@@ -1,0 +1,29 @@
+"""Lossless speculative decoding in JAX: the public names."""
+
+from specjax import analysis
+from specjax import drafters
+from specjax import models
+from specjax import sampling
+from specjax import testing
+from specjax import verify
+from specjax import zoo
+from specjax.generation import GenerateOutput
+from specjax.generation import decode
+from specjax.generation import generate
+from specjax.generation import stream
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'GenerateOutput',
+    'analysis',
+    'decode',
+    'drafters',
+    'generate',
+    'models',
+    'sampling',
+    'stream',
+    'testing',
+    'verify',
+    'zoo',
+]

@@ -1,0 +1,123 @@
+"""Model pairs that ship with the project, loaded by name.
+
+`stdlib` is a 16.8 M-parameter Llama-architecture code model with distilled drafts and a
+tokenizer of its own, trained by this project's own code on the source of Python's standard
+library (`configs/zoo_target.py`, `configs/zoo_draft.py`). `specjax/zoo/stdlib/README.md`
+says how, with the loss curves and the licence of the corpus.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from specjax import models
+
+_ROOT = pathlib.Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """A file that no model of the pair was trained on.
+
+  Attributes:
+    name: its path below the standard library.
+    text: its source.
+  """
+
+  name: str
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """A target, its drafts, their tokenizer, and texts that they never saw.
+
+  Attributes:
+    name: of the pair.
+    target: the target model.
+    drafts: draft models by name.
+    draft: the one to use where nothing speaks for another.
+    tokenizer: `encode(text).ids`, `decode(ids)`.
+    end_of_text: id of the token that ends a file.
+    held_out: files for prompts and measurement.
+  """
+
+  name: str
+  target: models.LanguageModel
+  drafts: dict[str, models.LanguageModel]
+  tokenizer: Any
+  end_of_text: int
+  held_out: tuple[HeldOut, ...]
+
+  @property
+  def draft(self) -> models.LanguageModel:
+    return self.drafts['draft']
+
+  def prompts(self, count: int, *, length: int, offset: int = 0) -> list[list[int]]:
+    """Prompts cut from the held-out files, round robin over files.
+
+    Args:
+      count: how many.
+      length: tokens of each.
+      offset: prompts to skip, for a disjoint set.
+
+    Returns:
+      `count` token lists: prompt i of a file begins `2 * length` tokens after prompt
+      i - 1, so that no two overlap and what follows a prompt is no other's beginning.
+
+    Raises:
+      ValueError: if the files are too short for that many.
+    """
+    files = [self.tokenizer.encode(item.text).ids for item in self.held_out]
+    starts = [
+        (turn, ids)
+        for turn in range(max(len(ids) for ids in files) // (2 * length) + 1)
+        for ids in files
+        if (2 * turn + 1) * length <= len(ids)
+    ]
+    if offset + count > len(starts):
+      raise ValueError(
+          f'The held-out files of {self.name!r} hold {len(starts)} prompts of {length} '
+          f'tokens, {offset + count} were asked for. Ask for fewer or shorter ones.'
+      )
+    chosen = starts[offset : offset + count]
+    return [ids[2 * turn * length :][:length] for turn, ids in chosen]
+
+
+def names() -> tuple[str, ...]:
+  """Names of the pairs that ship."""
+  return tuple(sorted(path.parent.name for path in _ROOT.glob('*/tokenizer.json')))
+
+
+def load(name: str = 'stdlib', *, dtype: Any = None) -> Pair:
+  """Loads a pair that ships with the project.
+
+  Args:
+    name: of the pair.
+    dtype: of weights and activations; None keeps that of the files (bfloat16).
+
+  Returns:
+    The pair.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  if name not in names():
+    raise ValueError(f'There is no pair named {name!r}; there are: {", ".join(names())}.')
+  folder = _ROOT / name
+  tokenizer = models.load_tokenizer(folder)
+  drafts = {
+      path.parent.name: models.load_hf(path.parent, dtype=dtype)
+      for path in sorted(folder.glob('draft*/config.json'))
+  }
+  with open(folder / 'held_out.jsonl', encoding='utf-8') as lines:
+    held_out = tuple(HeldOut(**json.loads(line)) for line in lines)
+  return Pair(
+      name=name,
+      target=models.load_hf(folder / 'target', dtype=dtype),
+      drafts=drafts,
+      tokenizer=tokenizer,
+      end_of_text=tokenizer.token_to_id('<|endoftext|>'),
+      held_out=held_out,
+  )
