@@ -111,12 +111,15 @@ def append(
     if not cache.rings[layer] and batch_size <= 8:
       # A contiguous copy a row: in place, and cheaper than a scatter's index arithmetic.
       new = jnp.swapaxes(new, 1, 2)
+      if num_new == 1 and cache.max_append > 1:
+        # A stale second slot, which there is room for. XLA's CPU compiler writes a float32
+        # cache twice (for the product that reads it, and for the loop) and copies it whole
+        # in between where the update is a single slot.
+        new = jnp.pad(new, ((0, 0), (0, 0), (0, 1), (0, 0)))
       for row in range(batch_size):
         start = (row, 0, cache.lengths[row], 0)
         buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1], start)
-      # Without the barrier XLA's CPU compiler writes float32 caches once for the product
-      # that reads them and once for the loop, and copies them whole in between.
-      return jax.lax.optimization_barrier(buffer)
+      return buffer
     slots = cache.lengths[:, None] + jnp.arange(num_new)
     if cache.rings[layer]:
       slots = slots % buffer.shape[2]

@@ -11,11 +11,14 @@ import pytest
 
 from specjax import kv_cache
 from specjax import models
+from specjax.models import layers
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'models'
 FAMILIES = ('gemma2', 'gemma3', 'llama2', 'llama3', 'mistral', 'qwen2', 'qwen3')
 TOLERANCE = 1e-4
 CHUNK = 6
+# Compiling is most of these tests' time, and half of it is spent on speed.
+FAST_COMPILE = {'xla_backend_optimization_level': 0}
 
 
 @functools.cache
@@ -30,7 +33,7 @@ def stepper(family):
   """`apply` of a family, compiled once a width."""
   module = load(family)[0].module
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
   def step(params, tokens, cache, num_new, positions=None, tree_mask=None):
     return module.apply(
         {'params': params}, tokens, positions, cache, num_new=num_new, tree_mask=tree_mask
@@ -284,8 +287,12 @@ def test_features_are_the_residual_stream_after_the_layers_asked_for():
 def test_prefill_without_logits_fills_the_same_cache():
   model, tokens, _ = load('llama2')
   cache = model.init_cache(batch_size=2, cache_length=16, max_append=16)
-  with_logits = model(tokens[:, :16], None, cache)
-  without = model(tokens[:, :16], None, cache, with_logits=False)
+  with_logits, without = (
+      jax.jit(
+          functools.partial(model, with_logits=flag), compiler_options=FAST_COMPILE
+      )(tokens[:, :16], None, cache)
+      for flag in (True, False)
+  )
   assert with_logits.logits.shape == (2, 16, model.vocab_size)
   assert without.logits.shape == (2, 16, 0)
   jax.tree.map(np.testing.assert_array_equal, without.cache, with_logits.cache)
@@ -308,8 +315,6 @@ def test_slot_positions_say_what_a_ring_holds(total):
 
 
 def test_rope_scaling_keeps_short_wavelengths_and_stretches_long_ones():
-  from specjax.models import layers  # pylint: disable=g-import-not-at-top
-
   plain = layers.rope_frequencies(64, 500_000.0, None)
   scaled = layers.rope_frequencies(64, 500_000.0, models.RopeScaling('llama3', 8.0, 1.0, 4.0, 8192))
   wavelengths = 2 * np.pi / plain

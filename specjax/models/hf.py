@@ -222,8 +222,7 @@ def _strip(
   for name, tensor in stored.items():
     if text_only:
       # Names of a multimodal folder: language_model.model.X or model.language_model.X.
-      name = name.removeprefix('model.') if name.startswith(('model.vision', 'model.multi')) else name
-      if name.startswith(_VISION):
+      if name.removeprefix('model.').startswith(_VISION):
         continue
       name = name.replace('model.language_model.', 'model.', 1).removeprefix('language_model.')
     if not name.endswith(_IGNORED):

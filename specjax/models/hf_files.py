@@ -61,7 +61,8 @@ def open_folder(folder: pathlib.Path) -> dict[str, StoredTensor]:
     return _open_file(folder / SINGLE)
   index = folder / INDEX
   if not index.exists():
-    there = sorted(file.name for file in folder.iterdir() if file.suffix in ('.bin', '.pth', '.gguf'))
+    others = ('.bin', '.pth', '.gguf')
+    there = sorted(file.name for file in folder.iterdir() if file.suffix in others)
     hint = f' It holds {", ".join(there)}: convert these to safetensors first.' if there else ''
     raise FileNotFoundError(f'{folder} holds neither {SINGLE} nor {INDEX}.{hint}')
   weight_map = read_json(index).get('weight_map')

@@ -14,6 +14,11 @@ Array = jax.Array
 
 DRAW, FLIP = 'draw', 'flip'
 
+_NOT_ENUMERABLE = (
+    'Coupled noise cannot be enumerated: compare the output of a coupled run with that of '
+    'plain decoding under the same seeds, token by token.'
+)
+
 
 @struct.dataclass
 class Slots:
@@ -81,11 +86,8 @@ class ReplaySource:
     return heads, self._used(batch, columns, jnp.where(heads, probs, 1.0 - probs))
 
   def gumbel(self, positions: Array, vocab_size: int) -> Array:
-    """Raises: coupled noise is continuous."""
-    raise NotImplementedError(
-        'Coupled noise cannot be enumerated: compare the output of a coupled run with that of '
-        'plain decoding under the same seeds, token by token.'
-    )
+    """Raises NotImplementedError: coupled noise is continuous."""
+    raise NotImplementedError(_NOT_ENUMERABLE)
 
   def _find(self, purpose: int, kind: str) -> Slots:
     return next(s for s in self.slots if s.purpose == purpose and s.kind == kind)
@@ -123,7 +125,7 @@ class ProbeSource:
 
   def gumbel(self, positions: Array, vocab_size: int) -> Array:
     """As `ReplaySource.gumbel`."""
-    raise NotImplementedError(ReplaySource.gumbel.__doc__)
+    raise NotImplementedError(_NOT_ENUMERABLE)
 
   def slots(self) -> tuple[Slots, ...]:
     """The columns of all choices found."""

@@ -1,6 +1,7 @@
 """The corpus of the shipped pair: the source of Python's own standard library.
 
-Every machine that runs this package has it, so a training run needs no download. The way from files to batches:
+Every machine that runs this package has it, so a training run needs no download. The way from files
+to batches:
 
     files = stdlib_files()
     tokenizer = train_tokenizer(read_texts(files), vocab_size=4096)
@@ -27,371 +28,402 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = '<|endoftext|>'
 
-# Never trained on; all of them exist in Python 3.11 to 3.13, and none has a near copy among the other files.
+# Never trained on; all of them exist in Python 3.11 to 3.13, and none has a near copy among the
+# other files.
 HELD_OUT: tuple[str, ...] = (
-    "asyncio/queues.py",
-    "base64.py",
-    "bisect.py",
-    "calendar.py",
-    "csv.py",
-    "dbm/dumb.py",
-    "email/header.py",
-    "fileinput.py",
-    "gettext.py",
-    "graphlib.py",
-    "heapq.py",
-    "html/parser.py",
-    "http/cookies.py",
-    "json/decoder.py",
-    "multiprocessing/pool.py",
-    "poplib.py",
-    "queue.py",
-    "shlex.py",
-    "symtable.py",
-    "textwrap.py",
-    "unittest/suite.py",
-    "urllib/robotparser.py",
-    "wsgiref/validate.py",
-    "zipapp.py",
+  'asyncio/queues.py',
+  'base64.py',
+  'bisect.py',
+  'calendar.py',
+  'csv.py',
+  'dbm/dumb.py',
+  'email/header.py',
+  'fileinput.py',
+  'gettext.py',
+  'graphlib.py',
+  'heapq.py',
+  'html/parser.py',
+  'http/cookies.py',
+  'json/decoder.py',
+  'multiprocessing/pool.py',
+  'poplib.py',
+  'queue.py',
+  'shlex.py',
+  'symtable.py',
+  'textwrap.py',
+  'unittest/suite.py',
+  'urllib/robotparser.py',
+  'wsgiref/validate.py',
+  'zipapp.py',
 )
 
 _EXCLUDED_FOLDERS = frozenset(
-    "site-packages dist-packages test tests idle_test __pycache__ _bundled "
-    "encodings pydoc_data idlelib turtledemo lib-dynload".split()
+  'site-packages dist-packages test tests idle_test __pycache__ _bundled '
+  'encodings pydoc_data idlelib turtledemo lib-dynload'.split()
 )
-# Generated tables, and what a machine's owner put there: neither is Python that a person wrote for others.
+# Generated tables, and what a machine's owner put there: neither is Python that a person wrote for
+# others.
 _EXCLUDED_FILES = frozenset(
-    "html/entities.py stringprep.py _opcode_metadata.py sitecustomize.py usercustomize.py".split()
+  'html/entities.py stringprep.py _opcode_metadata.py sitecustomize.py usercustomize.py'.split()
 )
-# These hold the paths and flags of one build: config-3.13-x86_64-linux-gnu/, _sysconfigdata__linux_….py.
-_EXCLUDED_PREFIXES = ("config-", "_sysconfigdata", "_sysconfig_vars")
+# These hold the paths and flags of one build: config-3.13-x86_64-linux-gnu/,
+# _sysconfigdata__linux_….py.
+_EXCLUDED_PREFIXES = ('config-', '_sysconfigdata', '_sysconfig_vars')
 
-# One pre-token each, tried in this order. Merges never cross a pre-token, so this says what a token may be.
-_PIECES = "|".join(
-    (
-        r"(?:\r?\n)+[ \t]*",  # line ends with the indentation after them: "\n        " can become one token
-        r" ?[\p{L}\p{M}_]+",  # " snake_case", "__init__"
-        r" ?\p{N}{1,3}",  # "12345" is "123", "45"
-        r" ?[^\s\p{L}\p{M}\p{N}_]+",  # "):", " =="
-        r"[^\S\r\n]+(?!\S)",  # blanks; the last one before a word goes with the word
-        r"\s",
-    )
+# One pre-token each, tried in this order. Merges never cross a pre-token, so this says what a token
+# may be.
+_PIECES = '|'.join(
+  (
+    # Line ends with the indentation after them: "\n        " can become one token.
+    r'(?:\r?\n)+[ \t]*',
+    r' ?[\p{L}\p{M}_]+',  # " snake_case", "__init__"
+    r' ?\p{N}{1,3}',  # "12345" is "123", "45"
+    r' ?[^\s\p{L}\p{M}\p{N}_]+',  # "):", " =="
+    r'[^\S\r\n]+(?!\S)',  # blanks; the last one before a word goes with the word
+    r'\s',
+  )
 )
 _MAX_TOKEN_BYTES = 32  # keeps banners ("# -----…") from eating the vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusInfo:
-    """What `encode_files` wrote.
+  """What `encode_files` wrote.
 
-    Attributes:
-      python: version of the interpreter that ran, such as "3.13.0".
-      files: number of files.
-      bytes: bytes of text, ends of text not counted.
-      tokens: number of tokens, one end of text per file included.
-      bytes_per_token: bytes / tokens.
-      sha256: of the files' bytes one after the other, in the order given.
-    """
+  Attributes:
+    python: version of the interpreter that ran, such as "3.13.0".
+    files: number of files.
+    bytes: bytes of text, ends of text not counted.
+    tokens: number of tokens, one end of text per file included.
+    bytes_per_token: bytes / tokens.
+    sha256: of the files' bytes one after the other, in the order given.
+  """
 
-    python: str
-    files: int
-    bytes: int
-    tokens: int
-    bytes_per_token: float
-    sha256: str
+  python: str
+  files: int
+  bytes: int
+  tokens: int
+  bytes_per_token: float
+  sha256: str
 
 
-def stdlib_files(root: str | os.PathLike | None = None, held_out: bool = False) -> list[pathlib.Path]:
-    """Python files of the standard library that are the corpus, sorted by their path below `root`.
+def stdlib_files(
+  root: str | os.PathLike | None = None, held_out: bool = False
+) -> list[pathlib.Path]:
+  """Python files of the standard library that are the corpus, sorted by their path below `root`.
 
-    Left out are tests, bundled and installed packages, generated tables, files that describe one build or one
-    machine, empty files, and files that are not UTF-8.
+  Left out are tests, bundled and installed packages, generated tables, files that describe one
+  build or one machine, empty files, and files that are not UTF-8.
 
-    Args:
-      root: folder of a standard library; by default that of the running interpreter.
-      held_out: False for the files to train on, True for those of `HELD_OUT` that exist. The two never meet.
+  Args:
+    root: folder of a standard library; by default that of the running interpreter.
+    held_out: False for the files to train on, True for those of `HELD_OUT` that exist. The two
+      never meet.
 
-    Returns:
-      Absolute paths, at least one.
+  Returns:
+    Absolute paths, at least one.
 
-    Raises:
-      FileNotFoundError: `root` is not a folder, or no such file is in it.
-    """
-    root = pathlib.Path(sysconfig.get_path("stdlib") if root is None else root).resolve()
-    if not root.is_dir():
-        raise FileNotFoundError(f"expected the folder of a standard library, got {root}; pass root=")
-    relative = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
-    files = [root / path for path in relative if (path in HELD_OUT) == held_out and _is_corpus(root, path)]
-    if not files:
-        kind = "held-out" if held_out else "training"
-        raise FileNotFoundError(
-            f"expected {kind} files below {root}, found none of them among {len(relative)} Python files; "
-            f"pass root= a folder such as {sysconfig.get_path('stdlib')}"
-        )
-    return files
+  Raises:
+    FileNotFoundError: `root` is not a folder, or no such file is in it.
+  """
+  root = pathlib.Path(sysconfig.get_path('stdlib') if root is None else root).resolve()
+  if not root.is_dir():
+    raise FileNotFoundError(f'expected the folder of a standard library, got {root}; pass root=')
+  relative = sorted(path.relative_to(root).as_posix() for path in root.rglob('*.py'))
+  files = [
+    root / path for path in relative if (path in HELD_OUT) == held_out and _is_corpus(root, path)
+  ]
+  if not files:
+    kind = 'held-out' if held_out else 'training'
+    raise FileNotFoundError(
+      f'expected {kind} files below {root}, found none of them among {len(relative)} Python files; '
+      f'pass root= a folder such as {sysconfig.get_path("stdlib")}'
+    )
+  return files
 
 
 def _is_corpus(root: pathlib.Path, relative: str) -> bool:
-    folders = relative.split("/")[:-1]
-    if _EXCLUDED_FOLDERS.intersection(folders):
-        return False
-    if relative in _EXCLUDED_FILES or relative.startswith(_EXCLUDED_PREFIXES):
-        return False
-    try:
-        return bool((root / relative).read_bytes().decode("utf-8"))
-    except UnicodeDecodeError:
-        return False
+  folders = relative.split('/')[:-1]
+  if _EXCLUDED_FOLDERS.intersection(folders):
+    return False
+  if relative in _EXCLUDED_FILES or relative.startswith(_EXCLUDED_PREFIXES):
+    return False
+  try:
+    return bool((root / relative).read_bytes().decode('utf-8'))
+  except UnicodeDecodeError:
+    return False
 
 
 def read_texts(files: Iterable[str | os.PathLike]) -> Iterator[str]:
-    """The files' texts one by one, line ends as they stand.
+  """The files' texts one by one, line ends as they stand.
 
-    Raises:
-      UnicodeDecodeError: a file is not UTF-8.
-    """
-    for path in files:
-        yield pathlib.Path(path).read_bytes().decode("utf-8")
+  Raises:
+    UnicodeDecodeError: a file is not UTF-8.
+  """
+  for path in files:
+    yield pathlib.Path(path).read_bytes().decode('utf-8')
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE for code, of exactly `vocab_size` tokens; `<|endoftext|>` is 0 and the 256 bytes follow.
+  """A byte-level BPE for code, of exactly `vocab_size` tokens.
 
-    Any text comes back exactly: `decode(encode(text).ids, skip_special_tokens=False) == text`. There is no
-    normaliser. `save(path)` writes the standard tokenizer.json that `tokenizers.Tokenizer.from_file` and
-    transformers' `PreTrainedTokenizerFast(tokenizer_file=path)` read.
+  `<|endoftext|>` is 0 and the 256 bytes follow. Any text comes back exactly:
+  `decode(encode(text).ids, skip_special_tokens=False) == text`. There is no normaliser.
+  `save(path)` writes the standard tokenizer.json that `tokenizers.Tokenizer.from_file` and
+  transformers' `PreTrainedTokenizerFast(tokenizer_file=path)` read.
 
-    Raises:
-      ValueError: `vocab_size` below 257 (256 bytes and the end of text), or texts too small for that many tokens.
+  Raises:
+    ValueError: `vocab_size` below 257 (256 bytes and the end of text), or texts too small for that
+      many tokens.
 
-    References:
-      Sennrich et al. 2016, https://arxiv.org/abs/1508.07909.
-    """
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocab_size <= len(alphabet):
-        raise ValueError(f"expected vocab_size of at least {len(alphabet) + 1} (bytes, end of text), got {vocab_size}")
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(_PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+  References:
+    Sennrich et al. 2016, https://arxiv.org/abs/1508.07909.
+  """
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  if vocab_size <= len(alphabet):
+    raise ValueError(
+      f'expected vocab_size of at least {len(alphabet) + 1} (bytes, end of text), got {vocab_size}'
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=alphabet,
-        max_token_length=_MAX_TOKEN_BYTES,
-        show_progress=False,
+  tokenizer = tokenizers.Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(_PIECES), behavior='isolated'),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  tokenizer.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[END_OF_TEXT],
+    initial_alphabet=alphabet,
+    max_token_length=_MAX_TOKEN_BYTES,
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(texts, trainer)
+  if tokenizer.get_vocab_size() != vocab_size:
+    raise ValueError(
+      f'expected texts that yield vocab_size={vocab_size} tokens, these yield only '
+      f'{tokenizer.get_vocab_size()}; pass more text or a smaller vocab_size'
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() != vocab_size:
-        raise ValueError(
-            f"expected texts that yield vocab_size={vocab_size} tokens, these yield only "
-            f"{tokenizer.get_vocab_size()}; pass more text or a smaller vocab_size"
-        )
-    return tokenizer
+  return tokenizer
 
 
 def encode_files(
-    files: Sequence[str | os.PathLike], tokenizer: tokenizers.Tokenizer, *, out: str | os.PathLike
+  files: Sequence[str | os.PathLike], tokenizer: tokenizers.Tokenizer, *, out: str | os.PathLike
 ) -> CorpusInfo:
-    """Writes the files' tokens to `out`, uint16 `[tokens]`, each file followed by the end of text.
+  """Writes the files' tokens to `out`, uint16 `[tokens]`, each file followed by the end of text.
 
-    `np.load(out, mmap_mode="r")` reads it. What was written stands as JSON beside it (`train.npy`, `train.json`).
-    Both appear whole or not at all: older ones stay untouched until the new ones are complete on disk. A file
-    that spells `<|endoftext|>` is encoded letter by letter, so that id 0 always is a real end.
+  `np.load(out, mmap_mode="r")` reads it. What was written stands as JSON beside it (`train.npy`,
+  `train.json`). Both appear whole or not at all: older ones stay untouched until the new ones are
+  complete on disk. A file that spells `<|endoftext|>` is encoded letter by letter, so that id 0
+  always is a real end.
 
-    Args:
-      files: UTF-8 files, in the order wanted.
-      tokenizer: one with `<|endoftext|>` and at most 65,536 tokens.
-      out: path that ends in `.npy`, in a folder that exists.
+  Args:
+    files: UTF-8 files, in the order wanted.
+    tokenizer: one with `<|endoftext|>` and at most 65,536 tokens.
+    out: path that ends in `.npy`, in a folder that exists.
 
-    Raises:
-      ValueError: no files, a wrong name, or a tokenizer that does not fit.
-      FileNotFoundError: a file, or the folder of `out`, is missing.
-      UnicodeDecodeError: a file is not UTF-8.
-      OSError: the disk lacks the room that is needed; said before anything is encoded.
-    """
-    out, files = pathlib.Path(out), [pathlib.Path(path) for path in files]
-    end = _check_encodable(files, tokenizer, out)
-    _check_disk(out.parent, files)
-    digest, size, pieces = hashlib.sha256(), 0, []
-    with _special_tokens_as_text(tokenizer):
-        for text in read_texts(files):
-            data = text.encode("utf-8")
-            digest.update(data)
-            size += len(data)
-            pieces.append(np.array([*tokenizer.encode(text, add_special_tokens=False).ids, end], np.uint16))
-    tokens = np.concatenate(pieces)
-    info = CorpusInfo(
-        python=platform.python_version(),
-        files=len(files),
-        bytes=size,
-        tokens=len(tokens),
-        bytes_per_token=size / len(tokens),
-        sha256=digest.hexdigest(),
+  Raises:
+    ValueError: no files, a wrong name, or a tokenizer that does not fit.
+    FileNotFoundError: a file, or the folder of `out`, is missing.
+    UnicodeDecodeError: a file is not UTF-8.
+    OSError: the disk lacks the room that is needed; said before anything is encoded.
+  """
+  out, files = pathlib.Path(out), [pathlib.Path(path) for path in files]
+  end = _check_encodable(files, tokenizer, out)
+  _check_disk(out.parent, files)
+  digest, size, pieces = hashlib.sha256(), 0, []
+  with _special_tokens_as_text(tokenizer):
+    for text in read_texts(files):
+      data = text.encode('utf-8')
+      digest.update(data)
+      size += len(data)
+      pieces.append(
+        np.array([*tokenizer.encode(text, add_special_tokens=False).ids, end], np.uint16)
+      )
+  tokens = np.concatenate(pieces)
+  info = CorpusInfo(
+    python=platform.python_version(),
+    files=len(files),
+    bytes=size,
+    tokens=len(tokens),
+    bytes_per_token=size / len(tokens),
+    sha256=digest.hexdigest(),
+  )
+  described = json.dumps(dataclasses.asdict(info), indent=2) + '\n'
+  # The tokens last: where they are new, their description is too.
+  _write_together(
+    {
+      out.with_suffix('.json'): lambda file: file.write(described.encode()),
+      out: lambda file: np.save(file, tokens),
+    }
+  )
+  return info
+
+
+def _check_encodable(
+  files: list[pathlib.Path], tokenizer: tokenizers.Tokenizer, out: pathlib.Path
+) -> int:
+  if not files:
+    raise ValueError('expected at least one file to encode, got none; see stdlib_files()')
+  if out.suffix != '.npy':
+    raise ValueError(f'expected out= to end in .npy, got {out}')
+  if not out.parent.is_dir():
+    raise FileNotFoundError(
+      f'expected the folder of out= to exist, got {out}; create {out.parent} first'
     )
-    described = json.dumps(dataclasses.asdict(info), indent=2) + "\n"
-    # The tokens last: where they are new, their description is too.
-    _write_together(
-        {
-            out.with_suffix(".json"): lambda file: file.write(described.encode()),
-            out: lambda file: np.save(file, tokens),
-        }
+  if tokenizer.get_vocab_size() > 2**16:
+    raise ValueError(
+      f'expected a tokenizer of at most 65536 tokens (uint16), got {tokenizer.get_vocab_size()}; '
+      'train one with train_tokenizer'
     )
-    return info
-
-
-def _check_encodable(files: list[pathlib.Path], tokenizer: tokenizers.Tokenizer, out: pathlib.Path) -> int:
-    if not files:
-        raise ValueError("expected at least one file to encode, got none; see stdlib_files()")
-    if out.suffix != ".npy":
-        raise ValueError(f"expected out= to end in .npy, got {out}")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"expected the folder of out= to exist, got {out}; create {out.parent} first")
-    if tokenizer.get_vocab_size() > 2**16:
-        raise ValueError(
-            f"expected a tokenizer of at most 65536 tokens (uint16), got {tokenizer.get_vocab_size()}; "
-            "train one with train_tokenizer"
-        )
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    if end is None:
-        raise ValueError(f"expected a tokenizer with the token {END_OF_TEXT}, got one without; see train_tokenizer")
-    return end
+  end = tokenizer.token_to_id(END_OF_TEXT)
+  if end is None:
+    raise ValueError(
+      f'expected a tokenizer with the token {END_OF_TEXT}, got one without; see train_tokenizer'
+    )
+  return end
 
 
 def _check_disk(folder: pathlib.Path, files: list[pathlib.Path]) -> None:
-    # A byte-level token is at least one byte long, so this is the most that two bytes a token can take.
-    need = 2 * sum(path.stat().st_size + 1 for path in files) + 2**12
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise OSError(
-            errno.ENOSPC,
-            f"expected up to {need:,} bytes free in {folder} for {len(files)} files, found {free:,}; "
-            "make room or choose another out=",
-        )
+  # A byte-level token is at least one byte long, so this is the most that two bytes a token can
+  # take.
+  need = 2 * sum(path.stat().st_size + 1 for path in files) + 2**12
+  free = shutil.disk_usage(folder).free
+  if free < need:
+    raise OSError(
+      errno.ENOSPC,
+      f'expected up to {need:,} bytes free in {folder} for {len(files)} files, found {free:,}; '
+      'make room or choose another out=',
+    )
 
 
 @contextlib.contextmanager
 def _special_tokens_as_text(tokenizer: tokenizers.Tokenizer) -> Iterator[None]:
-    before = tokenizer.encode_special_tokens
-    tokenizer.encode_special_tokens = True
-    try:
-        yield
-    finally:
-        tokenizer.encode_special_tokens = before
+  before = tokenizer.encode_special_tokens
+  tokenizer.encode_special_tokens = True
+  try:
+    yield
+  finally:
+    tokenizer.encode_special_tokens = before
 
 
 def _write_together(writers: dict[pathlib.Path, Callable[[BinaryIO], object]]) -> None:
-    # Everything is complete on disk under a temporary name before the first name that counts changes.
-    partials: dict[pathlib.Path, str] = {}
-    try:
-        for path, write in writers.items():
-            handle, partials[path] = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".partial")
-            with os.fdopen(handle, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(partials[path], 0o644)  # mkstemp makes it readable to its owner alone
-        for path, name in partials.items():
-            os.replace(name, path)
-    except BaseException:
-        for name in partials.values():
-            pathlib.Path(name).unlink(missing_ok=True)
-        raise
+  # Everything is complete on disk under a temporary name before the first name that counts changes.
+  partials: dict[pathlib.Path, str] = {}
+  try:
+    for path, write in writers.items():
+      handle, partials[path] = tempfile.mkstemp(
+        dir=path.parent, prefix=path.name + '.', suffix='.partial'
+      )
+      with os.fdopen(handle, 'wb') as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+      os.chmod(partials[path], 0o644)  # mkstemp makes it readable to its owner alone
+    for path, name in partials.items():
+      os.replace(name, path)
+  except BaseException:
+    for name in partials.values():
+      pathlib.Path(name).unlink(missing_ok=True)
+    raise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class TokenBatches:
-    """Batches of windows as a function of the step: a resumed run sees what an unbroken one would.
+  """Batches of windows as a function of the step: a resumed run sees what an unbroken one would.
 
-    In every epoch the corpus is cut, from a random offset below `seq_len`, into windows of `seq_len` tokens and the
-    one after them, and the windows come in random order, each at most once. With 10 tokens, seq_len 3 and offset 1
-    the windows are 1..4 and 4..7: token 4 is the last target of one and the first input of the other, never twice
-    a target. The number of windows, `tokens // seq_len - 1`, leaves room for every offset.
+  In every epoch the corpus is cut, from a random offset below `seq_len`, into windows of `seq_len`
+  tokens and the one after them, and the windows come in random order, each at most once. With 10
+  tokens, seq_len 3 and offset 1 the windows are 1..4 and 4..7: token 4 is the last target of one
+  and the first input of the other, never twice a target. The number of windows,
+  `tokens // seq_len - 1`, leaves room for every offset.
 
-    Attributes:
-      tokens: integers `[tokens]`; a memory map serves.
-      batch_size: windows in a batch.
-      seq_len: inputs in a window.
-      seed: of offsets and orders.
+  Attributes:
+    tokens: integers `[tokens]`; a memory map serves.
+    batch_size: windows in a batch.
+    seq_len: inputs in a window.
+    seed: of offsets and orders.
+
+  Raises:
+    ValueError: a size below 1, tokens not one-dimensional integers, or fewer than `(batch_size + 1)
+      * seq_len`.
+  """
+
+  tokens: np.ndarray
+  _: dataclasses.KW_ONLY
+  batch_size: int
+  seq_len: int
+  seed: int = 0
+
+  def __post_init__(self):
+    _check_tokens(self.tokens, seq_len=self.seq_len)
+    if self.batch_size < 1:
+      raise ValueError(f'expected batch_size of at least 1, got {self.batch_size}')
+    need = (self.batch_size + 1) * self.seq_len
+    if len(self.tokens) < need:
+      raise ValueError(
+        f'expected at least (batch_size + 1) * seq_len = {need} tokens for one batch, got '
+        f'{len(self.tokens)}; '
+        f'lower batch_size={self.batch_size} or seq_len={self.seq_len}, or pass a longer corpus'
+      )
+
+  @property
+  def batches_per_epoch(self) -> int:
+    """Batches in an epoch, at least 1; the windows short of a full batch are left out."""
+    return (len(self.tokens) // self.seq_len - 1) // self.batch_size
+
+  def batch(self, step: int) -> np.ndarray:
+    """The batch of a step, int32 [batch_size, seq_len + 1]: inputs [:, :-1], targets [:, 1:].
 
     Raises:
-      ValueError: a size below 1, tokens not one-dimensional integers, or fewer than `(batch_size + 1) * seq_len`.
+      ValueError: `step` below 0.
     """
-
-    tokens: np.ndarray
-    _: dataclasses.KW_ONLY
-    batch_size: int
-    seq_len: int
-    seed: int = 0
-
-    def __post_init__(self):
-        _check_tokens(self.tokens, seq_len=self.seq_len)
-        if self.batch_size < 1:
-            raise ValueError(f"expected batch_size of at least 1, got {self.batch_size}")
-        need = (self.batch_size + 1) * self.seq_len
-        if len(self.tokens) < need:
-            raise ValueError(
-                f"expected at least (batch_size + 1) * seq_len = {need} tokens for one batch, got {len(self.tokens)}; "
-                f"lower batch_size={self.batch_size} or seq_len={self.seq_len}, or pass a longer corpus"
-            )
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches in an epoch, at least 1; the windows short of a full batch are left out."""
-        return (len(self.tokens) // self.seq_len - 1) // self.batch_size
-
-    def batch(self, step: int) -> np.ndarray:
-        """The batch of one step, int32 `[batch_size, seq_len + 1]`: inputs `[:, :-1]`, targets `[:, 1:]`.
-
-        Raises:
-          ValueError: `step` below 0.
-        """
-        if step < 0:
-            raise ValueError(f"expected a step of at least 0, got {step}")
-        epoch, index = divmod(step, self.batches_per_epoch)
-        rng = np.random.default_rng([self.seed, epoch])
-        offset = rng.integers(self.seq_len)
-        order = rng.permutation(len(self.tokens) // self.seq_len - 1)
-        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        starts = offset + chosen * self.seq_len
-        return self.tokens[starts[:, None] + np.arange(self.seq_len + 1)].astype(np.int32)
+    if step < 0:
+      raise ValueError(f'expected a step of at least 0, got {step}')
+    epoch, index = divmod(step, self.batches_per_epoch)
+    rng = np.random.default_rng([self.seed, epoch])
+    offset = rng.integers(self.seq_len)
+    order = rng.permutation(len(self.tokens) // self.seq_len - 1)
+    chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+    starts = offset + chosen * self.seq_len
+    return self.tokens[starts[:, None] + np.arange(self.seq_len + 1)].astype(np.int32)
 
 
 def held_out_windows(tokens: np.ndarray, *, seq_len: int, n: int | None = None) -> np.ndarray:
-    """The first `n` windows one after the other, int32 `[n, seq_len + 1]`; all of them by default.
+  """The first `n` windows one after the other, int32 `[n, seq_len + 1]`; all of them by default.
 
-    Window i holds tokens `[i * seq_len, (i + 1) * seq_len]`, both ends included: every token but the first is a
-    target once.
+  Window i holds tokens `[i * seq_len, (i + 1) * seq_len]`, both ends included: every token but the
+  first is a target once.
 
-    >>> held_out_windows(np.arange(8), seq_len=3)
-    array([[0, 1, 2, 3],
-           [3, 4, 5, 6]], dtype=int32)
+  >>> held_out_windows(np.arange(8), seq_len=3)
+  array([[0, 1, 2, 3],
+         [3, 4, 5, 6]], dtype=int32)
 
-    Raises:
-      ValueError: a size below 1, tokens not one-dimensional integers, or too few for the windows asked for.
-    """
-    _check_tokens(tokens, seq_len=seq_len)
-    available = (len(tokens) - 1) // seq_len
-    wanted = max(available, 1) if n is None else n
-    if wanted < 1:
-        raise ValueError(f"expected n of at least 1, got {n}")
-    if wanted > available:
-        raise ValueError(
-            f"expected at least n * seq_len + 1 = {wanted * seq_len + 1} tokens for {wanted} windows, "
-            f"got {len(tokens)}; lower n or seq_len={seq_len}, or pass a longer corpus"
-        )
-    return tokens[np.arange(wanted)[:, None] * seq_len + np.arange(seq_len + 1)].astype(np.int32)
+  Raises:
+    ValueError: a size below 1, tokens not one-dimensional integers, or too few for the windows
+      asked for.
+  """
+  _check_tokens(tokens, seq_len=seq_len)
+  available = (len(tokens) - 1) // seq_len
+  wanted = max(available, 1) if n is None else n
+  if wanted < 1:
+    raise ValueError(f'expected n of at least 1, got {n}')
+  if wanted > available:
+    raise ValueError(
+      f'expected at least n * seq_len + 1 = {wanted * seq_len + 1} tokens for {wanted} windows, '
+      f'got {len(tokens)}; lower n or seq_len={seq_len}, or pass a longer corpus'
+    )
+  return tokens[np.arange(wanted)[:, None] * seq_len + np.arange(seq_len + 1)].astype(np.int32)
 
 
 def _check_tokens(tokens: np.ndarray, *, seq_len: int) -> None:
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(
-            f"expected tokens as integers [tokens], got {tokens.dtype} {list(tokens.shape)}; see encode_files"
-        )
-    if seq_len < 1:
-        raise ValueError(f"expected seq_len of at least 1, got {seq_len}")
+  if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+    raise ValueError(
+      f'expected tokens as integers [tokens], got {tokens.dtype} {list(tokens.shape)}; see '
+      'encode_files'
+    )
+  if seq_len < 1:
+    raise ValueError(f'expected seq_len of at least 1, got {seq_len}')

@@ -164,10 +164,10 @@ def draw_next(
 
   The residual is proportional to max(scale * target - draft, 0); it is formed at the one row
   where it is needed, and not normalised, for a draw need not be. If it is empty, the target's
-  law is drawn from instead. That is exact: an empty residual means that the draft's law
-  covers the (scaled) target's everywhere, hence, both summing to at most the same, equals it,
-  and then nothing is ever rejected here. Rounding alone leads to it, with a probability of
-  rounding's size.
+  law is drawn from instead. That is exact, because it never matters: with scale 1 an empty
+  residual means that both laws are equal, so that nothing is rejected here, and with a scale
+  below 1 the block rule's chance to stop here is the residual's mass, 0. Only rounding leads
+  here, with a probability of rounding's size.
 
   Args:
     target_law: [B, N + 1, V] float32 log-probabilities.

@@ -114,7 +114,7 @@ def block() -> Block:
   draft, 0), normalised, or from the target's law if tau = N. Given the first i tokens, i or
   more stay with probability p_i; that holds for a block whose length depends on what was
   drafted before its end, so `valid` may be a prefix. The expected number accepted is never
-  below the rejection rule's; at temperature 0 they are equal.
+  below the rejection rule's; for one-hot drafts and at temperature 0 they are equal.
 
   Returns:
     A rule for chains that were drawn (kind SAMPLED) or chosen (ONE_HOT).
