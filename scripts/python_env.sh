@@ -1,0 +1,139 @@
+# shellcheck shell=bash
+# Sets up .venv in the repository; sourced by the other scripts, which then use "$PYTHON".
+#
+# Environment:
+#   SPECJAX_PYTHON  an interpreter to use instead of the newest one that is found
+#   SPECJAX_VENV    where the environment goes, instead of .venv in the repository
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${SPECJAX_VENV:-$ROOT/.venv}"
+# A folder with our marker is ours to rebuild; any other .venv belongs to the user.
+MARKS="$VENV/.specjax"
+
+say() { printf '%s\n' "$*" >&2; }
+
+fail() {
+  say "error: $1"
+  shift
+  for line in "$@"; do say "  $line"; done
+  exit 1
+}
+
+# Prints 'RANK VERSION EXECUTABLE' where an interpreter really runs, is a 64-bit CPython of
+# 3.11 or newer, and can make environments; fails otherwise. A version manager's shim may be
+# on the PATH and yet not run, and Debian's Python may lack ensurepip: so it is run.
+probe_python() {
+  # A broken shim may print what it likes: only a line of this form counts.
+  "$1" -I - 2>/dev/null <<'PYTHON' | grep -E '^[0-9] [0-9.]+ /'
+import ensurepip, platform, ssl, sys, sysconfig, venv
+version = sys.version_info
+if version < (3, 11) or platform.python_implementation() != 'CPython' or sys.maxsize < 2**32:
+  sys.exit(1)
+if sysconfig.get_config_var('Py_GIL_DISABLED') or version.releaselevel != 'final':
+  sys.exit(1)
+# 3.13 and 3.12 are what the project is developed on; a newer one may lack wheels, and 3.11
+# gets an older JAX with slow bfloat16 on CPUs.
+rank = {13: 5, 12: 4, 11: 1}.get(version.minor, 3)
+executable = getattr(sys, '_base_executable', None) or sys.executable
+print(rank, '%02d.%03d.%03d' % version[:3], executable)
+PYTHON
+}
+
+# Every place where an interpreter may be: the PATH, then version managers' folders.
+list_pythons() {
+  local name
+  for name in python3.13 python3.12 python3.14 python3.11 python3 python; do
+    type -aP "$name" 2>/dev/null || true
+  done
+  local home="${HOME:-/nonexistent}"
+  local pattern
+  for pattern in \
+    "${PYENV_ROOT:-$home/.pyenv}"/versions/*/bin/python3 \
+    "${UV_PYTHON_INSTALL_DIR:-${XDG_DATA_HOME:-$home/.local/share}/uv/python}"/*/bin/python3 \
+    "${ASDF_DATA_DIR:-$home/.asdf}"/installs/python/*/bin/python3 \
+    "${MISE_DATA_DIR:-${XDG_DATA_HOME:-$home/.local/share}/mise}"/installs/python/*/bin/python3 \
+    /opt/homebrew/bin/python3.* /usr/local/bin/python3.*; do
+    case "$pattern" in *-config) continue ;; esac
+    if [ -x "$pattern" ]; then printf '%s\n' "$pattern"; fi
+  done
+}
+
+# Prints the interpreter to use.
+find_python() {
+  local candidate found best=""
+  if [ -n "${SPECJAX_PYTHON:-}" ]; then
+    found="$(probe_python "$SPECJAX_PYTHON")" || fail \
+      "SPECJAX_PYTHON=$SPECJAX_PYTHON is not a usable Python." \
+      "It must run, be a 64-bit CPython 3.11 or newer (3.12 or newer is faster), and have" \
+      "the modules venv and ensurepip (on Debian and Ubuntu: apt install python3-venv)."
+    printf '%s\n' "${found#* * }"
+    return
+  fi
+  while IFS= read -r candidate; do
+    found="$(probe_python "$candidate")" || continue
+    if [[ "$found" > "$best" ]]; then best="$found"; fi
+  done < <(list_pythons | awk '!seen[$0]++')
+  [ -n "$best" ] || fail "no usable Python 3.11 or newer was found." \
+    "Install Python 3.12 or newer, with venv (Debian and Ubuntu: apt install python3 python3-venv;" \
+    "macOS: brew install python@3.13; anywhere: https://www.python.org/downloads), or name one" \
+    "with SPECJAX_PYTHON=/path/to/python3."
+  printf '%s\n' "${best#* * }"
+}
+
+# Which interpreter an environment was made from: 'version prefix'; fails if it does not run.
+identity() { "$1" -I -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null; }
+
+# Makes the environment, or keeps the one there is if it runs the interpreter that is wanted.
+make_venv() {
+  local python="$1" wanted found
+  wanted="$(identity "$python")"
+  if [ -e "$VENV" ]; then
+    found="$(identity "$VENV/bin/python" && "$VENV/bin/python" -I -c 'import pip' 2>/dev/null)" \
+      || found="broken"
+    [ "$found" = "$wanted" ] && return
+    if [ ! -d "$MARKS" ]; then
+      [ "$found" = "broken" ] && fail "$VENV is broken, and was not made by this script." \
+        "Move it away, or set SPECJAX_VENV to another folder."
+      probe_python "$VENV/bin/python" > /dev/null || fail "$VENV (Python ${found%% *}) is too old." \
+        "It was not made by this script: move it away, or set SPECJAX_VENV to another folder."
+      say "Using your own $VENV (Python ${found%% *})."
+      return
+    fi
+    say "Rebuilding $VENV: it is ${found%% *}, wanted is Python ${wanted%% *}."
+    rm -rf "$VENV"
+  fi
+  say "Making $VENV with Python ${wanted%% *} ($python)."
+  # The marker comes first: what an interruption leaves behind is known to be ours.
+  mkdir -p "$MARKS" || fail "cannot write to $(dirname "$VENV")."
+  "$python" -m venv "$VENV" || fail "python -m venv failed with $python." \
+    "Name another interpreter with SPECJAX_PYTHON=/path/to/python3."
+}
+
+# Installs the project with extras, unless these extras of this pyproject.toml are there.
+install_project() {
+  local extra hash missing=0
+  hash="$("$PYTHON" -I -c 'import hashlib, sys
+print(hashlib.sha256(open(sys.argv[1], "rb").read() + sys.argv[2].encode()).hexdigest())' \
+    "$ROOT/pyproject.toml" "$ROOT")"
+  for extra in ${1//,/ }; do
+    [ "$(cat "$MARKS/$extra" 2>/dev/null)" = "$hash" ] || missing=1
+  done
+  [ "$missing" = 0 ] && return
+  say "Installing specjax[$1] into $VENV (some minutes the first time) …"
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check --editable "${ROOT}[$1]" \
+    || fail "the installation failed; pip's message is above." \
+      "Is the network reachable? A proxy is given with HTTPS_PROXY, a mirror of the package" \
+      "index with PIP_INDEX_URL. Then run this script again: it goes on where it stopped."
+  mkdir -p "$MARKS"
+  for extra in ${1//,/ }; do printf '%s\n' "$hash" > "$MARKS/$extra"; done
+}
+
+# setup EXTRAS: after it, "$PYTHON" runs the project, and the working folder is its root.
+setup() {
+  local python
+  python="$(find_python)"
+  make_venv "$python"
+  PYTHON="$VENV/bin/python"
+  install_project "$1"
+  cd "$ROOT" || exit 1
+}
