@@ -1,0 +1,99 @@
+"""Generation with the shipped pair, or with any other target and drafter.
+
+    python -m experiments.generate --config=configs/zoo.py
+
+completes the first held-out file of the standard library greedily, with the shipped draft:
+the text in colour (accepted draft tokens green, those of the target itself plain), then a
+table of tokens/s, mean acceptance length and acceptance rate. Every field can be set:
+
+    … --config.prompt='def quicksort(' --config.stream
+    … --config.drafter.kind=ngram --config.drafter.num_speculative_tokens=8
+    … --config.sampling.temperature=0.8 --config.rule.name=coupled --config.num_samples=4
+    … --config.prompt_file=question.jsonl --config.num_prompts=8       # Spec-Bench's format
+    cat module.py | python -m experiments.generate --config=configs/zoo.py --config.prompt_file=-
+    … --config.target.path=FOLDER --config.drafter.path=FOLDER         # Hugging Face folders
+
+`configs/zoo.py:smoke` shrinks it to seconds: 16 tokens from a prompt of 16.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """The config; `arg` is '' or 'smoke'."""
+  if arg not in ('', 'smoke'):
+    raise ValueError(f"configs/zoo.py takes no argument or ':smoke', not {arg!r}.")
+  config = ml_collections.ConfigDict()
+  config.name = 'zoo'
+  config.seed = 0
+  config.dtype = 'auto'  # the fast one here: bfloat16, but float32 on CPUs before JAX 0.12
+
+  # A pair of specjax.zoo by name, or a Hugging Face folder with its tokenizer.json.
+  config.target = ml_collections.ConfigDict(dict(name='stdlib', path=''))
+  config.drafter = ml_collections.ConfigDict(
+      dict(
+          kind='model',  # none, model, ngram, synthetic
+          num_speculative_tokens=4,
+          # model: one of the pair's drafts by name ('' is its default), or a folder.
+          draft='',
+          path='',
+          # Drafting stops before the token at which the draft's joint confidence falls
+          # below this number; unset drafts num_speculative_tokens always.
+          min_confidence=config_dict.placeholder(float),
+          # ngram: lengths of the suffix that is looked up.
+          max_ngram=3,
+          min_ngram=1,
+          # synthetic: acceptance at each level, and the parents of a tree's nodes.
+          acceptance=0.8,
+          parents=(),
+      )
+  )
+  config.rule = ml_collections.ConfigDict(
+      dict(
+          name='auto',  # greedy at temperature 0, else block; rejection, coupled, typical
+          epsilon=0.09,  # typical (lossy)
+          delta=0.3,
+      )
+  )
+  config.sampling = ml_collections.ConfigDict(
+      dict(
+          temperature=0.0,
+          top_k=0,
+          top_p=1.0,
+          min_p=0.0,
+          repetition_penalty=1.0,
+          presence_penalty=0.0,
+          frequency_penalty=0.0,
+      )
+  )
+
+  # The prompt: a text, or a file (.jsonl holds many; - is standard input), or a held-out
+  # text of the pair by name ('' is the first), of which 192 tokens are kept.
+  config.prompt = ''
+  config.prompt_file = ''
+  config.held_out = ''
+  config.held_out_tokens = 192
+  config.prompt_tokens = 0  # longer prompts keep their first tokens; 0 keeps all
+  config.num_prompts = 0  # of a .jsonl; 0 takes all
+  config.num_samples = 1  # of each prompt, with seeds of their own
+  config.batch_size = 8  # rows generated together
+
+  config.max_new_tokens = 128
+  config.stop_at_end = True  # at the model's own end-of-text tokens
+  config.stop_tokens = ()
+  config.stop_strings = ()
+  config.logprobs = ''  # raw, controlled
+  config.trace = False  # write every round to trace.jsonl
+
+  config.stream = False  # show the text as it comes, row by row
+  config.rounds_per_chunk = 4
+  config.width = config_dict.placeholder(int)
+  config.cache_length = config_dict.placeholder(int)
+  config.prefill_chunk = 128
+  if arg == 'smoke':
+    config.max_new_tokens = 16
+    config.held_out_tokens = config.prompt_tokens = 16
+    config.num_prompts = 1
+    config.prefill_chunk = 16
+  return config

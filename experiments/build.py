@@ -1,0 +1,224 @@
+"""From a config to the objects of the library: the only place that reads configs.
+
+Training configs have a module of their own, `experiments.build_training`.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tokenizers
+
+from specjax import drafters
+from specjax import models
+from specjax import sampling as sampling_lib
+from specjax import verify
+from specjax import zoo
+
+ConfigDict = ml_collections.ConfigDict
+
+DRAFTERS = ('none', 'model', 'ngram', 'synthetic')
+RULES = ('auto', 'greedy', 'rejection', 'block', 'coupled', 'typical')
+DTYPES = ('auto', 'bfloat16', 'float32', 'float16')
+LOGPROBS = ('', 'raw', 'controlled')
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A target and what comes with it.
+
+  Attributes:
+    target: the model.
+    tokenizer: of the model.
+    stop_tokens: ids that end a text.
+    held_out: texts for prompts (`name`, `text`) that the target was not trained on.
+    pair: the zoo's pair, or None for a target from a folder.
+  """
+
+  target: models.LanguageModel
+  tokenizer: tokenizers.Tokenizer
+  stop_tokens: tuple[int, ...]
+  held_out: tuple[Any, ...]
+  pair: Any
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses what needs no model to be seen: values that do not exist or go together.
+
+  Raises:
+    ValueError: naming the field, what it may be, and what it is.
+  """
+  choice('dtype', config.dtype, DTYPES)
+  choice('drafter.kind', config.drafter.kind, DRAFTERS)
+  choice('logprobs', config.logprobs, LOGPROBS)
+  if config.num_samples < 1:
+    raise ValueError(f'config.num_samples must be at least 1, got {config.num_samples}.')
+  if config.batch_size < 1:
+    raise ValueError(f'config.batch_size must be at least 1, got {config.batch_size}.')
+  if config.num_samples > 1 and not config.sampling.temperature:
+    raise ValueError(
+        f'config.num_samples={config.num_samples} at temperature 0 would give equal samples: '
+        'set --config.sampling.temperature, or one sample.'
+    )
+  if config.drafter.kind != 'none' and config.drafter.num_speculative_tokens < 1:
+    raise ValueError(
+        'config.drafter.num_speculative_tokens must be at least 1, got '
+        f'{config.drafter.num_speculative_tokens}. Plain decoding is --config.drafter.kind=none.'
+    )
+  rule(config)
+  sampling(config, 1)
+
+
+def choice(field: str, value: Any, choices: Sequence[Any]) -> None:
+  """Refuses a value that does not exist, and lists those that do."""
+  if value not in choices:
+    known = ', '.join(repr(each) for each in choices)
+    raise ValueError(f'config.{field} must be one of {known}; got {value!r}.')
+
+
+def dtype(name: str) -> Any:
+  """The dtype of a name; 'auto' is the fast one here.
+
+  That is bfloat16 on an accelerator, and on a CPU from JAX 0.12 on; the CPU products of
+  older releases are ten times slower in bfloat16 than in float32.
+  """
+  choice('dtype', name, DTYPES)
+  if name != 'auto':
+    return jnp.dtype(name)
+  version = tuple(int(part) for part in jax.__version__.split('.')[:2])
+  slow = jax.default_backend() == 'cpu' and version < (0, 12)
+  return jnp.dtype('float32' if slow else 'bfloat16')
+
+
+def load(config: ConfigDict) -> Loaded:
+  """The target of `config.target`: a pair of the zoo by name, or a Hugging Face folder."""
+  kind = dtype(config.dtype)
+  if not config.target.path:
+    pair = zoo.load(config.target.name, dtype=kind)
+    return Loaded(pair.target, pair.tokenizer, (pair.end_of_text,), pair.held_out, pair)
+  folder = pathlib.Path(config.target.path).expanduser()
+  found = models.load_config(folder)  # a folder that is no model is refused as such
+  tokenizer = models.load_tokenizer(folder)
+  _check_draft_vocabulary(config, found.vocab_size)
+  target = models.load_hf(folder, dtype=kind)
+  return Loaded(target, tokenizer, models.load_eos_ids(folder), (), None)
+
+
+def _check_draft_vocabulary(config: ConfigDict, vocab_size: int) -> None:
+  """Refuses a draft folder with another vocabulary, before any weight is read."""
+  if config.drafter.kind != 'model' or not config.drafter.path:
+    return
+  draft = models.load_config(pathlib.Path(config.drafter.path).expanduser())
+  if draft.vocab_size != vocab_size:
+    raise ValueError(
+        f'The draft in {config.drafter.path} has a vocabulary of {draft.vocab_size} tokens, the '
+        f"target of {vocab_size}. Both must be the same: use a draft made for the target's "
+        'tokenizer.'
+    )
+
+
+def draft(config: ConfigDict, loaded: Loaded) -> models.LanguageModel:
+  """The draft of `config.drafter`: a folder, or one of the pair's by name."""
+  if config.drafter.path:
+    _check_draft_vocabulary(config, loaded.target.vocab_size)
+    folder = pathlib.Path(config.drafter.path).expanduser()
+    return models.load_hf(folder, dtype=dtype(config.dtype))
+  if loaded.pair is None:
+    raise ValueError(
+        f'The target in {config.target.path} comes without a draft: give '
+        '--config.drafter.path=FOLDER, or --config.drafter.kind=ngram.'
+    )
+  if not config.drafter.draft:
+    return loaded.pair.draft
+  choice('drafter.draft', config.drafter.draft, tuple(sorted(loaded.pair.drafts)))
+  return loaded.pair.drafts[config.drafter.draft]
+
+
+def drafter(config: ConfigDict, loaded: Loaded, *, reference=None, reference_lengths=None):
+  """The drafter of `config.drafter`; None for plain decoding.
+
+  Args:
+    config: the config.
+    loaded: the target.
+    reference: [B, S] int32, what plain decoding gave; for the synthetic drafter.
+    reference_lengths: [B] int32.
+  """
+  settings = config.drafter
+  choice('drafter.kind', settings.kind, DRAFTERS)
+  if settings.kind == 'none':
+    return None
+  if settings.kind == 'model':
+    return drafters.model(
+        draft(config, loaded),
+        num_speculative_tokens=settings.num_speculative_tokens,
+        min_confidence=settings.min_confidence,
+    )
+  if settings.kind == 'ngram':
+    return drafters.ngram(
+        num_speculative_tokens=settings.num_speculative_tokens,
+        max_ngram=settings.max_ngram,
+        min_ngram=settings.min_ngram,
+    )
+  tree = tuple(settings.parents)
+  return drafters.synthetic(
+      reference,
+      reference_lengths=reference_lengths,
+      acceptance=settings.acceptance,
+      vocab_size=loaded.target.vocab_size,
+      num_speculative_tokens=None if tree else settings.num_speculative_tokens,
+      parents=tree or None,
+      seed=config.seed,
+  )
+
+
+def rule(config: ConfigDict):
+  """The rule of `config.rule`; 'auto' is greedy at temperature 0, else the block rule.
+
+  Raises:
+    ValueError: if there is no such rule, or greedy is asked for above temperature 0.
+  """
+  name, temperature = config.rule.name, config.sampling.temperature
+  choice('rule.name', name, RULES)
+  if name == 'auto':
+    name = 'block' if temperature else 'greedy'
+  if name == 'greedy' and temperature:
+    raise ValueError(
+        f'The greedy rule takes the most likely token whatever config.sampling.temperature='
+        f'{temperature} says: set it to 0, or take another rule (auto picks one).'
+    )
+  if name == 'typical':
+    return verify.typical(epsilon=config.rule.epsilon, delta=config.rule.delta)
+  return getattr(verify, name)()
+
+
+def sampling(config: ConfigDict, batch_size: int):
+  """The settings of `config.sampling`, for every row."""
+  return sampling_lib.make(batch_size=batch_size, **config.sampling.to_dict())
+
+
+def options(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
+  """What `specjax.generate` takes from a config beside prompts, drafter and sampling."""
+  stops = tuple(config.stop_tokens)
+  if config.stop_at_end:
+    stops += loaded.stop_tokens
+  return dict(
+      rule=rule(config),
+      max_new_tokens=config.max_new_tokens,
+      stop_tokens=stops,
+      stop_strings=tuple(config.stop_strings),
+      tokenizer=loaded.tokenizer,
+      logprobs=config.logprobs or None,
+      width=config.width,
+      cache_length=config.cache_length,
+      prefill_chunk=config.prefill_chunk,
+  )
+
+
+def seeds(config: ConfigDict, first: int, count: int) -> np.ndarray:
+  """Seeds of `count` rows from row `first` of the whole run on, wherever batches begin."""
+  return config.seed + first + np.arange(count)

@@ -1,0 +1,93 @@
+"""The command line that all experiments share: `--config=FILE[:arg]`, `--workdir=DIR`."""
+
+from collections.abc import Callable, Sequence
+import pathlib
+import re
+import sys
+from typing import Any
+
+from absl import app
+from absl import flags
+from absl import logging
+import ml_collections
+from ml_collections import config_flags
+
+
+def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
+  """Runs `run(config, workdir)` with flags from the command line.
+
+  What a user can mend (a wrong value, a missing file, a number that is not finite) ends
+  with one line that says how, and exit code 1; anything else with its traceback.
+
+  Args:
+    run: the experiment.
+    workdir: the default of `--workdir`; None makes the flag required.
+  """
+  config = config_flags.DEFINE_config_file(
+      'config', None, 'What to run: a file in configs/, with :ARGUMENT for its variants.'
+  )
+  directory = flags.DEFINE_string('workdir', workdir, 'The folder for results.')
+  flags.mark_flags_as_required(['config'] + ([] if workdir else ['workdir']))
+
+  def call(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+      raise app.UsageError(f'What is {argv[1]!r}? Settings are given as --config.FIELD=VALUE.')
+    logging.set_verbosity(logging.WARNING)  # orbax reports every file that it writes
+    try:
+      run(config.value, directory.value)
+    except (ValueError, OSError, FloatingPointError) as error:
+      sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+      sys.exit('\nInterrupted.')
+
+  app.run(call, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  """Parses flags; what is wrong with them ends the program in one line."""
+  try:
+    _check_config_flags(argv)
+    return flags.FLAGS(argv)
+  except (flags.Error, ValueError) as error:
+    sys.exit(f'error: {error}')
+
+
+def _check_config_flags(argv: Sequence[str]) -> None:
+  """Says which config files, arguments and fields there are, where one does not exist.
+
+  Raises:
+    ValueError: if there is no such file, argument or field.
+  """
+  if any(re.match(r'--?help', arg) for arg in argv):
+    return
+  joined = re.sub(r'(^|\n)(--?config)\n', r'\1\2=', '\n'.join(argv))  # '--config FILE' too
+  files = re.findall(r'^--?config=(.*)$', joined, re.MULTILINE)
+  if not files:
+    raise ValueError('Say what to run: --config=FILE, one of those in configs/.')
+  path = pathlib.Path(files[-1].partition(':')[0])
+  if not path.is_file():
+    known = ', '.join(sorted(str(file) for file in path.parent.glob('[!_]*.py'))) or 'none'
+    raise ValueError(f'There is no config file {path}. In its folder: {known}.')
+  alone = flags.FlagValues()
+  argument = [argv[0], f'--config={files[-1]}']
+  holder = config_flags.DEFINE_config_file('config', flag_values=alone, sys_argv=argument)
+  try:
+    alone(argument)
+  except (flags.Error, ValueError) as error:
+    # The message holds a traceback; what the config itself said is its last line.
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    raise ValueError(lines[-1].partition('Error: ')[2] or str(error)) from error
+  for arg in argv:
+    field = re.match(r'--?(?:no)?config\.([^=]+)', arg)
+    if field:
+      _check_field(holder.value, field[1])
+
+
+def _check_field(config: ml_collections.ConfigDict, path: str) -> None:
+  seen = 'config'
+  for part in path.split('.'):
+    if not isinstance(config, ml_collections.ConfigDict):
+      raise ValueError(f'{seen} is a value, it has no field {part!r}.')
+    if part not in config:
+      raise ValueError(f'{seen} has no field {part!r}. It has: {", ".join(sorted(config))}.')
+    config, seen = config[part], f'{seen}.{part}'

@@ -1,0 +1,164 @@
+"""What a run shows while it runs: training progress, coloured streams, tables."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import time
+from typing import Any
+
+import rich.console
+import rich.progress
+import rich.table
+import rich.text
+
+from specjax.analysis import traces
+from specjax.generation import GenerateOutput
+from specjax.training.train import Progress
+
+# Colours of tokens by where they came from; all others are in the terminal's own colour.
+COLOURS = {traces.ACCEPTED: 'green', 'prompt': 'bright_black'}
+LEGEND = '[bright_black]prompt[/] · [green]drafted and accepted[/] · from the target itself'
+
+# Between two lines of a training run whose output is not a terminal.
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextlib.contextmanager
+def training(console: rich.console.Console, num_steps: int) -> Iterator:
+  """Shows a training run: a bar on a terminal, else a line now and then.
+
+  Yields:
+    A function that takes each `specjax.training.train.Progress`.
+  """
+  if not console.is_terminal:
+    printed = [-_SECONDS_BETWEEN_LINES]
+
+    def show_line(progress: Progress) -> None:
+      last = progress.step == num_steps
+      if progress.kind == 'train' and not last:
+        if time.monotonic() - printed[0] < _SECONDS_BETWEEN_LINES:
+          return
+      printed[0] = time.monotonic()
+      console.print(_line(progress), highlight=False, soft_wrap=True)
+
+    yield show_line
+    return
+
+  bar = rich.progress.Progress(
+      rich.progress.TextColumn('step {task.completed}/{task.total}'),
+      rich.progress.BarColumn(),
+      rich.progress.TextColumn('{task.description}'),
+      rich.progress.TextColumn('{task.fields[left]}'),
+      console=console,
+  )
+  with bar:
+    task = bar.add_task('compiling …', total=num_steps, left='')
+
+    def show_bar(progress: Progress) -> None:
+      if progress.kind == 'held_out':
+        bar.console.print(_line(progress), highlight=False)
+        return
+      text = f'loss {progress.metrics["loss"]:.4f}  {progress.tokens_per_second:,.0f} tokens/s'
+      left = f'{duration(progress.seconds_left)} left'
+      bar.update(task, completed=progress.step, description=text, left=left)
+
+    yield show_bar
+
+
+def _line(progress: Progress) -> str:
+  values = '  '.join(f'{name} {value:.4f}' for name, value in progress.metrics.items())
+  line = f'step {progress.step}/{progress.num_steps}  {progress.kind:<8}  {values}'
+  if progress.kind == 'train':
+    line += f'  {progress.tokens_per_second:,.0f} tokens/s'
+  return f'{line}  {duration(progress.seconds_left)} left'
+
+
+class TokenStream:
+  """Writes a row's text as it grows, accepted draft tokens in colour.
+
+  Without a terminal, or where NO_COLOR is set, it is the text alone, byte for byte. What
+  could still change is held back: an unfinished character, or the beginning of a stop
+  string.
+  """
+
+  def __init__(
+      self,
+      console: rich.console.Console,
+      tokenizer: Any,
+      *,
+      row: int = 0,
+      stop_strings: Sequence[str] = (),
+  ):
+    """Colours need a trace: see `wants_trace`."""
+    self._console = console
+    self._tokenizer = tokenizer
+    self._row = row
+    self._held_back = max([len(string) - 1 for string in stop_strings], default=0)
+    self._shown = 0
+
+  def update(self, output: GenerateOutput) -> None:
+    """Writes what is new in the output so far; all of it once the row is over."""
+    row = self._row
+    tokens = output.new_tokens(row)
+    pieces = traces.pieces(self._tokenizer, tokens)
+    sources = [None] * len(pieces)
+    if output.trace is not None:
+      sources = traces.sources(output, row)
+    text = ''.join(pieces)
+    if output.finish_reasons[row] != 'running':
+      # The output's own text is cut before a stop string.
+      end = len(text) if output.texts is None else min(len(text), len(output.texts[row]))
+    else:
+      end = len(text.rstrip('\N{REPLACEMENT CHARACTER}')) - self._held_back
+    start = 0
+    for piece, source in zip(pieces, sources):
+      fresh = piece[max(self._shown - start, 0) : max(end - start, 0)]
+      if fresh:
+        write(self._console, fresh, COLOURS.get(source))
+      start += len(piece)
+    self._shown = max(self._shown, end)
+
+
+def wants_trace(console: rich.console.Console) -> bool:
+  """Whether `console` shows colours, for which a run must keep a trace."""
+  return console.is_terminal and not console.no_color
+
+
+def write(console: rich.console.Console, text: str, colour: str | None = None) -> None:
+  """Writes model text as it is: no markup, no wrapping, colour on terminals only."""
+  if colour is None or not wants_trace(console):
+    console.file.write(text)
+  else:
+    # A style that spans lines would colour the rest of the line in some terminals.
+    console.print(rich.text.Text(text, style=colour), end='', soft_wrap=True)
+  console.file.flush()
+
+
+def table(rows: Sequence[dict[str, Any]], *, title: str | None = None) -> rich.table.Table:
+  """A table of rows with the same keys, which are its heads; numbers to the right."""
+  result = rich.table.Table(title=title, title_justify='left')
+  for name in rows[0]:
+    number = any(isinstance(row[name], (int, float)) for row in rows)
+    result.add_column(name, justify='right' if number else 'left')
+  for row in rows:
+    result.add_row(*[_cell(value) for value in row.values()])
+  return result
+
+
+def _cell(value: Any) -> str:
+  if value is None:
+    return '–'
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if isinstance(value, float):
+    return f'{value:,.1f}' if abs(value) >= 100 else f'{value:.3g}'
+  return str(value)
+
+
+def duration(seconds: float) -> str:
+  """'42 s', '3 min 5 s' or '2 h 10 min'."""
+  whole = round(seconds)
+  if whole < 60:
+    return f'{whole} s'
+  if whole < 3600:
+    return f'{whole // 60} min {whole % 60} s'
+  return f'{whole // 3600} h {whole % 3600 // 60} min'

@@ -1,0 +1,160 @@
+"""Where a run puts `config.json`, `metrics.jsonl` and `report.html`, nothing half-written.
+
+A file is written beside its place and renamed into it; a row of `metrics.jsonl` is one
+line, written at once and flushed. Nothing is made before the first result, so that a run
+that is refused leaves neither an empty folder nor an older result damaged.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+CONFIG, METRICS, REPORT = 'config.json', 'metrics.jsonl', 'report.html'
+
+
+@dataclasses.dataclass
+class Workdir:
+  """A run's folder.
+
+  Attributes:
+    path: the folder; it exists once something was written.
+    config: what `config.json` will say, plain JSON values.
+    resume: whether rows of an earlier run in this folder are kept and added to.
+  """
+
+  path: pathlib.Path
+  config: Any
+  resume: bool = False
+  _started: bool = dataclasses.field(default=False, repr=False)
+
+  def record(self, row: Mapping[str, Any]) -> None:
+    """Appends one row to `metrics.jsonl`; on the disk's queue when this returns."""
+    line = json.dumps(to_json(row), allow_nan=False) + '\n'
+    self._start()
+    with open(self.path / METRICS, 'a', encoding='utf-8') as file:
+      file.write(line)
+      file.flush()
+
+  def write(self, name: str, text: str) -> pathlib.Path:
+    """Writes a file as a whole or not at all; returns its path."""
+    self._start()
+    return write_atomically(self.path / name, text)
+
+  def write_json(self, name: str, value: Any) -> pathlib.Path:
+    """As `write`, for anything that `to_json` takes."""
+    return self.write(name, json.dumps(to_json(value), indent=2, allow_nan=False) + '\n')
+
+  def _start(self) -> None:
+    if self._started:
+      return
+    self.path.mkdir(parents=True, exist_ok=True)
+    metrics = self.path / METRICS
+    if metrics.exists() and self.resume:
+      # A kill may have left half a line, to which the next row must not be glued.
+      whole = metrics.read_bytes()
+      if not whole.endswith(b'\n'):
+        write_atomically(metrics, whole[: whole.rfind(b'\n') + 1].decode())
+    else:
+      # A report beside another run's rows would be taken for theirs.
+      for name in (METRICS, REPORT):
+        (self.path / name).unlink(missing_ok=True)
+    self._started = True
+    self.write_json(CONFIG, self.config)
+
+
+def open_workdir(path: str | os.PathLike, config: Any, *, resume: bool = False) -> Workdir:
+  """A folder for a run's results.
+
+  Args:
+    path: the folder; made, with its parents, at the first result.
+    config: a ConfigDict, a dataclass or a dict; saved as `config.json` at the first result.
+    resume: keep the rows of an earlier run there (training); otherwise they are removed
+      when the first result of this one is written.
+
+  Returns:
+    The `Workdir`.
+
+  Raises:
+    ValueError: if no path is given, it is a file, or it cannot be written to.
+  """
+  if not str(path):
+    raise ValueError('No workdir: say where results go with --workdir=DIR.')
+  path = pathlib.Path(path).expanduser()
+  existing = path
+  while not existing.exists():
+    existing = existing.parent
+  if not existing.is_dir():
+    raise ValueError(f'The workdir {path} cannot be made: {existing} is a file, not a folder.')
+  if not os.access(existing, os.W_OK):
+    raise ValueError(f'The workdir {path} cannot be written: no permission in {existing}.')
+  return Workdir(path=path, config=to_json(config), resume=resume)
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The rows of a `metrics.jsonl`, or of the one in a folder; half a last line is left out.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: if a whole line is not JSON.
+  """
+  path = pathlib.Path(path)
+  path = path / METRICS if path.is_dir() else path
+  if not path.exists():
+    raise FileNotFoundError(f'There is no {path}: run an experiment with this --workdir first.')
+  rows = []
+  *lines, _ = path.read_text(encoding='utf-8').split('\n')
+  for number, line in enumerate(lines, start=1):
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError as error:
+      raise ValueError(f'{path}, line {number} is not JSON: {error}') from error
+  return rows
+
+
+def write_atomically(path: pathlib.Path, text: str) -> pathlib.Path:
+  """Writes `text` beside `path` and renames it into place."""
+  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  try:
+    with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    # mkstemp makes files that only their owner may read; results are for sharing.
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)
+    os.replace(temporary, path)
+  except BaseException:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+    raise
+  return path
+
+
+def to_json(value: Any) -> Any:
+  """Plain JSON values of configs, dataclasses, arrays and containers of them.
+
+  Numbers that JSON has no word for (NaN, infinities) become null; what has no JSON form at
+  all becomes its text.
+  """
+  if hasattr(value, 'to_dict') and callable(value.to_dict):
+    value = value.to_dict()
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+  if isinstance(value, Mapping):
+    return {str(key): to_json(entry) for key, entry in value.items()}
+  if isinstance(value, (list, tuple, set, frozenset)):
+    return [to_json(entry) for entry in value]
+  if isinstance(value, np.ndarray) or (hasattr(value, 'tolist') and hasattr(value, 'shape')):
+    return to_json(np.asarray(value).tolist())
+  if isinstance(value, (bool, int, str)) or value is None:
+    return value
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  return str(value)
