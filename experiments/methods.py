@@ -1,0 +1,275 @@
+"""The methods of a benchmark: built from a config, run in turns, held against plain decoding."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+import specjax
+from experiments import build
+from specjax import verify
+from specjax.analysis import calibration as calibration_lib
+from specjax.analysis import records
+from specjax.analysis import theory
+from specjax.generation import GenerateOutput
+
+Prompts = Sequence[Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A way of decoding.
+
+  Attributes:
+    key: its name in the config; 'plain…' for plain decoding.
+    name: for tables.
+    kind: of drafter; 'none' for plain decoding.
+    rule: the verification rule; for plain decoding, its sampler.
+    temperature: 0 is greedy.
+    drafter: or None.
+    settings: its part of the config, from which sampling is made.
+  """
+
+  key: str
+  name: str
+  kind: str
+  rule: Any
+  temperature: float
+  drafter: Any
+  settings: ml_collections.ConfigDict
+
+  @property
+  def num_speculative_tokens(self) -> int:
+    return self.drafter.num_nodes if self.drafter is not None else 0
+
+  @property
+  def rule_name(self) -> str:
+    """For tables: plain decoding verifies nothing."""
+    if self.drafter is not None:
+      return self.rule.name
+    return 'sampling' if self.temperature else 'greedy'
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+  """Runs methods on one target, all with the same shapes.
+
+  Attributes:
+    target: the target.
+    width: tokens that a pass of plain decoding reads.
+    max_new_tokens: of each prompt.
+    cache_length: S.
+    prefill_chunk: tokens of a prefill pass.
+    seed: of the first prompt; prompt i has seed + i.
+  """
+
+  target: Any
+  width: int
+  max_new_tokens: int
+  cache_length: int
+  prefill_chunk: int
+  seed: int
+
+  def __call__(self, method: Method, prompts: Prompts, first: int = 0, **more) -> GenerateOutput:
+    """One run over a batch of prompts, the first of which has number `first`."""
+    output = specjax.generate(
+        self.target, prompts, **(self.options(method, len(prompts), first) | more)
+    )
+    # Outputs are kept, and with them a draft's cache would be.
+    return dataclasses.replace(output, drafter_state=None)
+
+  def options(self, method: Method, batch_size: int, first: int = 0) -> dict[str, Any]:
+    """What `specjax.generate` takes beside target and prompts."""
+    return dict(
+        drafter=method.drafter,
+        rule=method.rule,
+        sampling=build.sampling(method.settings, batch_size),
+        max_new_tokens=self.max_new_tokens,
+        seeds=self.seed + first + np.arange(batch_size),
+        width=self.width_of(method),
+        cache_length=self.cache_length,
+        prefill_chunk=self.prefill_chunk,
+    )
+
+  def width_of(self, method: Method) -> int:
+    """Tokens that the method's target passes read."""
+    return max(self.width, method.num_speculative_tokens + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+  """What came of timing.
+
+  Attributes:
+    outputs: by method key, one run a prompt.
+    seconds: by method key, [P] medians over repetitions.
+  """
+
+  outputs: dict[str, list[GenerateOutput]]
+  seconds: dict[str, list[float]]
+
+
+def method(config, key: str, loaded: build.Loaded, *, num_speculative_tokens: int = 0) -> Method:
+  """The method `config.methods[key]`.
+
+  Args:
+    config: the benchmark's config; the method changes fields of it.
+    key: of the method.
+    loaded: the target and what comes with it.
+    num_speculative_tokens: K where the config leaves it open (0).
+
+  Raises:
+    ValueError: for what `experiments.build` refuses.
+  """
+  settings = method_settings(config, key)
+  if not settings.drafter.num_speculative_tokens:
+    settings.drafter.num_speculative_tokens = num_speculative_tokens
+  build.check(settings)
+  return Method(
+      key=key,
+      name=config.methods[key].name,
+      kind=settings.drafter.kind,
+      rule=build.rule(settings),
+      temperature=settings.sampling.temperature,
+      drafter=build.drafter(settings, loaded),
+      settings=settings,
+  )
+
+
+def method_settings(config, key: str) -> ml_collections.ConfigDict:
+  """The config with a method's own drafter, rule and temperature.
+
+  Raises:
+    ValueError: if there is no such method, or it sets a field that does not exist.
+  """
+  build.choice('order', key, tuple(config.methods))
+  chosen = config.methods[key]
+  settings = ml_collections.ConfigDict(config.to_dict()).lock()
+  try:
+    settings.drafter.update(chosen.drafter.to_dict())
+  except (AttributeError, KeyError) as error:
+    raise ValueError(f'config.methods.{key}.drafter: {error}') from error
+  settings.rule.name = chosen.rule
+  settings.sampling.temperature = float(chosen.temperature)
+  return settings
+
+
+def plain_methods(config, methods: Sequence[Method]) -> list[Method]:
+  """Plain decoding at every temperature that occurs, with the fastest sampler."""
+  found = {}
+  for each in methods:
+    rule = calibration_lib.plain_rule(each.rule)
+    key = f'plain_{each.temperature:g}'
+    settings = ml_collections.ConfigDict(config.to_dict())
+    settings.sampling.temperature = each.temperature
+    found[each.temperature] = Method(
+        key, 'plain decode', 'none', rule, each.temperature, None, settings
+    )
+  return [found[temperature] for temperature in sorted(found)]
+
+
+def time(
+    runner: Runner,
+    methods: Sequence[Method],
+    prompts: Prompts,
+    *,
+    repetitions: int,
+    say: Callable[[str], None],
+) -> Timed:
+  """Times all methods in turns, prompt by prompt, in an order that keeps changing.
+
+  Ratios are then of runs seconds apart, on a machine in the same state. Every method is
+  compiled and warmed up before anything is timed.
+  """
+  for number, each in enumerate(methods, start=1):
+    say(f'compiling {number}/{len(methods)}: {each.name}, {each.rule_name}')
+    for _ in range(2):
+      runner(each, prompts[:1])
+  outputs = {each.key: [] for each in methods}
+  samples = {each.key: [[] for _ in prompts] for each in methods}
+  order = np.random.default_rng(0)
+  for repetition in range(repetitions):
+    for row, prompt in enumerate(prompts):
+      say(f'timing, round {repetition + 1}/{repetitions}, prompt {row + 1}/{len(prompts)}')
+      for index in order.permutation(len(methods)):
+        each = methods[index]
+        output = runner(each, [prompt], first=row)
+        samples[each.key][row].append(output.seconds)
+        if not repetition:
+          outputs[each.key].append(output)
+  seconds = {key: [float(np.median(times)) for times in rows] for key, rows in samples.items()}
+  return Timed(outputs, seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Acceptance:
+  """How a method's drafts fared on prompts that are not timed.
+
+  Attributes:
+    rates: conditional acceptance rates, one a position.
+    num_drafted: mean draft steps a round.
+  """
+
+  rates: tuple[float, ...]
+  num_drafted: float
+
+
+def acceptance(
+    runner: Runner, method: Method, prompts: Prompts, *, batch_size: int, first: int
+) -> Acceptance:
+  """Runs a method on other prompts, in batches, for its counts alone."""
+  outputs = []
+  for start in range(0, len(prompts), batch_size):
+    # A last batch of another size would be compiled anew.
+    rows = [prompts[(start + i) % len(prompts)] for i in range(batch_size)]
+    outputs.append(runner(method, rows, first=first + start))
+  stats = records.merge_stats(outputs)
+  rounds = int(stats.rounds.sum())
+  drafted = stats.proposed_at.sum(0)
+  # A draft model reads once to draft its first token, and once more for every token that
+  # it goes on from, kept or not; the last one of K is not read.
+  steps = 1 + int(drafted[:-1].sum()) / rounds if method.kind == 'model' else len(drafted)
+  rates = theory.conditional_rates(stats.accepted_at.sum(0), rounds)
+  return Acceptance(tuple(rates), steps)
+
+
+def identical_to_plain(
+    runner: Runner, methods: Sequence[Method], prompts: Prompts, outputs
+) -> dict[str, bool | None]:
+  """Whether each method's tokens are those of plain decoding at its own width.
+
+  At equal width the logits are bitwise the same, so that what is compared is the algorithm.
+  Coupled outputs are compared with plain decoding with the same Gumbel noise. None for
+  rules that draw other tokens from the same law.
+  """
+  found: dict[str, bool | None] = {}
+  references: dict[Any, list[np.ndarray]] = {}
+  for each in methods:
+    found[each.key] = None
+    if each.drafter is None or each.rule.name not in ('greedy', 'coupled'):
+      continue
+    width = runner.width_of(each)
+    key = (each.rule.name, each.temperature, width)
+    if key not in references:
+      plain = dataclasses.replace(each, drafter=None)
+      references[key] = [
+          runner(plain, [prompt], first=row, width=width).new_tokens()
+          for row, prompt in enumerate(prompts)
+      ]
+    found[each.key] = all(
+        np.array_equal(output.new_tokens(), tokens)
+        for output, tokens in zip(outputs[each.key], references[key])
+    )
+  return found
+
+
+def plain_of(method: Method, methods: Sequence[Method]) -> Method:
+  """The plain decoding that a method is measured against."""
+  rule = verify.greedy() if method.rule.mode == 'greedy' else verify.rejection()
+  return next(
+      each
+      for each in methods
+      if each.drafter is None and each.temperature == method.temperature and each.rule == rule
+  )

@@ -1,0 +1,23 @@
+"""What to expect, what was measured, and whether the two agree."""
+
+from specjax.analysis import calibration
+from specjax.analysis import identity
+from specjax.analysis import records
+from specjax.analysis import statistics
+from specjax.analysis import theory
+from specjax.analysis import traces
+from specjax.analysis.calibration import Calibration, calibrate
+from specjax.analysis.records import Record, record
+
+__all__ = [
+    'Calibration',
+    'Record',
+    'calibrate',
+    'calibration',
+    'identity',
+    'record',
+    'records',
+    'statistics',
+    'theory',
+    'traces',
+]

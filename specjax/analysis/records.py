@@ -1,0 +1,200 @@
+"""Rows of `metrics.jsonl`: what a method did, with what, on which machine."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import importlib.metadata
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+from specjax.analysis import statistics
+from specjax.analysis import theory
+from specjax.generation import GenerateOutput
+
+_PACKAGES = ('specjax', 'jax', 'jaxlib', 'flax', 'numpy')
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """One row: a method over all of its prompts. Names of fields are those of the file.
+
+  Attributes:
+    name: of the method.
+    rule: name of the verification rule.
+    drafter: kind of drafter; 'none' for plain decoding.
+    temperature: of sampling; 0 is greedy.
+    num_speculative_tokens: K; 0 for plain decoding.
+    dtype: of weights and activations.
+    width: tokens a target pass reads.
+    prompts: how many.
+    new_tokens: emitted by all of them.
+    target_passes: decode rounds, prefill not counted.
+    seconds: of decoding only; compilation and prefill are excluded.
+    prefill_seconds: of the prefill.
+    tokens_per_second: `new_tokens / seconds`.
+    speedup: tokens a second over those of plain decoding in the same process, or None.
+    speedup_low: lower end of its interval over prompts, or None.
+    speedup_high: upper end.
+    predicted_speedup: from costs and acceptance measured elsewhere, or None.
+    prediction: the terms it was made of, or None.
+    mean_acceptance_length: tokens a round, bonus token included: 1 … K + 1.
+    draft_acceptance_rate: accepted over proposed draft tokens; None without any.
+    acceptance_rate_per_position: [D]; at each depth, rounds that accepted so far over
+      rounds that proposed so far; None where nothing was proposed.
+    identical_to_plain: whether every output is token for token that of plain decoding; None
+      where equality is not defined (rejection and block above temperature 0).
+    versions: of the packages.
+    hardware: what it ran on.
+  """
+
+  name: str
+  rule: str
+  drafter: str
+  temperature: float
+  num_speculative_tokens: int
+  dtype: str
+  width: int
+  prompts: int
+  new_tokens: int
+  target_passes: int
+  seconds: float
+  prefill_seconds: float
+  tokens_per_second: float
+  speedup: float | None
+  speedup_low: float | None
+  speedup_high: float | None
+  predicted_speedup: float | None
+  prediction: theory.Prediction | None
+  mean_acceptance_length: float
+  draft_acceptance_rate: float | None
+  acceptance_rate_per_position: tuple[float | None, ...]
+  identical_to_plain: bool | None
+  versions: dict[str, str]
+  hardware: dict[str, Any]
+
+
+def record(
+    outputs: Sequence[GenerateOutput],
+    *,
+    name: str,
+    rule: str,
+    drafter: str,
+    temperature: float,
+    num_speculative_tokens: int,
+    dtype: str,
+    width: int,
+    seconds: Sequence[float] | None = None,
+    plain: tuple[Sequence[float], Sequence[int]] | None = None,
+    prediction: theory.Prediction | None = None,
+    identical_to_plain: bool | None = None,
+) -> Record:
+  """The row of a method from its runs.
+
+  Args:
+    outputs: one run a prompt (or a batch of prompts).
+    name: of the method; also `rule`, `drafter`, `temperature`, `num_speculative_tokens`,
+      `dtype`, `width`, `prediction` and `identical_to_plain`, as in `Record`.
+    seconds: of each run, where it was timed more than once; None takes the runs' own.
+    plain: seconds and new tokens of plain decoding, an entry for each run; None leaves the
+      speed-up out.
+
+  Returns:
+    The row, every rate a ratio of sums.
+
+  Raises:
+    ValueError: without runs.
+  """
+  if not outputs:
+    raise ValueError('A row of metrics needs at least one run.')
+  seconds = [output.seconds for output in outputs] if seconds is None else list(seconds)
+  tokens = [output.num_new_tokens for output in outputs]
+  speedup = None
+  if plain is not None:
+    speedup = statistics.paired_speedup(
+        plain_seconds=plain[0], plain_tokens=plain[1], seconds=seconds, tokens=tokens
+    )
+  stats = merge_stats(outputs)
+  rate = int(stats.accepted.sum()) / max(int(stats.proposed.sum()), 1)
+  proposed_at, accepted_at = stats.proposed_at.sum(0), stats.accepted_at.sum(0)
+  return Record(
+      name=name,
+      rule=rule,
+      drafter=drafter,
+      temperature=float(temperature),
+      num_speculative_tokens=num_speculative_tokens,
+      dtype=dtype,
+      width=width,
+      prompts=sum(len(output.lengths) for output in outputs),
+      new_tokens=sum(tokens),
+      target_passes=sum(output.target_passes for output in outputs),
+      seconds=sum(seconds),
+      prefill_seconds=sum(output.prefill_seconds for output in outputs),
+      tokens_per_second=sum(tokens) / max(sum(seconds), 1e-12),
+      speedup=None if speedup is None else speedup.value,
+      speedup_low=None if speedup is None else speedup.low,
+      speedup_high=None if speedup is None else speedup.high,
+      predicted_speedup=None if prediction is None else prediction.speedup,
+      prediction=prediction,
+      mean_acceptance_length=sum(tokens) / max(int(stats.rounds.sum()), 1),
+      draft_acceptance_rate=rate if stats.proposed.sum() else None,
+      acceptance_rate_per_position=tuple(
+          int(a) / int(p) if p else None for a, p in zip(accepted_at, proposed_at)
+      ),
+      identical_to_plain=identical_to_plain,
+      versions=versions(),
+      hardware=hardware(),
+  )
+
+
+def merge_stats(outputs: Sequence[GenerateOutput]):
+  """The counts (`specjax.engine.Stats`) of all runs, rows one after the other."""
+  stats = [output.stats for output in outputs]
+  return jax.tree.map(lambda *counts: np.concatenate(counts), *stats)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+  """Versions of Python and of the packages that numbers depend on."""
+  found = {'python': platform.python_version()}
+  for package in _PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue  # run from a checkout that is not installed
+  return found
+
+
+@functools.cache
+def hardware() -> dict[str, Any]:
+  """What this process computes on."""
+  device = jax.devices()[0]
+  return {
+      'platform': device.platform,
+      'device': _cpu_name() if device.platform == 'cpu' else device.device_kind,
+      'devices': jax.device_count(),
+      'cpu_cores': _num_cores(),
+      'machine': platform.machine(),
+      'system': platform.system(),
+  }
+
+
+def _num_cores() -> int | None:
+  """Cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
+
+
+def _cpu_name() -> str:
+  """As the processor calls itself, or its architecture."""
+  info = pathlib.Path('/proc/cpuinfo')
+  if info.exists():
+    for line in info.read_text(errors='replace').splitlines():
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  return platform.processor() or platform.machine()

@@ -1,0 +1,130 @@
+"""Reads the trace of a run: what each round proposed, and where every token came from."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from specjax.generation import GenerateOutput
+
+# Where an emitted token came from.
+ACCEPTED = 'accepted'  # drafted, and kept
+RECOVERED = 'recovered'  # the target's, in place of a rejected draft
+BONUS = 'bonus'  # the target's, behind a fully accepted draft
+PLAIN = 'plain'  # the target's, where nothing was drafted
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+  """A drafted token.
+
+  Attributes:
+    number: of the node, from 1 on.
+    token: its id.
+    parent: node number, 0 is the root of the round.
+    accepted: whether it was kept.
+    accept_prob: with which the rule would accept it, its parent given.
+    target_prob: under the target's law.
+    draft_prob: under the law that it was drawn from; 1 where it was chosen.
+  """
+
+  number: int
+  token: int
+  parent: int
+  accepted: bool
+  accept_prob: float
+  target_prob: float
+  draft_prob: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+  """One round of one row.
+
+  Attributes:
+    start: the row's length before it.
+    nodes: valid nodes, in order.
+    emitted: ids of the tokens emitted, after stops and limits.
+    sources: where each of them came from.
+  """
+
+  start: int
+  nodes: tuple[Node, ...]
+  emitted: tuple[int, ...]
+  sources: tuple[str, ...]
+
+
+def rounds(output: GenerateOutput, row: int = 0) -> list[Round]:
+  """The rounds of a row, in order; together they emit its new tokens.
+
+  Raises:
+    ValueError: if the run kept no trace.
+  """
+  trace = output.trace
+  if trace is None:
+    raise ValueError('The run kept no trace: generate with trace=True.')
+  found, end = [], int(output.lengths[row])
+  for index in np.flatnonzero(trace.starts[row]):
+    start = int(trace.starts[row, index])
+    count = int(trace.num_accepted[row, index])
+    path = trace.path[row, index, :count]
+    nodes = tuple(
+        Node(
+            number=int(n) + 1,
+            token=int(trace.tokens[row, index, n]),
+            parent=int(trace.parents[row, index, n]),
+            accepted=n + 1 in path,
+            accept_prob=float(trace.accept_probs[row, index, n]),
+            target_prob=float(trace.target_probs[row, index, n]),
+            draft_prob=float(trace.draft_probs[row, index, n]),
+        )
+        for n in np.flatnonzero(trace.valid[row, index])
+    )
+    last = BONUS if trace.is_bonus[row, index] else RECOVERED
+    last = last if nodes else PLAIN
+    # A stop or a limit may cut what the rule decided.
+    size = max(min(count + 1, end - start), 0)
+    emitted = tuple(int(token) for token in output.tokens[row, start : start + size])
+    found.append(Round(start, nodes, emitted, ((ACCEPTED,) * count + (last,))[:size]))
+  return found
+
+
+def sources(output: GenerateOutput, row: int = 0) -> list[str]:
+  """Where each new token of a row came from."""
+  return [source for each in rounds(output, row) for source in each.sources]
+
+
+def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+  """The text of each token; together they are the text of all.
+
+  A token that ends within a character has no text of its own: the one that completes the
+  character gets it.
+
+  Args:
+    tokenizer: has `decode(list of ids) -> str`.
+    tokens: ids.
+  """
+  tokens = [int(token) for token in tokens]
+  texts, start, shown = [], 0, ''
+  for end in range(1, len(tokens) + 1):
+    text = tokenizer.decode(tokens[start:end])
+    unfinished = text.endswith('\N{REPLACEMENT CHARACTER}')
+    if unfinished and end < len(tokens):
+      texts.append('')
+      continue
+    texts.append(text[_num_shared(text, shown) :])
+    shown = text
+    if end - start >= 32:
+      # Decoding from the first token each time would take quadratic time. One token of
+      # context stays: what a token looks like may depend on the one before.
+      start = end - 1
+      shown = tokenizer.decode(tokens[start:end])
+  return texts
+
+
+def _num_shared(text: str, other: str) -> int:
+  """Characters that both begin with."""
+  if text.startswith(other):
+    return len(other)
+  return next((i for i, (a, b) in enumerate(zip(text, other)) if a != b), len(text))

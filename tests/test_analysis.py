@@ -1,0 +1,420 @@
+"""Theory against sums written out, statistics, identity, records, traces and calibration."""
+
+import dataclasses
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+
+import specjax
+from specjax import drafters
+from specjax import engine
+from specjax import generation
+from specjax import models
+from specjax import verify
+from specjax.analysis import calibration
+from specjax.analysis import identity
+from specjax.analysis import records
+from specjax.analysis import statistics
+from specjax.analysis import theory
+from specjax.analysis import traces
+
+VOCAB = 32
+# DESIGN's fields of a row of metrics.jsonl.
+FIELDS = (
+    'name new_tokens target_passes seconds prefill_seconds tokens_per_second speedup '
+    'predicted_speedup mean_acceptance_length draft_acceptance_rate '
+    'acceptance_rate_per_position identical_to_plain versions hardware'
+).split()
+
+
+def language_model(seed: int, *, width: int = 16) -> models.LanguageModel:
+  config = models.TransformerConfig(
+      vocab_size=VOCAB, width=width, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
+      mlp_width=24,
+  )
+  module = models.Transformer(config)
+  params = module.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))['params']
+  return models.LanguageModel(module, jax.tree.map(lambda x: x * 2, params))
+
+
+@pytest.fixture(scope='module')
+def target():
+  return language_model(0)
+
+
+@pytest.fixture(scope='module')
+def traced(target):
+  """A run with accepted, recovered and bonus tokens, two rows of different lengths."""
+  reference = specjax.decode(target, [[1, 2, 3], [4]], max_new_tokens=[17, 60])
+  drafter = drafters.synthetic(
+      reference.tokens, acceptance=0.7, vocab_size=VOCAB, num_speculative_tokens=3
+  )
+  output = specjax.generate(
+      target, [[1, 2, 3], [4]], drafter=drafter, max_new_tokens=[17, 60], trace=True
+  )
+  np.testing.assert_array_equal(output.tokens, reference.tokens)
+  return output
+
+
+class TestTheory:
+
+  @pytest.mark.parametrize('alpha', [0.0, 0.3, 0.9, 1.0])
+  @pytest.mark.parametrize('k', [0, 1, 4])
+  def test_expected_tokens_is_the_mean_over_outcomes(self, alpha, k):
+    # n accepted tokens: n successes and a failure, or all K; one token follows.
+    outcomes = [(n + 1, alpha**n * (1 - alpha)) for n in range(k)] + [(k + 1, alpha**k)]
+    assert sum(p for _, p in outcomes) == pytest.approx(1)
+    mean = sum(n * p for n, p in outcomes)
+    assert theory.expected_tokens(alpha, k) == pytest.approx(mean)
+    if alpha < 1:
+      assert mean == pytest.approx((1 - alpha ** (k + 1)) / (1 - alpha))
+
+  def test_conditional_rates_give_back_the_measured_mean(self):
+    accepted = np.random.default_rng(0).integers(0, 5, size=200)  # tokens a round, K = 4
+    accepted_at = [(accepted > d).sum() for d in range(4)]
+    rates = theory.conditional_rates(accepted_at, 200)
+    assert theory.expected_tokens(rates, 4) == pytest.approx(1 + accepted.mean())
+    assert theory.expected_tokens(rates, 2) == pytest.approx(1 + np.minimum(accepted, 2).mean())
+    assert theory.conditional_rates([3, 0, 0], 6) == [0.5, 0.0, 0.0]
+
+  def test_theorem_3_8(self):
+    # Leviathan et al. 2022: γ + 1 passes' worth of tokens for γ c + 1 of work.
+    for alpha, k, c in [(0.8, 5, 0.05), (0.5, 3, 0.2)]:
+      wanted = (1 - alpha ** (k + 1)) / ((1 - alpha) * (k * c + 1))
+      assert theory.leviathan_speedup(alpha, k, c) == pytest.approx(wanted)
+    tokens, seconds = 3.2, 4 * 0.1 + 1.3 + 0.05
+    got = theory.speedup(tokens, num_drafted=4, draft_cost=0.1, pass_cost=1.3, overhead=0.05)
+    assert got == pytest.approx(tokens / seconds)
+
+  def test_best_length_is_the_largest_of_all(self):
+    found = theory.best_length(
+        0.8, max_num_speculative_tokens=12, draft_cost=0.05, pass_cost=lambda m: 1 + 0.02 * m
+    )
+    by_hand = [1.0] + [
+        theory.expected_tokens(0.8, k) / (0.05 * k + 1 + 0.02 * (k + 1)) for k in range(1, 13)
+    ]
+    assert found.num_speculative_tokens == int(np.argmax(by_hand)) > 0
+    np.testing.assert_allclose(found.speedups, by_hand)
+    hopeless = theory.best_length(0.1, max_num_speculative_tokens=4, draft_cost=0.5)
+    assert (hopeless.num_speculative_tokens, hopeless.speedup) == (0, 1.0)
+
+  def test_what_is_not_known_is_refused(self):
+    with pytest.raises(ValueError, match='known for 2 positions, K is 3'):
+      theory.expected_tokens([0.5, 0.5], 3)
+    with pytest.raises(ValueError, match=r'in \[0, 1\]'):
+      theory.expected_tokens(1.2, 3)
+    with pytest.raises(ValueError, match='at least 0'):
+      theory.expected_tokens(0.5, -1)
+
+
+class TestStatistics:
+
+  def test_a_ratio_of_sums_is_not_a_mean_of_ratios(self):
+    tokens, rounds = [100, 10], [50, 1]
+    found = statistics.ratio_of_sums(tokens, rounds)
+    assert found.value == pytest.approx(110 / 51)
+    assert found.low <= found.value <= found.high
+    assert found.num_prompts == 2
+
+  def test_pairing_takes_out_what_prompts_share(self):
+    random = np.random.default_rng(1)
+    length = random.integers(50, 500, size=40)
+    plain = 0.01 * length
+    fast = plain / 2 * random.normal(1, 0.02, size=40)
+    found = statistics.paired_speedup(
+        plain_seconds=plain, plain_tokens=length, seconds=fast, tokens=length
+    )
+    assert found.low < 2.0 < found.high
+    assert found.high - found.low < 0.05
+    # The seconds alone vary much more from prompt to prompt.
+    alone = statistics.ratio_of_sums(fast, np.ones(40))
+    assert (alone.high - alone.low) / alone.value > 0.2
+
+  def test_the_interval_covers(self):
+    random = np.random.default_rng(2)
+    hits = 0
+    for trial in range(60):
+      n = random.poisson(20, size=30)
+      d = random.poisson(10, size=30) + 1
+      found = statistics.ratio_of_sums(n, d, num_samples=300, seed=trial)
+      hits += found.low <= 20 / 11 <= found.high
+    assert hits >= 48
+
+  def test_bad_columns(self):
+    with pytest.raises(ValueError, match='at least one prompt'):
+      statistics.ratio_of_sums([], [])
+    with pytest.raises(ValueError, match='one entry'):
+      statistics.ratio_of_sums([1], [1, 2])
+
+
+class TestIdentity:
+
+  def test_gap_rule(self):
+    scores = np.zeros((3, 4), np.float32)
+    scores[1] = [1.0, 0.98, 0.5, 0.0]
+    same, flipped, wrong = [0, 0, 2], [0, 1, 2], [0, 2, 2]
+    report = identity.gap_rule([same] * 2, [same, flipped], [scores] * 2, largest_difference=0.02)
+    assert report.first_differences == (-1, 1)
+    assert report.num_positions == 3 + 2
+    assert (report.num_flips, report.identical, report.holds) == (1, False, True)
+    assert report.gaps[1] == pytest.approx(0.02)
+    report = identity.gap_rule([same], [wrong], [scores], largest_difference=0.02)
+    assert not report.holds
+    with pytest.raises(ValueError, match='one output ends'):
+      identity.gap_rule([same], [same[:2]], [scores], largest_difference=1.0)
+
+  def test_first_difference(self):
+    assert identity.first_difference([1, 2], [1, 2]) == -1
+    assert identity.first_difference([1, 2], [1, 3]) == 1
+    assert identity.first_difference([1, 2], [1, 2, 3]) == 2
+
+  def test_logits_do_not_depend_on_the_width_but_by_rounding(self, target):
+    tokens = np.arange(14).reshape(2, 7) % VOCAB
+    whole = target(jnp.asarray(tokens)).logits
+    one = identity.logits_at_width(target, tokens, width=1)
+    three = identity.logits_at_width(target, tokens, width=3)
+    np.testing.assert_allclose(one, whole, atol=1e-4)
+    flips, difference = identity.count_flips(one, three)
+    assert flips == 0 and difference < 1e-4
+
+
+class TestRecords:
+
+  def test_a_row_is_made_of_sums(self, target, traced):
+    other = specjax.generate(
+        target, [[7, 8]], drafter=drafters.ngram(num_speculative_tokens=3), max_new_tokens=9
+    )
+    row = records.record(
+        [traced, other],
+        name='both',
+        rule='greedy',
+        drafter='mixed',
+        temperature=0,
+        num_speculative_tokens=3,
+        dtype='float32',
+        width=4,
+        seconds=[2.0, 1.0],
+        plain=([4.0, 5.0], [77, 9]),
+        identical_to_plain=True,
+    )
+    assert set(FIELDS) <= {field.name for field in dataclasses.fields(row)}
+    assert (row.prompts, row.new_tokens) == (3, 17 + 60 + 9)
+    assert row.tokens_per_second == pytest.approx(86 / 3)
+    assert row.speedup == pytest.approx(3.0)
+    assert row.speedup_low <= 3.0 <= row.speedup_high
+    assert row.target_passes == traced.target_passes + other.target_passes
+    rounds = traced.stats.rounds.sum() + other.stats.rounds.sum()
+    assert row.mean_acceptance_length == pytest.approx(86 / rounds)
+    assert 1 <= row.mean_acceptance_length <= 4
+    proposed = traced.stats.proposed_at[:, 0].sum() + other.stats.proposed_at[:, 0].sum()
+    accepted = traced.stats.accepted_at[:, 0].sum() + other.stats.accepted_at[:, 0].sum()
+    assert row.acceptance_rate_per_position[0] == pytest.approx(accepted / proposed)
+    json.dumps(dataclasses.asdict(row), allow_nan=False)
+    assert row.versions['jax'] == jax.__version__
+    assert row.hardware['platform'] == jax.default_backend()
+
+  def test_plain_decoding_has_no_acceptance(self, target):
+    output = specjax.decode(target, [[1]], max_new_tokens=3)
+    row = records.record(
+        [output], name='plain', rule='greedy', drafter='none', temperature=0,
+        num_speculative_tokens=0, dtype='float32', width=1,
+    )
+    assert row.draft_acceptance_rate is None and row.acceptance_rate_per_position == ()
+    assert row.mean_acceptance_length == 1.0 and row.speedup is None
+    with pytest.raises(ValueError, match='at least one run'):
+      records.record(
+          [], name='', rule='', drafter='', temperature=0, num_speculative_tokens=0, dtype='',
+          width=1,
+      )
+
+
+class TestTraces:
+
+  @pytest.mark.parametrize('row', [0, 1])
+  def test_rounds_emit_the_output(self, traced, row):
+    rounds = traces.rounds(traced, row)
+    emitted = [token for each in rounds for token in each.emitted]
+    assert emitted == traced.new_tokens(row).tolist()
+    kinds = traces.sources(traced, row)
+    assert kinds.count(traces.ACCEPTED) == traced.stats.accepted[row]
+    assert set(kinds) <= {traces.ACCEPTED, traces.RECOVERED, traces.BONUS}
+    assert len(rounds) == traced.stats.rounds[row]
+    for each in rounds:
+      accepted = [node for node in each.nodes if node.accepted]
+      kept = [s == traces.ACCEPTED for s in each.sources]
+      assert [node.token for node in accepted][: sum(kept)] == list(each.emitted[: sum(kept)])
+      assert all(0 <= node.target_prob <= 1 and node.draft_prob == 1 for node in each.nodes)
+
+  def test_all_sources_occur(self, traced):
+    kinds = {kind for row in (0, 1) for kind in traces.sources(traced, row)}
+    assert kinds == {traces.ACCEPTED, traces.RECOVERED, traces.BONUS}
+
+  def test_a_run_without_one_says_so(self, target):
+    output = specjax.decode(target, [[1]], max_new_tokens=2)
+    with pytest.raises(ValueError, match='trace=True'):
+      traces.rounds(output)
+    output = specjax.decode(target, [[1]], max_new_tokens=2, trace=True)
+    assert traces.sources(output) == [traces.PLAIN] * 2
+
+  def test_pieces_join_to_the_text(self):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=256, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(['x'], trainer)
+    text = 'naïve → 漢字 🎈' * 20 + '\N{REPLACEMENT CHARACTER}x'
+    ids = tokenizer.encode(text).ids
+    pieces = traces.pieces(tokenizer, ids)
+    assert len(pieces) == len(ids) and ''.join(pieces) == text
+    # Bytes that are no text: no piece is lost and none appears twice.
+    broken = ids[1:3] * 100
+    assert ''.join(traces.pieces(tokenizer, broken)) == tokenizer.decode(broken)
+
+
+def example() -> calibration.Calibration:
+  """Plain step 10 ms, pass 9 ms at width 1, 12 at 5; overhead 2; drafting 1 a token."""
+  return calibration.Calibration(
+      dtype='float32', width=1, candidates=(calibration.Candidate('float32', 1, 0.010),),
+      widths=(1, 5, 9), pass_seconds=(0.009, 0.012, 0.018),
+      rules=(
+          calibration.RuleCosts(
+              rule='greedy', plain=0.010, overhead=((4, 0.002), (8, 0.002)),
+              drafting={'model': ((4, 0.004), (8, 0.008)), 'lookup': ((4, 0.001),)},
+          ),
+      ),
+      batch_size=1, cache_length=128, rounds=8, repetitions=3, noise=0.1, versions={}, hardware={},
+  )
+
+
+class TestCalibration:
+
+  def test_terms_of_the_formula(self):
+    found = example()
+    cost = found.cost('greedy', 4)
+    assert cost.draft_cost == pytest.approx(0.1)
+    assert cost.pass_cost == pytest.approx(1.2)
+    assert cost.overhead == pytest.approx(0.2)
+    between = found.cost('greedy', 6)
+    assert between.draft_cost == pytest.approx(0.1)
+    assert between.pass_cost == pytest.approx(1.5)
+    # At K = 0 there is plain decoding: 1 ms of overhead, nothing drafted.
+    assert found.cost('greedy', 2).overhead == pytest.approx(0.15)
+    assert found.cost('greedy', 4, drafter=None).draft_cost == 0.0
+    assert found.cost('greedy', 2, drafter='lookup').draft_cost == pytest.approx(0.025)
+    # Beyond what was run a token costs what it cost on average.
+    assert found.cost('greedy', 8, drafter='lookup').draft_cost == pytest.approx(0.025)
+
+  def test_prediction_is_what_a_stopwatch_would_show(self):
+    found, rates = example(), [0.8, 0.7, 0.6, 0.5]
+    tokens = 1 + 0.8 + 0.56 + 0.336 + 0.168
+    seconds_a_token = (0.012 + 0.002 + 0.004) / tokens
+    assert found.predict('greedy', 4, rates).speedup == pytest.approx(0.010 / seconds_a_token)
+    half = found.predict('greedy', 4, rates, num_drafted=2).speedup
+    assert half == pytest.approx(0.010 * tokens / (0.012 + 0.002 + 0.002))
+    best = found.best_length('greedy', 0.9)
+    assert best.speedups[4] == pytest.approx(found.predict('greedy', 4, 0.9).speedup)
+    assert best.speedup == max(best.speedups) and len(best.speedups) == 9
+    assert len(found.best_length('greedy', rates).speedups) == 5
+
+  def test_what_was_not_calibrated_is_refused(self):
+    found = example()
+    with pytest.raises(ValueError, match="'block' was not calibrated; there are: greedy"):
+      found.cost('block', 4)
+    with pytest.raises(ValueError, match='K must be 1 … 8'):
+      found.cost('greedy', 9)
+    with pytest.raises(ValueError, match="drafter 'eagle'"):
+      found.cost('greedy', 4, drafter='eagle')
+
+  def test_json(self):
+    found = example()
+    assert calibration.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+  @pytest.mark.parametrize('width', [1, 5, 20])
+  @pytest.mark.parametrize('length, chunk', [(64, 8), (48, 32)])
+  def test_caches_are_as_large_as_the_engine_makes_them(self, target, width, length, chunk):
+    request = generation.Request(
+        width=width, cache_length=length, prefill_chunk=chunk, max_new_tokens=1
+    )
+    made = jax.eval_shape(
+        lambda: target.init_cache(
+            **calibration.cache_sizes(2, length, width=width, prefill_chunk=chunk)
+        )
+    )
+    wanted = {}
+
+    def init_cache(**sizes):
+      wanted.update(sizes)
+      raise StopIteration
+
+    spy = types.SimpleNamespace(
+        module=target.module, vocab_size=target.vocab_size, init_cache=init_cache
+    )
+    with pytest.raises(StopIteration):
+      generation.prepare(spy, [[1], [2]], request)
+    wanted = jax.eval_shape(lambda: target.init_cache(**wanted))
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, wanted)
+
+  def test_measures_every_program(self, target):
+    lines, draft = [], language_model(1)
+    found = calibration.calibrate(
+        target,
+        draft,
+        prompts=[[1, 2, 3]],
+        max_num_speculative_tokens=2,
+        widths=(),
+        cache_length=64,
+        prefill_chunk=8,
+        dtypes=('float32',),
+        rules=(verify.greedy(),),
+        drafters={'lookup': lambda k: drafters.ngram(num_speculative_tokens=k)},
+        cases=[('greedy', 'model', 2), ('greedy', 'lookup', 1)],
+        rounds=4,
+        repetitions=2,
+        progress=lines.append,
+    )
+    assert [(c.dtype, c.width) for c in found.candidates] == [('float32', 1), ('float32', 2)]
+    assert set(found.widths) == {found.width, 2, 3} and min(found.pass_seconds) > 0
+    costs = found.rule('greedy')
+    assert [k for k, _ in costs.overhead] == [1, 2]
+    assert {name: points[0][0] for name, points in costs.drafting.items()} == dict(
+        model=2, lookup=1
+    )
+    assert found.rounds == 4 and found.repetitions == 2
+    assert found.predict('greedy', 2, 1.0).tokens_per_round == 3.0
+    assert any('timing 2/2' in line for line in lines)
+    assert found.hardware == records.hardware()
+    # What was timed is the program that generation runs: it is not compiled again.
+    compiled = engine.run._cache_size()
+    drafter = drafters.model(draft, num_speculative_tokens=2)
+    options = dict(cache_length=64, prefill_chunk=8, max_new_tokens=5, width=found.width)
+    specjax.generate(target, [[4, 5]], drafter=drafter, rule=verify.greedy(), **options)
+    assert engine.run._cache_size() == compiled
+
+  def test_bad_requests(self, target):
+    with pytest.raises(ValueError, match='at least one prompt'):
+      calibration.calibrate(target, prompts=[])
+    with pytest.raises(ValueError, match='at least 1'):
+      calibration.calibrate(target, prompts=[[1]], max_num_speculative_tokens=0)
+    with pytest.raises(ValueError, match='cache_length of at least 12'):
+      calibration.calibrate(target, prompts=[[1, 2, 3]], cache_length=8)
+
+  def test_cases(self):
+    rules, makers = [verify.greedy(), verify.block()], {'model': None, 'lookup': None}
+    cases = [('greedy', 'model', 4), ('greedy', 'lookup', 4), ('greedy', 'model', 2)]
+    found = calibration._check_cases(cases, rules, makers, 8)
+    assert found == {'greedy': {4: {'model', 'lookup'}, 2: {'model'}}, 'block': {8: set()}}
+    for wrong in [('typical', 'model', 4), ('greedy', 'eagle', 4), ('greedy', 'model', 9)]:
+      with pytest.raises(ValueError, match='Cannot calibrate'):
+        calibration._check_cases([wrong], rules, makers, 8)
+
+  def test_cast(self, target):
+    half = calibration.cast(target, 'bfloat16')
+    assert half.module.dtype == jnp.bfloat16
+    assert all(w.dtype == jnp.bfloat16 for w in jax.tree.leaves(half.params))

@@ -1,0 +1,226 @@
+"""Workdirs, charts and the report: whole files, nothing loaded from elsewhere, all text escaped."""
+
+import html.parser
+import json
+import re
+import xml.etree.ElementTree
+
+import ml_collections
+import numpy as np
+import pytest
+
+from experiments import charts
+from experiments import report
+from experiments import workdir as workdir_lib
+
+EVIL = '</script><script>alert(1)</script><b>&"\''
+
+
+def row(name='draft model', rule='greedy', **changes):
+  values = dict(
+      name=name, rule=rule, drafter='model', temperature=0.0, num_speculative_tokens=2,
+      dtype='float32', width=3, prompts=4, new_tokens=80, target_passes=40, seconds=2.0,
+      prefill_seconds=0.5, tokens_per_second=40.0, speedup=1.5, speedup_low=1.3, speedup_high=1.7,
+      predicted_speedup=1.4, mean_acceptance_length=2.0, draft_acceptance_rate=0.5,
+      prediction=dict(
+          tokens_per_round=1.9, num_drafted=2.0, draft_cost=0.1, pass_cost=1.05, overhead=0.03
+      ),
+      acceptance_rate_per_position=[0.7, 0.3], identical_to_plain=True,
+      versions={'jax': '0.12'}, hardware={'platform': 'cpu', 'device': 'a CPU', 'cpu_cores': 2},
+  )
+  return values | changes
+
+
+def plain():
+  return row(
+      'plain decode', drafter='none', num_speculative_tokens=0, speedup=1.0, speedup_low=1.0,
+      speedup_high=1.0, predicted_speedup=None, prediction=None, draft_acceptance_rate=None,
+      acceptance_rate_per_position=[], identical_to_plain=None, mean_acceptance_length=1.0,
+  )
+
+
+CALIBRATION = dict(
+    dtype='float32', width=1, candidates=[dict(dtype='float32', width=1, seconds=0.01)],
+    widths=[1, 3, 5], pass_seconds=[0.01, 0.011, 0.012],
+    rules=[dict(rule='greedy', plain=0.01, overhead=[[2, 0.001]], drafting={})],
+    batch_size=1, cache_length=64, rounds=8, repetitions=3, noise=0.1, versions={}, hardware={},
+)
+
+TRACE = dict(
+    name=EVIL, summary='2 tokens in 1 target passes', prompt=f'prompt {EVIL}',
+    rounds=[
+        dict(
+            emitted=[[EVIL, 'accepted'], ['x', 'recovered']],
+            nodes=[
+                dict(text=EVIL, accepted=True, reached=True, accept=1.0, target=0.5, draft=0.4),
+                dict(text='y', accepted=False, reached=True, accept=0.1, target=0.1, draft=0.9),
+            ],
+        )
+    ],
+)
+
+
+class Page(html.parser.HTMLParser):
+  """Tags with their attributes, cells of tables, and the content of scripts."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.cells, self.scripts, self._in = [], [], [], None
+    self.feed(text)
+
+  def handle_starttag(self, tag, attributes):
+    self.tags.append((tag, dict(attributes)))
+    self._in = tag
+    if tag == 'script':
+      self.scripts.append('')
+
+  def handle_endtag(self, tag):
+    self._in = None
+
+  def handle_data(self, data):
+    if self._in == 'script':
+      self.scripts[-1] += data
+    if self._in == 'td':
+      self.cells.append(data)
+
+
+@pytest.fixture(scope='module')
+def page():
+  rows = [
+      plain(), row(), row(EVIL, 'rejection', temperature=1.0, identical_to_plain=None),
+      row('prompt lookup', identical_to_plain=False, acceptance_rate_per_position=[0.2, None]),
+  ]
+  return report.render(
+      rows=rows, calibration=CALIBRATION, traces=[TRACE], config={'title': EVIL, 'seed': 0}
+  )
+
+
+class TestReport:
+
+  def test_nothing_is_loaded_from_anywhere(self, page):
+    for tag, attributes in Page(page).tags:
+      assert tag not in ('link', 'iframe', 'img', 'object', 'base')
+      assert not {'src', 'href', 'action', 'onclick', 'onload'} & set(attributes)
+    assert not re.search(r'@import|url\(|https?://', page)
+
+  def test_text_is_escaped(self, page):
+    parsed = Page(page)
+    assert len(parsed.scripts) == 2  # the data and the code, none from a name or a token
+    assert json.loads(parsed.scripts[0]) == [TRACE]
+    assert not any(tag == 'b' and 'alert' in str(a) for tag, a in parsed.tags)
+    assert '<script>alert(1)' not in page.replace(parsed.scripts[0], '')
+    assert 'innerHTML' not in page
+
+  def test_every_row_is_there(self, page):
+    cells = Page(page).cells
+    for wanted in ('plain decode', 'draft model', 'prompt lookup', 'rejection'):
+      assert wanted in cells
+    assert {'reference', 'yes', 'no', 'same law'} <= set(cells)
+    assert '1.50×' in cells and '1.40×' in cells and '70 %' in cells
+    assert 'None' not in page and 'nan' not in cells
+
+  def test_charts_are_whole(self, page):
+    drawn = re.findall(r'<svg.*?</svg>', page, flags=re.DOTALL)
+    assert len(drawn) == 2
+    for each in drawn:
+      xml.etree.ElementTree.fromstring(each)
+
+  def test_parts_that_are_missing_are_left_out(self):
+    page = report.render(rows=[plain()])
+    assert 'Cost of a target pass' not in page and 'trace-view' not in page.split('</style>')[1]
+    page = report.render(rows=[])
+    assert '<h1>specjax</h1>' in page
+
+  def test_losses_of_a_training_run(self):
+    rows = [dict(step=step, kind='train', loss=5 / (1 + step)) for step in range(500)]
+    rows += [dict(step=100, kind='held_out', loss=1.0), dict(step=200, kind='held_out', loss=None)]
+    page = report.render(rows=rows)
+    assert '<h2>Loss</h2>' in page and 'held out' in page
+
+  def test_is_made_anew_from_a_workdir(self, tmp_path):
+    run = workdir_lib.open_workdir(tmp_path, {'name': 'a run'})
+    run.record(row())
+    run.write_json(report.CALIBRATION, CALIBRATION)
+    path = report.write(run)
+    assert path == tmp_path / 'report.html'
+    assert 'Cost of a target pass' in path.read_text()
+    (tmp_path / report.CALIBRATION).write_text('{')
+    with pytest.raises(ValueError, match='is not JSON'):
+      report.write(run)
+    assert 'Cost of a target pass' in path.read_text()
+
+
+class TestCharts:
+
+  @pytest.mark.parametrize('highest', [1e-4, 0.7, 1.0, 2.3, 9.9, 123.0])
+  def test_ticks_are_few_and_reach(self, highest):
+    ticks = charts.nice_ticks(highest)
+    assert ticks[0] == 0 and ticks[-1] >= highest and 3 <= len(ticks) <= 7
+    assert ticks[-2] < highest
+
+  def test_text_is_escaped(self):
+    drawn = charts.bars(
+        [(EVIL, [charts.Bar(1.0, 'measured', EVIL), charts.Bar(None, 'predicted', '')])],
+        unit='×', reference=1.0,
+    )
+    texts = [node.text for node in xml.etree.ElementTree.fromstring(drawn).iter()]
+    assert texts.count(EVIL) == 2
+    drawn = charts.lines([(EVIL, 'measured', [(1, 2.0)])], x_label=EVIL, y_label=EVIL)
+    assert EVIL in [node.text for node in xml.etree.ElementTree.fromstring(drawn).iter()]
+
+
+class TestWorkdir:
+
+  def test_rows_are_json_and_whole(self, tmp_path):
+    config = ml_collections.ConfigDict(dict(a=1, b=dict(c=(1, 2))))
+    run = workdir_lib.open_workdir(tmp_path / 'new' / 'run', config)
+    assert not (tmp_path / 'new').exists()  # nothing before the first result
+    run.record({'x': np.float32(0.5), 'y': np.arange(2), 'z': float('nan'), 'é': None})
+    run.record({'x': 2})
+    lines = (run.path / 'metrics.jsonl').read_text().splitlines()
+    assert json.loads(lines[0]) == {'x': 0.5, 'y': [0, 1], 'z': None, 'é': None}
+    assert workdir_lib.read_rows(run.path)[1] == {'x': 2}
+    assert json.loads((run.path / 'config.json').read_text()) == {'a': 1, 'b': {'c': [1, 2]}}
+    assert sorted(file.name for file in run.path.iterdir()) == ['config.json', 'metrics.jsonl']
+
+  def test_a_new_run_replaces_rows_at_its_first_result(self, tmp_path):
+    first = workdir_lib.open_workdir(tmp_path, {})
+    first.record({'run': 1})
+    first.write('report.html', 'of run 1')
+    second = workdir_lib.open_workdir(tmp_path, {})
+    assert workdir_lib.read_rows(tmp_path) == [{'run': 1}]
+    second.record({'run': 2})
+    assert workdir_lib.read_rows(tmp_path) == [{'run': 2}]
+    assert not (tmp_path / 'report.html').exists()
+
+  def test_resuming_drops_half_a_line(self, tmp_path):
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"ste')
+    assert workdir_lib.read_rows(tmp_path) == [{'step': 1}]
+    run = workdir_lib.open_workdir(tmp_path, {}, resume=True)
+    run.record({'step': 2})
+    assert workdir_lib.read_rows(tmp_path) == [{'step': 1}, {'step': 2}]
+
+  def test_a_failed_write_leaves_the_old_file_alone(self, tmp_path, monkeypatch):
+    run = workdir_lib.open_workdir(tmp_path, {})
+    run.write('report.html', 'old')
+
+    def fail(*args):
+      raise OSError('disk full')
+
+    monkeypatch.setattr(workdir_lib.os, 'replace', fail)
+    with pytest.raises(OSError, match='disk full'):
+      run.write('report.html', 'new')
+    assert (tmp_path / 'report.html').read_text() == 'old'
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['config.json', 'report.html']
+
+  def test_bad_places(self, tmp_path):
+    with pytest.raises(ValueError, match='--workdir=DIR'):
+      workdir_lib.open_workdir('', {})
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ValueError, match='is a file'):
+      workdir_lib.open_workdir(tmp_path / 'file' / 'run', {})
+    with pytest.raises(FileNotFoundError, match='run an experiment'):
+      workdir_lib.read_rows(tmp_path)
+    (tmp_path / 'metrics.jsonl').write_text('{"a": 1}\nno\n')
+    with pytest.raises(ValueError, match='line 2 is not JSON'):
+      workdir_lib.read_rows(tmp_path)
