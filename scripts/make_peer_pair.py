@@ -1,0 +1,132 @@
+"""Makes the pair that engines are compared on: a 97 M target and a 26 M draft.
+
+    pip install sentencepiece==0.2.3
+    python -m scripts.make_peer_pair --folder=/tmp/peers
+
+Takes a few minutes and half a gigabyte. The folder then holds `target/` and `draft/` (Hugging
+Face folders in bfloat16, with tokenizer.json for specjax and transformers and
+tokenizer.model for llama.cpp), `prompts.jsonl` and `pair.json`. The weights are planted, not
+trained (`experiments/peers/pair.py` says how), the same on every machine for one version of
+numpy and of Python's library. `configs/benchmark_peers.py` measures it.
+
+For llama.cpp, with any interpreter that has torch, transformers and sentencepiece:
+
+    pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36
+    tar xzf llama_cpp_python-0.3.36.tar.gz
+    cd llama_cpp_python-0.3.36/vendor/llama.cpp
+    cmake -S . -B B -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \\
+        -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF \\
+        -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF
+    ninja -C B -j2 llama-speculative-simple llama-completion
+
+The benchmark converts the weights itself (`convert_hf_to_gguf.py --outtype f32|bf16`).
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+import shutil
+import tempfile
+
+from absl import app
+from absl import flags
+import jax.numpy as jnp
+
+from experiments.peers import pair
+from experiments.peers import prompts as prompts_lib
+from experiments.peers import tokenizer as tokenizer_lib
+from specjax import models
+from specjax.training import data
+
+_FOLDER = flags.DEFINE_string('folder', None, 'Where the pair goes; must not exist.', required=True)
+_PROMPTS = flags.DEFINE_integer('prompts', 4, 'How many prompts are kept.')
+_CANDIDATES = flags.DEFINE_integer('candidates', 24, 'From how many they are chosen.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the weights.')
+
+
+def make(
+    folder: pathlib.Path,
+    *,
+    config: models.TransformerConfig = pair.TARGET,
+    recipe: pair.Recipe = pair.Recipe(),
+    num_prompts: int = 4,
+    num_candidates: int = 24,
+    prompt_length: int = 64,
+    num_speculative_tokens: int = 4,
+    new_tokens: int = 200,
+    texts: Sequence[str] | None = None,
+) -> None:
+  """Makes the pair in `folder`, which appears complete or not at all.
+
+  Args:
+    folder: must not exist.
+    config: the target's shape.
+    recipe: see `pair.Recipe`.
+    num_prompts: how many prompts are kept.
+    num_candidates: from how many they are chosen.
+    prompt_length: in tokens, at most.
+    num_speculative_tokens: K.
+    new_tokens: greedy tokens after each prompt.
+    texts: what the tokenizer is trained on; None takes Python's library.
+
+  Raises:
+    FileExistsError: if the folder exists.
+  """
+  if folder.exists():
+    raise FileExistsError(f'{folder} exists: remove it or give another --folder.')
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+  try:
+    print(f'Training a tokenizer of {config.vocab_size} pieces …')
+    texts = data.read_texts(data.stdlib_files()) if texts is None else texts
+    model = tokenizer_lib.train(texts, config.vocab_size)
+    files = tokenizer_lib.write(model, temporary / 'tokenizer')
+    tokenizer = models.load_tokenizer(temporary / 'tokenizer')
+    target, draft = pair.make(tokenizer_lib.words(tokenizer), config=config, recipe=recipe)
+    for name, member in (('target', target), ('draft', draft)):
+      print(f'{name}: {member.module.config.num_parameters:,} parameters')
+      models.save_hf(
+          member, temporary / name, dtype=jnp.bfloat16, bos_id=1, eos_ids=(2,), extra_files=files
+      )
+    print(f'Choosing {num_prompts} of {num_candidates} prompts …')
+    chosen = prompts_lib.choose(
+        target,
+        draft,
+        prompts_lib.candidates(tokenizer, count=num_candidates, length=prompt_length),
+        count=num_prompts,
+        num_speculative_tokens=num_speculative_tokens,
+        new_tokens=new_tokens,
+    )
+    for prompt in chosen:
+      print(
+          f'  {len(prompt.tokens)} tokens, {prompt.passes} passes for {new_tokens} tokens, '
+          f'{prompt.flips} flips in bfloat16, smallest margin {prompt.margin:.1f} errors'
+      )
+    prompts_lib.write(chosen, temporary / 'prompts.jsonl')
+    about = {
+        'recipe': dataclasses.asdict(recipe),
+        'num_speculative_tokens': num_speculative_tokens,
+        'new_tokens': new_tokens,
+    }
+    (temporary / 'pair.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
+    temporary.chmod(0o755)
+    temporary.rename(folder)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'Unknown arguments: {argv[1:]}')
+  make(
+      pathlib.Path(_FOLDER.value).expanduser(),
+      recipe=pair.Recipe(seed=_SEED.value),
+      num_prompts=_PROMPTS.value,
+      num_candidates=_CANDIDATES.value,
+  )
+
+
+if __name__ == '__main__':
+  app.run(main)
