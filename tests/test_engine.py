@@ -49,9 +49,8 @@ def drafter(kind: str, rule: str = 'greedy'):
 
 
 def run(kind: str, rule: str = 'greedy', **options) -> generation.GenerateOutput:
-  return generation.generate(
-      tiny.target(), tiny.PROMPTS, drafter=drafter(kind, rule), rule=RULES[rule], **OPTIONS | options
-  )
+  options = dict(drafter=drafter(kind, rule), rule=RULES[rule]) | OPTIONS | options
+  return generation.generate(tiny.target(), tiny.PROMPTS, **options)
 
 
 class IdenticalTest(parameterized.TestCase):
