@@ -91,10 +91,11 @@ def errors(laws, expected):
   }
 
 
+# Drafters, and how many tokens are enumerated: K + 2 has a round behind a full acceptance.
 DRAFTERS = {
-    'draft model': (drafters.model(DRAFT, num_speculative_tokens=2), 3),
-    'prompt lookup': (drafters.ngram(num_speculative_tokens=3), 4),
-    'adaptive': (drafters.model(DRAFT, num_speculative_tokens=3, min_confidence=0.4), 3),
+    'draft model': (drafters.model(DRAFT, num_speculative_tokens=2), 4),
+    'prompt lookup': (drafters.ngram(num_speculative_tokens=3), 5),
+    'adaptive': (drafters.model(DRAFT, num_speculative_tokens=3, min_confidence=0.7), 3),
     'plain': (None, 3),
 }
 CASES = [
@@ -309,6 +310,15 @@ def test_typical_acceptance_is_biased_and_by_how_much():
   assert not rule.lossless and 'lossy' in rule.name
   assert bias['temperature 0'] < 1e-6
   assert bias['temperature 1'] == pytest.approx(0.5368, abs=1e-4), bias
+
+
+def test_the_adaptive_drafter_stops_now_and_then():
+  table = np.asarray(DRAFT.params['table'], np.float64)
+  largest = np.exp(table).max(axis=-1) / np.exp(table).sum(axis=-1)
+  first = largest[PROMPT[-2], PROMPT[-1]]
+  second = first * largest[PROMPT[-1]]
+  assert first > 0.7 and second.min() < 0.7 < second.max()
+  assert largest[PROMPT[-1], 2] < 0.7
 
 
 # What an enumeration with independent choices cannot see: the engine's own random numbers.

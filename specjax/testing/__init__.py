@@ -17,7 +17,7 @@ from specjax.testing.enumeration import RoundLaw
 from specjax.testing.enumeration import enumerate_round
 from specjax.testing.enumeration import expected_accepted
 from specjax.testing.enumeration import output_law
-from specjax.testing.enumeration import plain_law
+from specjax.testing.plain import plain_law
 from specjax.testing.replay import ReplaySource
 from specjax.testing.statistics import ChiSquare
 from specjax.testing.statistics import chi_square

@@ -17,18 +17,14 @@ import numpy as np
 
 from specjax import engine
 from specjax import generation
-from specjax import sampling as sampling_lib
 from specjax import types
 from specjax.testing import replay
+from specjax.testing.plain import Law
+from specjax.testing.plain import map_rows
+from specjax.testing.plain import take
 
-# A law of outputs: the probability of each sequence of new tokens.
-Law = dict[tuple[int, ...], float]
-
+# Rows of one call of a round: as many branches as these are expanded at once.
 _ROWS_A_CALL = 8192
-
-
-
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +95,7 @@ def _expand(setup: engine.Setup, state: engine.DecodeState, slots: tuple[replay.
   choices = jnp.tile(choices, (state.lengths.shape[0], 1))
   rule = _Remember(setup.rule)
   setup = setup.replace(
-      sampling=_map_rows(setup.sampling, repeat),
+      sampling=map_rows(setup.sampling, repeat),
       source_fn=lambda keys, lengths: replay.ReplaySource.create(choices, slots),
       rule=rule,
   )
@@ -107,20 +103,9 @@ def _expand(setup: engine.Setup, state: engine.DecodeState, slots: tuple[replay.
   return state, rule.verification, rule.source
 
 
-def _map_rows(sampling: types.Sampling, function) -> types.Sampling:
-  """`sampling` with `function` applied to everything that has one entry a row."""
-  rows = function(sampling.replace(constraint=None))
-  return rows.replace(constraint=sampling.constraint)
-
-
 def _with_rows(setup: engine.Setup, rows: np.ndarray) -> engine.Setup:
   """`setup` with the settings of these rows."""
-  return setup.replace(sampling=_map_rows(setup.sampling, lambda tree: _take(tree, rows)))
-
-
-def _take(tree: Any, index: np.ndarray) -> Any:
-  """Rows `index` of every leaf; leaves without rows as they are."""
-  return jax.tree.map(lambda x: np.asarray(x)[index] if np.ndim(x) else x, tree)
+  return setup.replace(sampling=map_rows(setup.sampling, lambda tree: take(tree, rows)))
 
 
 def enumerate_round(
@@ -169,9 +154,9 @@ def output_law(
 ) -> list[Law]:
   """The joint law of everything that the engine emits, over as many rounds as it takes.
 
-  Rounds are expanded branch by branch; branches of probability 0 are dropped, and those
-  that agree in their tokens are merged, which is exact if the drafter's state is a function
-  of the tokens (as that of a draft model is).
+  Rounds are expanded branch by branch. Branches of probability 0 are dropped; those that
+  agree in their tokens and in how many of them the last round accepted are merged, which is
+  exact if the drafter's state is a function of the tokens (as that of a draft model is).
 
   Args:
     target: the target, of a small vocabulary; see `specjax.testing.table_model`.
@@ -189,21 +174,19 @@ def output_law(
     ValueError: as `specjax.generate` and `enumerate_round`.
     FloatingPointError: if probabilities are NaN or do not sum to one.
   """
-  longest = max(map(len, prompts), default=0) + max_new_tokens
-  request = generation.Request(
+  setup, state, prompt_lengths = _prepare(
+      target,
+      prompts,
       drafter=drafter,
       rule=rule,
       sampling=sampling,
       max_new_tokens=max_new_tokens,
       stop_tokens=stop_tokens,
-      cache_length=longest,
-      prefill_chunk=longest,
   )
-  setup, state, prompt_lengths, _ = generation.prepare(target, prompts, request)
   slots = _find_slots(setup, state)
   laws = [{} for _ in prompts]
-  frontier = {}
-  _merge(frontier, state, np.arange(len(prompts)), np.ones(len(prompts)))
+  frontier, start = {}, np.arange(len(prompts))
+  _merge(frontier, state, rows=start, accepted=0 * start, mass=np.ones(len(prompts)))
   # Shorter rows first: when a row's turn comes, all branches that lead to it are in.
   for emitted in range(max_new_tokens):
     ready = [key for key in frontier if len(key[1]) == prompt_lengths[key[0]] + emitted]
@@ -213,9 +196,11 @@ def output_law(
       mass = (outcome.weights * weights[:, None]).reshape(-1)
       if not np.isfinite(mass).all():
         raise FloatingPointError('A branch has a probability that is not a number.')
-      _merge(frontier, outcome.state, np.repeat(rows, branches), mass)
+      accepted = np.asarray(outcome.verification.num_accepted)
+      rows = np.repeat(rows, branches)
+      _merge(frontier, outcome.state, rows=rows, accepted=accepted, mass=mass)
     for key in [key for key, (*_, part) in frontier.items() if part.done[0]]:
-      row, tokens = key
+      row, tokens, _ = key
       law, output = laws[row], tokens[prompt_lengths[row] :]
       law[output] = law.get(output, 0.0) + frontier.pop(key)[1]
   for law in laws:
@@ -224,20 +209,40 @@ def output_law(
   return laws
 
 
-def _merge(frontier: dict, state: engine.DecodeState, rows: np.ndarray, mass: np.ndarray):
-  """Adds branches to `frontier`: (row, tokens) -> (row, mass, state of that row)."""
-  used = mass > 0
-  tokens, lengths = np.asarray(state.tokens)[used], np.asarray(state.lengths)[used]
-  index, rows, mass = np.flatnonzero(used), rows[used], mass[used]
+def _prepare(target: Any, prompts: Sequence[Sequence[int]], **options):
+  """Setup, state and prompt lengths; sizes are rounded up, so that programs are shared."""
+  longest = max(map(len, prompts), default=0) + options['max_new_tokens']
+  size = -(-longest // 8) * 8
+  request = generation.Request(cache_length=size, prefill_chunk=size, **options)
+  return generation.prepare(target, prompts, request)[:3]
+
+
+def _merge(
+    frontier: dict,
+    state: engine.DecodeState,
+    *,
+    rows: np.ndarray,
+    accepted: np.ndarray,
+    mass: np.ndarray,
+):
+  """Adds branches to `frontier`: (row, tokens, accepted) -> (row, mass, state of one row).
+
+  What a round accepted decides how its caches were rolled back, hence the third key.
+  """
+  index = np.flatnonzero(mass > 0)
+  tokens, lengths = np.asarray(state.tokens)[index], np.asarray(state.lengths)[index]
+  rows, accepted, mass = rows[index], accepted[index], mass[index]
   visible = np.arange(tokens.shape[1]) < lengths[:, None]
-  keys = np.concatenate([rows[:, None], lengths[:, None], np.where(visible, tokens, -1)], axis=1)
+  keys = np.stack([rows, accepted, lengths], axis=1)
+  keys = np.concatenate([keys, np.where(visible, tokens, -1)], axis=1)
   _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
   sums = np.bincount(inverse.reshape(-1), weights=mass)
-  kept = _take(state, index[first])
+  kept = take(state, index[first])
   for at, source in enumerate(first):
-    key = (int(rows[source]), tuple(tokens[source, : lengths[source]].tolist()))
+    output = tuple(tokens[source, : lengths[source]].tolist())
+    key = (int(rows[source]), output, int(accepted[source]))
     row, before, part = frontier.get(key, (key[0], 0.0, None))
-    part = _take(kept, [at]) if part is None else part
+    part = take(kept, [at]) if part is None else part
     frontier[key] = (row, before + sums[at], part)
 
 
@@ -270,98 +275,18 @@ def expected_accepted(
     drafter: the drafter.
     sampling: settings, one a row.
   """
-  longest = max(map(len, prompts), default=0) + drafter.depth + 1
-  request = generation.Request(
+  setup, state, _ = _prepare(
+      target,
+      prompts,
       drafter=drafter,
       rule=rule,
       sampling=sampling,
       max_new_tokens=drafter.depth + 1,
-      cache_length=longest,
-      prefill_chunk=longest,
   )
-  setup, state, _, _ = generation.prepare(target, prompts, request)
   slots, means = _find_slots(setup, state), []
-  branches = [(row, 1.0, _take(state, [row])) for row in range(len(prompts))]
+  branches = [(row, 1.0, take(state, [row])) for row in range(len(prompts))]
   for rows, _, part in _chunks(branches, slots):
     outcome = enumerate_round(_with_rows(setup, rows), part, slots)
     accepted = np.asarray(outcome.verification.num_accepted, np.float64)
     means.append((outcome.weights * accepted.reshape(outcome.weights.shape)).sum(axis=1))
   return np.concatenate(means)[: len(prompts)]
-
-
-@functools.partial(jax.jit, static_argnames='max_new_tokens')
-def _next_log_probs(target, tokens, prompt_lengths, sampling, max_new_tokens):
-  """Log-probabilities [R, n] of the new tokens of rows [R, S], each from scratch."""
-  rows, size = tokens.shape
-  vocab_size, steps = target.vocab_size, jnp.arange(max_new_tokens)
-  index = prompt_lengths[:, None] - 1 + steps
-  logits = jnp.take_along_axis(target(tokens).logits, index[..., None], axis=1)
-  new = jnp.take_along_axis(tokens, index + 1, axis=1)
-  # Every (row, step) is a row with a history of its own: nothing speculative is used.
-  repeat = lambda x: jnp.repeat(x, max_new_tokens, axis=0)
-  sampling = _map_rows(sampling, lambda tree: jax.tree.map(repeat, tree))
-  history = sampling_lib.init_history(
-      repeat(tokens),
-      repeat(prompt_lengths),
-      vocab_size=vocab_size,
-      constraint=sampling.constraint,
-  )
-  said = jnp.tile(steps < steps[:, None], (rows, 1))
-  history = sampling_lib.update_history(
-      history, repeat(new), said, constraint=sampling.constraint
-  )
-  nothing = jnp.zeros((rows * max_new_tokens, 1, 0), jnp.int32)
-  controlled = sampling_lib.control(
-      logits.reshape(-1, 1, vocab_size),
-      sampling=sampling,
-      history=history,
-      path=nothing,
-      path_valid=nothing.astype(bool),
-  )
-  law = sampling_lib.law(controlled, sampling).reshape(rows, max_new_tokens, vocab_size)
-  return jnp.take_along_axis(law, new[..., None], axis=2)[..., 0]
-
-
-def plain_law(
-    target: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    sampling: types.Sampling | None = None,
-    stop_tokens: Sequence[int] = (),
-) -> list[Law]:
-  """The joint law of plain decoding, by its definition: no cache, no engine, no rule.
-
-  Args:
-    target: as for `output_law`, and so are the others.
-    prompts: one a row.
-    max_new_tokens: n.
-    sampling: settings, one a row.
-    stop_tokens: ids that end a row.
-
-  Returns:
-    One law a row: products of the next token's probabilities, in float64.
-  """
-  if sampling is None:
-    sampling = sampling_lib.make(batch_size=len(prompts))
-  outputs = np.asarray(list(np.ndindex(*[target.vocab_size] * max_new_tokens)), np.int32)
-  lengths = np.asarray([len(prompt) for prompt in prompts])
-  tokens = np.zeros((len(prompts), len(outputs), lengths.max() + max_new_tokens), np.int32)
-  for row, prompt in enumerate(prompts):
-    tokens[row, :, : len(prompt)] = prompt
-    tokens[row, :, len(prompt) : len(prompt) + max_new_tokens] = outputs
-  rows = np.repeat(np.arange(len(prompts)), len(outputs))
-  log_probs = _next_log_probs(
-      target,
-      tokens.reshape(len(rows), -1),
-      jnp.asarray(lengths[rows], jnp.int32),
-      _map_rows(sampling, lambda tree: _take(tree, rows)),
-      max_new_tokens,
-  )
-  probs = np.exp(np.asarray(log_probs, np.float64))
-  laws = [{} for _ in prompts]
-  for row, output, factors in zip(rows, np.tile(outputs, (len(prompts), 1)), probs):
-    stops = np.flatnonzero(np.isin(output, stop_tokens))
-    end = stops[0] + 1 if stops.size else max_new_tokens
-    laws[row][tuple(output[:end].tolist())] = float(np.prod(factors[:end]))
-  return laws
