@@ -1,0 +1,54 @@
+"""The public names, and the README's example."""
+
+import pathlib
+import re
+
+from absl.testing import absltest
+
+import specjax
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+class ApiTest(absltest.TestCase):
+
+  def test_public_names(self):
+    self.assertEqual(
+        specjax.__all__,
+        [
+            'GenerateOutput',
+            'analysis',
+            'decode',
+            'drafters',
+            'generate',
+            'models',
+            'sampling',
+            'stream',
+            'testing',
+            'verify',
+            'zoo',
+        ],
+    )
+    for name in specjax.__all__:
+      self.assertTrue(hasattr(specjax, name), name)
+
+  def test_names_that_users_rely_on(self):
+    for name in ('greedy', 'rejection', 'block', 'coupled', 'typical'):
+      self.assertEqual(getattr(specjax.verify, name)().lossless, name != 'typical')
+    for name in ('model', 'ngram', 'plain', 'synthetic'):
+      self.assertTrue(callable(getattr(specjax.drafters, name)))
+    self.assertTrue(callable(specjax.models.load_hf))
+
+  def test_the_readmes_example_runs(self):
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    example = re.search(r'```python\n(.*?)```', text, re.DOTALL).group(1)
+    self.assertIn('specjax.generate(', example)
+    # Fewer tokens, so that the test is short; the rest as printed.
+    names = {}
+    exec(example.replace('max_new_tokens=64', 'max_new_tokens=8'), names)
+    self.assertEqual(names['output'].num_new_tokens, 8)
+    self.assertIsInstance(names['output'].texts[0], str)
+
+
+if __name__ == '__main__':
+  absltest.main()
