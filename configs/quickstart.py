@@ -20,8 +20,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config = benchmark_zoo.get_config()
   config.name = 'quickstart'
   config.title = 'Quickstart: the shipped pair'
-  config.num_prompts, config.repetitions = 6, 2
-  config.max_new_tokens = 160
+  config.num_prompts, config.repetitions = 5, 2
+  config.max_new_tokens = 128
   config.order = (
       'draft_greedy',
       'ngram_greedy',

@@ -342,7 +342,7 @@ def _summary(row: records.Record, predicted: bool) -> dict[str, Any]:
   }
   if predicted:
     known = row.predicted_speedup is not None
-    cells['predicted'] = f'{row.predicted_speedup:.2f}×' if known else ''
+    cells['forecast'] = f'{row.predicted_speedup:.2f}×' if known else ''
   return cells | {
       'mean acceptance length': f'{row.mean_acceptance_length:.2f}',
       'identical to plain': same[row.identical_to_plain],

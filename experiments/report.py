@@ -227,7 +227,8 @@ def _table(rows: Sequence[Row]) -> str:
     body.append(f'<tr{" class=best" if row is best else ""}>{"".join(cells)}</tr>')
   prompts, tokens = rows[0]['prompts'], rows[0]['new_tokens']
   return (
-      f'<section><h2>Methods</h2><p class="muted">Prompts: {prompts}. New tokens of each row: {tokens}, '
+      f'<section><h2>Methods</h2><p class="muted">Prompts: {prompts}. New tokens of each row: '
+      f'{tokens}, '
       'decoding only (no prefill, no compilation). Small numbers: 95 % interval over prompts. '
       '“Same law” marks rules that draw other tokens from the same distribution.</p>'
       f'<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div></section>'

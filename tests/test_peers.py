@@ -3,27 +3,19 @@
 import dataclasses
 import json
 import pathlib
-import stat
-import sys
 
 import ml_collections
 import ml_dtypes
 import numpy as np
 import pytest
-import rich.console
 
 import specjax
 from configs import benchmark_peers
 from experiments import peers
-from experiments.peers import hugging_face
-from experiments.peers import llama_cpp
-from experiments.peers import own
 from experiments.peers import pair
 from experiments.peers import prompts as prompts_lib
-from experiments.peers import rows as rows_lib
 from experiments.peers import runs
 from experiments.peers import tokenizer as tokenizer_lib
-from experiments.workdir import read_rows
 from specjax import drafters
 from specjax import models
 from specjax import verify
