@@ -1,6 +1,7 @@
 """The comparison with other engines: the pair, what their output is read as, and the rows."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 
@@ -105,7 +106,7 @@ def join_greedily(text: str) -> list[str]:
   while True:
     joined = [
         (PIECES.index(a + b), i)
-        for i, (a, b) in enumerate(zip(pieces, pieces[1:]))
+        for i, (a, b) in enumerate(itertools.pairwise(pieces))
         if a + b in PIECES
     ]
     if not joined:
