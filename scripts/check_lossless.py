@@ -8,7 +8,9 @@ tree must obey the gap rule (the first difference of a prompt is explained by ro
 of logit, or logit plus noise, is at most twice the largest logit difference measured between
 the two modes). Prints a table, writes `metrics.jsonl`, and exits with 1 if anything fails.
 
-It should show `True` in every row, with zero differing prompts for chains.
+It should show `true` in every row, with zero differing prompts for chains. With `--batch=8` in
+bfloat16 a row of a product may depend on where it stands among 40 rows: on an AMD EPYC one of
+200 prompts then differed (two logits 0.0065 apart), and none at batch 1.
 """
 
 import json
@@ -34,7 +36,7 @@ flags.DEFINE_string('pair', 'stdlib', 'A pair of the zoo.')
 flags.DEFINE_integer('prompts', 200, 'How many held-out prompts.')
 flags.DEFINE_integer('prompt_length', 64, 'Tokens of a prompt.')
 flags.DEFINE_integer('new_tokens', 64, 'Tokens to generate.')
-flags.DEFINE_integer('batch', 8, 'Rows of a batch.')
+flags.DEFINE_integer('batch', 1, 'Rows of a batch.')
 flags.DEFINE_multi_integer('k', [1, 4, 8], 'Draft lengths.')
 flags.DEFINE_list('dtypes', ['bfloat16', 'float32'], 'Dtypes of chains; trees run in float32.')
 flags.DEFINE_string('out', 'runs/lossless', 'Where metrics.jsonl goes.')

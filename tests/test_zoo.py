@@ -49,16 +49,18 @@ class LosslessTest(parameterized.TestCase):
 
   @parameterized.parameters('greedy', 'coupled')
   def test_bitwise_plain_on_held_out_files(self, name):
-    # A sample of scripts/check_lossless.py, which takes 200 prompts and every K.
+    # A sample of scripts/check_lossless.py, which takes 200 prompts.
     pair = zoo.load('stdlib')
-    prompts = pair.prompts(8, length=48, offset=16)
     options = dict(rule=getattr(verify, name)(), max_new_tokens=32, seeds=7)
-    expected = specjax.decode(pair.target, prompts, width=5, **options)
-    for drafter in (drafters.model(pair.draft), drafters.ngram()):
-      output = specjax.generate(pair.target, prompts, drafter=drafter, **options)
-      np.testing.assert_array_equal(output.tokens, expected.tokens)
-      # Some drafts must have been accepted, or the equality says nothing.
-      self.assertGreater(output.stats.accepted.sum(), 0)
+    accepted = 0
+    for prompt in pair.prompts(6, length=48, offset=16):
+      expected = specjax.decode(pair.target, [prompt], width=5, **options)
+      for drafter in (drafters.model(pair.draft), drafters.ngram()):
+        output = specjax.generate(pair.target, [prompt], drafter=drafter, **options)
+        np.testing.assert_array_equal(output.tokens, expected.tokens)
+        accepted += output.stats.accepted.sum()
+    # Many drafts must have been accepted, or the equality says nothing.
+    self.assertGreater(accepted, 50)
 
 
 if __name__ == '__main__':
