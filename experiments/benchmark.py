@@ -25,6 +25,7 @@ from experiments import build
 from experiments import cli
 from experiments import display
 from experiments import methods as methods_lib
+from experiments import peers
 from experiments import prompts as prompts_lib
 from experiments import report
 from experiments import workdir as workdir_lib
@@ -49,6 +50,8 @@ def run(
     FloatingPointError: if the target's logits are not numbers.
   """
   console = rich.console.Console() if console is None else console
+  if 'peers' in config:
+    return peers.run(config, workdir, console=console)
   for key in config.order:
     _check(config, key)
   results = workdir_lib.open_workdir(workdir, config)

@@ -12,6 +12,7 @@ from specjax import models
 from specjax import verify
 
 METHODS = (runs.PLAIN, runs.DRAFT, runs.LOOKUP)
+_CHUNK = 32  # tokens of a prefill pass; the cache's length is a multiple of it
 
 
 class Engine:
@@ -38,8 +39,10 @@ class Engine:
       self._drafters[runs.LOOKUP] = drafters.ngram(
           num_speculative_tokens=k, max_ngram=task.max_ngram, min_ngram=1
       )
+    # As long as it must be and no longer, for attention reads every slot; the other engines
+    # read what is filled.
     longest = max(len(prompt) for prompt in task.prompts)
-    self._cache_length = generation.bucket(longest + task.max_new_tokens)
+    self._cache_length = -(-(longest + task.max_new_tokens) // _CHUNK) * _CHUNK
 
   def run(self) -> list[runs.Run]:
     """One round: every method and prompt."""
@@ -72,4 +75,5 @@ class Engine:
         rule=verify.greedy(),
         max_new_tokens=self._task.max_new_tokens,
         cache_length=self._cache_length,
+        prefill_chunk=_CHUNK,
     )
