@@ -3,18 +3,27 @@
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
+import stat
+import sys
 
 import ml_collections
 import ml_dtypes
 import numpy as np
 import pytest
+import rich.console
 
 import specjax
 from configs import benchmark_peers
 from experiments import peers
+from experiments import workdir as workdir_lib
+from experiments.peers import hugging_face
+from experiments.peers import llama_cpp
+from experiments.peers import own
 from experiments.peers import pair
 from experiments.peers import prompts as prompts_lib
+from experiments.peers import rows as rows_lib
 from experiments.peers import runs
 from experiments.peers import tokenizer as tokenizer_lib
 from specjax import drafters
@@ -194,3 +203,285 @@ class TestPrompts:
     prompts = [prompts_lib.Prompt('a\n', (1, 2), 7, 0, 1.5), prompts_lib.Prompt('b', (3,))]
     prompts_lib.write(prompts, tmp_path / 'prompts.jsonl')
     assert prompts_lib.read(tmp_path / 'prompts.jsonl') == prompts
+
+
+# As printed by the build of llama-cpp-python 0.3.36, cut.
+COMPLETION = """\
+0.00.166.964 I generate: n_ctx = 512, n_batch = 2048, n_predict = 16, n_keep = 0
+0.00.985.787 I common_perf_print:    sampling time =       0.62 ms
+0.00.985.858 I common_perf_print:    samplers time =       0.18 ms /    80 tokens
+0.00.985.901 I common_perf_print:        load time =     124.57 ms
+0.00.985.937 I common_perf_print: prompt eval time =     263.16 ms /     3 tokens (    4.11 ms …)
+0.00.985.973 I common_perf_print:        eval time =     522.59 ms /    15 runs   (   34.84 ms …)
+0.00.986.008 I common_perf_print:       total time =     819.42 ms /    79 tokens
+"""
+SPECULATIVE = """\
+0.21.088.722 I encoded    3 tokens in    0.364 seconds, speed:  175.884 t/s
+0.21.088.766 I decoded   18 tokens in   20.445 seconds, speed:    0.880 t/s
+0.21.088.801 I
+0.21.088.836 I n_draft   = 4
+0.21.088.871 I n_predict = 18
+0.21.088.906 I n_drafted = 34
+0.21.088.941 I n_accept  = 9
+0.21.088.975 I accept    = 26.471%
+"""
+VERBOSE = """\
+0.00.316.111 D accepted 0/4 draft tokens, the last target token is: (7282)
+0.00.353.090 D accepted 1/4 draft tokens, the last target token is: (1943)
+0.00.423.992 D accepted 2/3 draft tokens, the last target token is: (4906)
+0.00.475.179 D spec draft:  - seq_id 0, draft candidate   1, pos   3:   5147 (   0.447) ' accepted'
+0.00.500.548 D accepted 0/4 draft tokens, the last target token is: (2128)
+"""
+
+
+class TestLlamaCpp:
+
+  def test_plain(self, folder):
+    run = llama_cpp.parse_plain(make_task(folder), 0, stdout=b' the end\n\n', stderr=COMPLETION)
+    assert run.text == b' the end'
+    assert (run.target_passes, run.timed_tokens) == (16, 15)
+    assert run.seconds == pytest.approx(0.52259 + 0.00062)
+    assert run.prefill_seconds == pytest.approx(0.26316)
+
+  def test_speculative(self, folder):
+    run = llama_cpp.parse_speculative(
+        make_task(folder),
+        0,
+        prompt_text=b'for\nit',
+        target_passes=9,
+        stdout=b'\n\nfor\nit the end\n\n\n\n',
+        stderr=SPECULATIVE,
+    )
+    assert run.text == b' the end'
+    assert (run.timed_tokens, run.seconds) == (18, 20.445)
+    assert (run.proposed, run.accepted) == (34, 9)
+
+  @pytest.mark.parametrize('new_tokens, passes', [(1, 1), (2, 2), (3, 2), (6, 3), (7, 4)])
+  def test_passes_until_there_are_enough_tokens(self, new_tokens, passes):
+    assert llama_cpp.parse_passes(VERBOSE, new_tokens) == passes
+
+  def test_says_what_it_does_not_understand(self, folder):
+    task = make_task(folder)
+    with pytest.raises(ValueError, match='another release'):
+      llama_cpp.parse_passes(VERBOSE, 8)
+    with pytest.raises(ValueError, match='another release'):
+      llama_cpp.parse_plain(task, 0, stdout=b'', stderr='something else')
+    with pytest.raises(ValueError, match='tokenizers differ'):
+      llama_cpp.parse_plain(task, 0, stdout=b'', stderr=COMPLETION.replace(' 3 tok', ' 4 tok'))
+    with pytest.raises(ValueError, match='another prompt'):
+      llama_cpp.parse_speculative(
+          task, 0, prompt_text=b'a', target_passes=1, stdout=b'b', stderr=SPECULATIVE
+      )
+
+  def test_a_folder_that_is_no_build(self, tmp_path):
+    with pytest.raises(ValueError, match='llama-completion'):
+      llama_cpp.check(tmp_path)
+    with pytest.raises(ValueError, match=r'CMakeCache\.txt'):
+      llama_cpp.source(tmp_path)
+    (tmp_path / 'CMakeCache.txt').write_text('A:B=C\nCMAKE_HOME_DIRECTORY:INTERNAL=/src/x\n')
+    assert llama_cpp.source(tmp_path) == pathlib.Path('/src/x')
+
+
+class TestTransformers:
+
+  def test_what_its_script_writes(self, folder):
+    task = make_task(folder, max_new_tokens=3)
+    row = dict(
+        method='assisted', round=0, prompt=1, tokens=[41, 42, 43], target_passes=2,
+        emitted=[1, 2], timed_tokens=2, seconds=0.5, prefill_seconds=0.25,
+    )
+    (run,) = hugging_face.parse(task, [row])
+    assert run == runs.Run(runs.DRAFT, 1, task.to_bytes([41, 42, 43]), 2, 2, 0.5, 0.25)
+    with pytest.raises(ValueError, match='2 tokens where 3'):
+      hugging_face.parse(task, [row | {'tokens': [41, 42]}])
+
+  def test_a_failing_interpreter_is_quoted(self, folder, tmp_path):
+    program = write_program(tmp_path / 'python', "raise SystemExit('No module named torch')")
+    with pytest.raises(ValueError, match='No module named torch'):
+      hugging_face.Engine(make_task(folder), 'float32', python=program).run()
+
+
+def measured(engine: str, seconds: dict[str, float], text: bytes = b'abc', passes: int = 10):
+  """An engine that did two prompts of 20 tokens."""
+  return rows_lib.Measured(
+      engine,
+      {},
+      tuple(
+          runs.Run(method, prompt, text, 20 if method == runs.PLAIN else passes, 20, each, 0.1)
+          for method, each in seconds.items()
+          for prompt in (1, 0)
+      ),
+  )
+
+
+@pytest.fixture(scope='module')
+def rows(folder):
+  """The rows of three engines, by engine and drafter."""
+  task = make_task(folder, max_new_tokens=20)
+  engines = [
+      measured('specjax', {runs.PLAIN: 2.0, runs.DRAFT: 1.0, runs.LOOKUP: 2.0}),
+      measured('transformers', {runs.PLAIN: 4.0, runs.DRAFT: 2.0, runs.LOOKUP: 4.0}, passes=11),
+      measured('llama.cpp', {runs.PLAIN: 1.0, runs.DRAFT: 1.0}, text=b'abcd'),
+  ]
+  found = rows_lib.rows(task, 'float32', engines)
+  return {(row['engine'], row['drafter']): row for row in found}
+
+
+class TestRows:
+
+  def test_ratios(self, rows):
+    assert len(rows) == 8
+    own_row = rows['specjax', 'model']
+    assert own_row['tokens_per_second'] == 20
+    assert own_row['speedup'] == 2
+    assert (own_row['over_transformers'], own_row['over_llama_cpp']) == (2, 1)
+    assert rows['specjax', 'ngram']['over_llama_cpp'] is None
+    assert rows['transformers', 'none']['over_llama_cpp'] == 0.25
+    assert own_row['mean_acceptance_length'] == 2
+
+  def test_the_fields_of_every_row_and_more(self, rows):
+    names = {field.name for field in dataclasses.fields(rows_lib.records.Record)}
+    for row in rows.values():
+      assert names < set(row)
+      assert row['new_tokens'] / row['seconds'] == pytest.approx(row['tokens_per_second'])
+
+  def test_equal_passes(self, rows):
+    assert rows['llama.cpp', 'model']['equal_passes'] is True
+    assert rows['transformers', 'model']['equal_passes'] is False
+    assert rows['transformers', 'ngram']['equal_passes'] is None
+    assert 'passes [11, 11] where specjax takes [10, 10]' in peers.differences(
+        list(rows.values())
+    )[0]
+
+  def test_text_may_be_a_little_longer(self, rows):
+    assert all(row['identical_to_plain'] for row in rows.values())
+    assert rows['llama.cpp', 'model']['same_text_as_specjax'] == 2
+
+  def test_bytes(self, rows, tiny):
+    target, draft = (model.module.config for model in tiny)
+    embedding = 96 * 64
+    plain = 4 * (target.num_parameters - embedding)
+    row = rows['specjax', 'none']
+    assert row['weight_bytes_per_token'] == plain
+    assert row['gigabytes_per_second'] == pytest.approx(plain * 10 / 1e9)
+    both = plain + 4 * 4 * (draft.num_parameters - embedding)
+    assert rows['specjax', 'model']['weight_bytes_per_token'] == both / 2
+
+  def test_account(self, rows):
+    (line,) = rows_lib.account(list(rows.values()))
+    assert 'specjax' in line and 'llama.cpp' in line
+
+  def test_other_text_is_counted(self, folder):
+    engines = [
+        measured('specjax', {runs.PLAIN: 2.0}),
+        measured('transformers', {runs.PLAIN: 2.0}, text=b'xyz'),
+    ]
+    found = rows_lib.rows(make_task(folder), 'float32', engines)
+    assert found[1]['same_text_as_specjax'] == 0
+    assert 'in 0 of 2 prompts' in peers.differences(found)[-1]
+
+  def test_the_fastest_round_counts(self):
+    run = runs.Run(runs.PLAIN, 0, b'a', 4, 4, 2.0, 0.1)
+    quick = dataclasses.replace(run, seconds=1.0)
+    assert runs.fastest([run, quick, run]) == [quick]
+    with pytest.raises(ValueError, match='different texts'):
+      runs.fastest([run, dataclasses.replace(run, text=b'b')])
+
+
+FAKE_TRANSFORMERS = """
+import json, sys
+request = json.load(sys.stdin)
+out = sys.argv[2].removeprefix('--out=')
+count = request['max_new_tokens']
+with open(out, 'w') as file:
+  print(json.dumps({'versions': {'torch': '0', 'transformers': '0'}}), file=file)
+  for method in request['methods']:
+    for index, _ in enumerate(request['prompts']):
+      print(json.dumps({
+          'method': method, 'round': 0, 'prompt': index, 'tokens': [50] * count,
+          'target_passes': count, 'timed_tokens': count - 1, 'seconds': 1.0,
+          'prefill_seconds': 0.1}), file=file)
+"""
+
+
+def write_program(path: pathlib.Path, text: str) -> str:
+  """A program that runs `text` with this interpreter."""
+  path.write_text(f'#!{sys.executable}\n{text}\n')
+  path.chmod(path.stat().st_mode | stat.S_IXUSR)
+  return str(path)
+
+
+class TestRun:
+
+  def test_all_engines(self, folder, tmp_path):
+    config = make_config(folder)
+    config.peers.python = write_program(tmp_path / 'python', FAKE_TRANSFORMERS)
+    build = tmp_path / 'B'
+    (build / 'bin').mkdir(parents=True)
+    printed = COMPLETION.replace('16', '8').replace('15 runs', ' 7 runs')
+    say = f'import sys; sys.stderr.write({printed!r}); print(" aa")'
+    write_program(build / 'bin' / 'llama-completion', say)
+    log = SPECULATIVE + VERBOSE.replace('2/3', '4/4')
+    echo = 'print(sys.argv[sys.argv.index("-p") + 1] + " aab")'
+    say = f'import sys; sys.stderr.write({log!r}); {echo}'
+    write_program(build / 'bin' / 'llama-speculative-simple', say)
+    config.peers.llama_cpp = str(build)
+    for name in ('target', 'draft'):
+      (folder / name / f'{name}-f32.gguf').touch()
+    (folder / 'target' / 'tokenizer.model').touch()
+
+    workdir, cores = tmp_path / 'run', os.sched_getaffinity(0)
+    with open(tmp_path / 'console', 'w') as file:
+      peers.run(config, str(workdir), console=rich.console.Console(file=file, width=200))
+    rows = workdir_lib.read_rows(workdir)
+    assert [row['name'] for row in rows] == [
+        'specjax: plain', 'transformers: plain', 'llama.cpp: plain',
+        'specjax: draft model', 'transformers: draft model', 'llama.cpp: draft model',
+        'specjax: prompt lookup', 'transformers: prompt lookup',
+    ]
+    assert all(row['new_tokens'] == 8 for row in rows)
+    assert all(row['identical_to_plain'] for row in rows)
+    assert rows[1]['versions']['torch'] == '0'
+    text = (tmp_path / 'console').read_text()
+    assert 'not run' not in text and 'target passes' in text
+    assert os.sched_getaffinity(0) == cores
+
+  def test_says_what_was_not_run(self, folder):
+    lines = peers.absent(make_config(folder))
+    assert 'transformers was not run' in lines[0] and 'llama.cpp was not run' in lines[1]
+
+  @pytest.mark.parametrize(
+      'field, value, message',
+      [
+          ('threads', 0, 'threads'),
+          ('dtypes', ('float16',), 'dtypes'),
+          ('pair', '/nowhere', 'make_peer_pair'),
+          ('pair', '', 'nothing to run'),
+          ('python', '/nowhere', 'not a program'),
+          ('llama_cpp', '/nowhere', 'llama-completion'),
+      ],
+  )
+  def test_refuses(self, folder, tmp_path, field, value, message):
+    config = make_config(folder)
+    with config.peers.ignore_type():
+      config.peers[field] = value
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+      peers.run(config, str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()
+
+  def test_the_zoo_pair_is_a_task(self):
+    config = benchmark_peers.get_config('smoke')
+    (task,) = peers.tasks(config)
+    assert len(task.prompts) == 1 and len(task.prompts[0]) == config.prompt_tokens
+    assert (task.target / 'config.json').is_file() and (task.draft / 'config.json').is_file()
+
+
+def test_own_engine_counts_what_the_other_engines_count(folder):
+  engine = own.Engine(make_task(folder), 'float32')
+  found = {run.method: run for run in engine.run() if not run.prompt}
+  assert set(found) == {runs.PLAIN, runs.DRAFT, runs.LOOKUP}
+  assert {run.text for run in found.values()} == {found[runs.PLAIN].text}
+  assert found[runs.PLAIN].target_passes == 8
+  # Where the last round's own token is cut off, one token fewer than accepted + 1 is emitted.
+  drafted = found[runs.DRAFT]
+  assert drafted.target_passes - (8 - drafted.accepted) in (0, 1)

@@ -4,7 +4,8 @@
 runs at a time; engines take turns in rounds, and the fastest round of each prompt counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import os
 import pathlib
 from typing import Any
@@ -37,9 +38,8 @@ def run(
   console = rich.console.Console() if console is None else console
   check(config)
   results = workdir_lib.open_workdir(workdir, config)
-  restrict(config.peers.threads)
   found = []
-  with console.status('…') as status:
+  with restricted(config.peers.threads), console.status('…') as status:
     say = lambda line: status.update(line)
     for task in tasks(config):
       for dtype in config.peers.dtypes:
@@ -82,19 +82,25 @@ def check(config) -> None:
     llama_cpp.check(pathlib.Path(peers.llama_cpp).expanduser())
 
 
-def restrict(threads: int) -> None:
+@contextlib.contextmanager
+def restricted(threads: int) -> Iterator[None]:
   """Keeps this process and what it starts on `threads` cores, where there are more.
 
-  XLA makes its threads when it first computes, so that is too late for it.
+  XLA makes its threads when it first computes: what computed before keeps them.
   """
   if not hasattr(os, 'sched_setaffinity'):  # not on macOS
+    yield
     return
-  cores = sorted(os.sched_getaffinity(0))
+  cores = os.sched_getaffinity(0)
   if len(cores) < threads:
     raise ValueError(
         f'config.peers.threads is {threads}, but this process may use {len(cores)} cores only.'
     )
-  os.sched_setaffinity(0, cores[:threads])
+  os.sched_setaffinity(0, sorted(cores)[:threads])
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, cores)
 
 
 def tasks(config) -> list[runs.Task]:

@@ -37,6 +37,7 @@ class Engine:
         folder.name: convert(folder, dtype, build=build, python=python)
         for folder in (task.target, task.draft)
     }
+    self._passes: dict[int, int] = {}
     self.versions: dict[str, str] = {}
 
   def run(self) -> list[runs.Run]:
@@ -46,19 +47,28 @@ class Engine:
       ValueError: if a program fails or does not print what is expected.
     """
     found = []
-    for method in _PROGRAMS:
-      for number, prompt in enumerate(self._task.prompts):
-        text = self._task.tokenizer.decode(list(prompt))
-        command = self._command(method, text)
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
-        if done.returncode:
-          last = '\n'.join(done.stderr.decode(errors='replace').strip().splitlines()[-5:])
-          raise ValueError(f'{command[0]} failed. It said:\n{last}')
-        parse = parse_plain if method == runs.PLAIN else parse_speculative
-        stderr = done.stderr.decode(errors='replace')
-        found.append(
-            parse(self._task, number, text.encode(), stdout=done.stdout, stderr=stderr)
-        )
+    for number, prompt in enumerate(self._task.prompts):
+      text = self._task.tokenizer.decode(list(prompt))
+      stdout, stderr = _call(self._command(runs.PLAIN, text))
+      found.append(parse_plain(self._task, number, stdout=stdout, stderr=stderr))
+    for number, prompt in enumerate(self._task.prompts):
+      text = self._task.tokenizer.decode(list(prompt))
+      command = self._command(runs.DRAFT, text)
+      if number not in self._passes:
+        # Rounds are told of in the log of everything, which is not for a run that is timed.
+        _, stderr = _call([*command, '-v'])
+        self._passes[number] = parse_passes(stderr, self._task.max_new_tokens)
+      stdout, stderr = _call(command)
+      found.append(
+          parse_speculative(
+              self._task,
+              number,
+              prompt_text=text.encode(),
+              target_passes=self._passes[number],
+              stdout=stdout,
+              stderr=stderr,
+          )
+      )
     return found
 
   def _command(self, method: str, text: str) -> list[str]:
@@ -135,20 +145,31 @@ def source(build: pathlib.Path) -> pathlib.Path:
   return pathlib.Path(home[1])
 
 
-def parse_plain(
-    task: runs.Task, prompt: int, prompt_text: bytes, *, stdout: bytes, stderr: str
-) -> runs.Run:
+def _call(command: list[str]) -> tuple[bytes, str]:
+  """Runs a program; returns what it printed to standard output and error.
+
+  Raises:
+    ValueError: if it fails.
+  """
+  done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+  stderr = done.stderr.decode(errors='replace')
+  if done.returncode:
+    last = '\n'.join(stderr.strip().splitlines()[-5:])
+    raise ValueError(f'{command[0]} failed. It said:\n{last}')
+  return done.stdout, stderr
+
+
+def parse_plain(task: runs.Task, prompt: int, *, stdout: bytes, stderr: str) -> runs.Run:
   """The run of which `llama-completion` printed this.
 
   The first token comes out of the pass that reads the prompt; the timed ones follow it. Time
   is that of their passes and of sampling, not of printing.
   """
-  del prompt_text
-  evaluated = _number(r'[^t] eval time = *([\d.]+) ms / *\d+ runs', stderr)
-  count = int(_number(r'[^t] eval time = *[\d.]+ ms / *(\d+) runs', stderr))
+  count = int(_number(r': +eval time = *[\d.]+ ms / *(\d+) runs', stderr))
+  evaluated = _number(r': +eval time = *([\d.]+) ms', stderr)
   sampling = _number(r'sampling time = *([\d.]+) ms', stderr)
   read = _number(r'prompt eval time = *([\d.]+) ms', stderr)
-  _check_prompt(task, prompt, int(_number(r'prompt eval time = .*/ *(\d+) tokens', stderr)))
+  _check_prompt(task, prompt, int(_number(r'prompt eval time = .*?/ *(\d+) tokens', stderr)))
   return runs.Run(
       method=runs.PLAIN,
       prompt=prompt,
@@ -160,22 +181,35 @@ def parse_plain(
   )
 
 
-def parse_speculative(
-    task: runs.Task, prompt: int, prompt_text: bytes, *, stdout: bytes, stderr: str
-) -> runs.Run:
-  """The run of which `llama-speculative-simple` printed this.
+def parse_passes(log: str, new_tokens: int) -> int:
+  """Target passes until `new_tokens` were emitted, from the log of everything (`-v`).
 
-  It stops after more than N tokens: its last pass drafts nothing and emits one token too
-  many, which counts in its rate but not in the passes for N tokens.
+  `llama-speculative-simple` stops after more tokens than were asked for; a round that
+  accepts n drafted tokens emits n + 1.
   """
+  emitted = 0
+  for passes, accepted in enumerate(re.findall(r'accepted (\d+)/\d+ draft tokens', log), start=1):
+    emitted += int(accepted) + 1
+    if emitted >= new_tokens:
+      return passes
+  raise ValueError(
+      f'The log of llama-speculative-simple tells of {emitted} of {new_tokens} tokens: another '
+      'release logs otherwise.'
+  )
+
+
+def parse_speculative(
+    task: runs.Task,
+    prompt: int,
+    *,
+    prompt_text: bytes,
+    target_passes: int,
+    stdout: bytes,
+    stderr: str,
+) -> runs.Run:
+  """The run of which `llama-speculative-simple` printed this; its text is a little longer."""
   count = int(_number(r'n_predict *= *(\d+)', stderr))
-  accepted = int(_number(r'n_accept *= *(\d+)', stderr))
   _check_prompt(task, prompt, int(_number(r'encoded *(\d+) tokens', stderr)))
-  if count != task.max_new_tokens + 1:
-    raise ValueError(
-        f'llama-speculative-simple emitted {count} tokens where {task.max_new_tokens + 1} were '
-        'expected: another release ends its runs otherwise.'
-    )
   text = stdout.strip(b'\n')
   if not text.startswith(prompt_text):
     raise ValueError(f'llama-speculative-simple printed another prompt: {text[:200]!r}')
@@ -183,12 +217,12 @@ def parse_speculative(
       method=runs.DRAFT,
       prompt=prompt,
       text=text.removeprefix(prompt_text),
-      target_passes=count - accepted - 1,
+      target_passes=target_passes,
       timed_tokens=count,
       seconds=_number(r'decoded *\d+ tokens in *([\d.]+) seconds', stderr),
       prefill_seconds=_number(r'encoded *\d+ tokens in *([\d.]+) seconds', stderr),
       proposed=int(_number(r'n_drafted *= *(\d+)', stderr)),
-      accepted=accepted,
+      accepted=int(_number(r'n_accept *= *(\d+)', stderr)),
   )
 
 

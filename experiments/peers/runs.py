@@ -49,7 +49,7 @@ class Run:
   Attributes:
     method: `PLAIN`, `DRAFT` or `LOOKUP`.
     prompt: its number.
-    text: the N new tokens, byte for byte.
+    text: the N new tokens, or a few more, byte for byte.
     target_passes: that emitted the N tokens.
     timed_tokens: emitted in `seconds`.
     seconds: of decoding.
