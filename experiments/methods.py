@@ -10,7 +10,7 @@ import numpy as np
 import specjax
 from experiments import build
 from specjax import verify
-from specjax.analysis import calibration as calibration_lib
+from specjax.analysis import programs
 from specjax.analysis import records
 from specjax.analysis import theory
 from specjax.generation import GenerateOutput
@@ -160,7 +160,7 @@ def plain_methods(config, methods: Sequence[Method]) -> list[Method]:
   """Plain decoding at every temperature that occurs, with the fastest sampler."""
   found = {}
   for each in methods:
-    rule = calibration_lib.plain_rule(each.rule)
+    rule = programs.plain_rule(each.rule)
     key = f'plain_{each.temperature:g}'
     settings = ml_collections.ConfigDict(config.to_dict())
     settings.sampling.temperature = each.temperature

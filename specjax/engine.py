@@ -211,6 +211,8 @@ def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
   )
   if rule.mode == 'greedy':
     target_law = controlled
+  elif rule.mode == 'coupled':
+    target_law = sampling_lib.scaled(controlled, setup.sampling)
   else:
     target_law = sampling_lib.law(controlled, setup.sampling)
   verification, _ = rule(
@@ -222,13 +224,13 @@ def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
   # Rules know nodes, not depths: what is beyond the deepest path is zero.
   verification = verification.replace(path=verification.path[:, : drafter.depth])
   broken = _broken(setup.sampling, raw, controlled)
-  kept = {'raw': raw, 'controlled': target_law, None: None}[setup.logprobs]
-  if setup.logprobs == 'controlled' and rule.mode == 'greedy':
+  kept = raw if setup.logprobs == 'raw' else None
+  if setup.logprobs == 'controlled':
     kept = sampling_lib.law(controlled, setup.sampling)
   new_state = _commit(setup, state, rows, depths, verification, proposal, broken, kept)
   new_state = _store(drafter, state, new_state, cache, features, verification)
   if state.trace is not None:
-    law = target_law if rule.mode != 'greedy' else sampling_lib.law(controlled, setup.sampling)
+    law = sampling_lib.law(controlled, setup.sampling)
     new_state = new_state.replace(trace=_record(state, proposal, verification, law))
   context = context.replace(
       tokens=new_state.tokens,

@@ -240,7 +240,6 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
   longest = int((lengths + limits).max())
   size = bucket(longest) if request.cache_length is None else request.cache_length
   width = max(drafter.num_nodes + 1, request.width or fast_width(target))
-  append = max(request.prefill_chunk, width)
   tokens = np.zeros((batch, size), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt
@@ -254,20 +253,17 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
       logprobs=request.logprobs,
   )
   started = time.perf_counter()
-  state = _initial_state(setup, request, tokens, lengths, limits, append)
+  state = _initial_state(setup, request, tokens, lengths, limits)
   jax.block_until_ready(state.target_cache)
   return setup, state, lengths, time.perf_counter() - started
 
 
-def _initial_state(setup, request: Request, tokens, lengths, limits, append):
+def _initial_state(setup, request: Request, tokens, lengths, limits):
   """Prefills all but each prompt's last token, in chunks."""
   batch, size = tokens.shape
   drafter, vocab_size = setup.drafter, setup.target.vocab_size
   chunk = request.prefill_chunk
-  # Slots needed: the rows, a last round that ends beyond them, and whole prefill chunks. A
-  # cache adds `max_append` to its length, which is far more: attention reads every slot.
-  slots = max(size + setup.width, -(-size // chunk) * chunk)
-  sizes = dict(batch_size=batch, cache_length=max(slots - append, 1), max_append=append)
+  sizes = cache_sizes(batch, size, width=setup.width, prefill_chunk=chunk)
   cache = setup.target.init_cache(**sizes)
   drafter_state = drafter.init(**sizes)
   features = None
@@ -308,6 +304,17 @@ def _initial_state(setup, request: Request, tokens, lengths, limits, append):
       trace=engine.empty_trace(batch, int(limits.max()), drafter) if request.trace else None,
       round=jnp.int32(0),
   )
+
+
+def cache_sizes(batch_size: int, length: int, *, width: int, prefill_chunk: int) -> dict[str, int]:
+  """Arguments of `init_cache` for rows of up to `length` tokens.
+
+  Slots needed: the rows, a last round that ends beyond them, and whole prefill chunks. A cache
+  adds `max_append` to its length, which is far more: attention reads every slot.
+  """
+  append = max(prefill_chunk, width)
+  slots = max(length + width, -(-length // prefill_chunk) * prefill_chunk)
+  return dict(batch_size=batch_size, cache_length=max(slots - append, 1), max_append=append)
 
 
 def bucket(length: int) -> int:

@@ -21,6 +21,11 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+# Slots of a layer are a multiple of this: the rows of a TPU's tile of bfloat16. For another
+# number of slots XLA lays the argument out with the batch inside, and the loop begins and ends
+# with a copy of the whole cache into the layout that it works in.
+SLOT_TILE = 16
+
 
 @struct.dataclass
 class KVCache:
@@ -56,7 +61,7 @@ def init(
   Args:
     batch_size: B.
     cache_length: the longest row, in positions. `max_append` slots more are allocated,
-      so that the last append may end beyond it.
+      so that the last append may end beyond it, and then up to a multiple of `SLOT_TILE`.
     num_kv_heads: G.
     head_dim: hd.
     windows: one entry a layer: the window of a local layer, or None.
@@ -67,8 +72,11 @@ def init(
   Returns:
     A cache with `lengths` zero; contents are zeros.
   """
-  full = cache_length + max_append
-  sizes = [full if window is None else min(full, window + max_append) for window in windows]
+  full = _whole_tiles(cache_length + max_append)
+  sizes = [
+      full if window is None else min(full, _whole_tiles(window + max_append))
+      for window in windows
+  ]
   shapes = [(batch_size, num_kv_heads, size, head_dim) for size in sizes]
   return KVCache(
       keys=tuple(jnp.zeros(shape, dtype) for shape in shapes),
@@ -77,6 +85,10 @@ def init(
       rings=tuple(size < full for size in sizes),
       max_append=max_append,
   )
+
+
+def _whole_tiles(num_slots: int) -> int:
+  return -(-num_slots // SLOT_TILE) * SLOT_TILE
 
 
 def append(

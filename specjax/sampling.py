@@ -99,16 +99,7 @@ def control(
 
 
 def law(logits: Array, sampling: types.Sampling) -> Array:
-  """The law that is sampled: temperature, then top-k, then top-p, then min-p.
-
-  Top-k keeps the k largest logits, top-p the smallest set of the remaining most probable
-  tokens whose share of their mass reaches p, min-p what is at least min-p times as probable
-  as the most probable token. All tokens that tie with the last one kept are kept, so that
-  a set never depends on token numbers (`top_k=1` may therefore keep two). Temperature 0
-  is the one-hot at the largest logit, the lowest token number among ties.
-
-  Thresholds are found by bisection over float32 numbers, at most 31 passes over the
-  vocabulary and none when no row asks for them; nothing is sorted.
+  """The law that is sampled: `scaled`, normalised.
 
   Args:
     logits: [B, R, V], controlled; `-inf` excludes a token.
@@ -118,16 +109,39 @@ def law(logits: Array, sampling: types.Sampling) -> Array:
     [B, R, V] float32 log-probabilities that sum to one; exactly `-inf` outside the
     support. NaN or infinite logits, or a row with no token left, give a row of NaN.
   """
+  values = scaled(logits, sampling)
+  return values - jnp.log(jnp.sum(jnp.exp(values), axis=-1, keepdims=True))
+
+
+def scaled(logits: Array, sampling: types.Sampling) -> Array:
+  """Log-probabilities but for a constant: temperature, then top-k, then top-p, then min-p.
+
+  It is all that an argmax with Gumbel noise needs. Top-k keeps the k largest logits, top-p the
+  smallest set of the remaining most probable tokens whose share of their mass reaches p, min-p
+  what is at least min-p times as probable as the most probable token. All tokens that tie with
+  the last one kept are kept, so that a set never depends on token numbers (`top_k=1` may
+  therefore keep two). Temperature 0 is the one-hot at the largest logit, the lowest token
+  number among ties.
+
+  Thresholds are found by bisection over float32 numbers, at most 31 passes over the
+  vocabulary and none when no row asks for them; nothing is sorted.
+
+  Args:
+    logits: [B, R, V], controlled; `-inf` excludes a token.
+    sampling: the settings.
+
+  Returns:
+    [B, R, V] float32, the largest 0; exactly `-inf` outside the support.
+  """
   logits = logits.astype(jnp.float32)
   top = jnp.max(logits, axis=-1, keepdims=True)
   greedy = (sampling.temperature == 0)[:, None, None]
   divisor = jnp.where(greedy, 1.0, sampling.temperature[:, None, None])
   # The maximum is subtracted before the division: no temperature is too small for that.
-  scaled = (logits - top) / divisor
-  lowest, chosen = _filters(scaled, sampling)
+  values = (logits - top) / divisor
+  lowest, chosen = _filters(values, sampling)
   ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-  scaled = jnp.where(jnp.where(greedy, ids == chosen, scaled >= lowest), scaled, -jnp.inf)
-  return scaled - jnp.log(jnp.sum(jnp.exp(scaled), axis=-1, keepdims=True))
+  return jnp.where(jnp.where(greedy, ids == chosen, values >= lowest), values, -jnp.inf)
 
 
 def argmax(values: Array) -> Array:
@@ -272,11 +286,13 @@ class Sampler:
     )
     if self.mode == 'greedy':
       return argmax(logits[:, 0]), None, self
-    drawn_from = law(logits, self.sampling)[:, 0]
     if self.mode == 'sample':
+      drawn_from = law(logits, self.sampling)[:, 0]
       token, source = self.source.draw(drawn_from, purpose=randomness.DRAFT, node=node)
       return token, drawn_from, self.replace(source=source)
     if self.mode != 'coupled':
       raise ValueError(f"mode must be 'greedy', 'sample' or 'coupled'; got {self.mode!r}.")
-    noisy = drawn_from + self.source.gumbel(position, drawn_from.shape[-1])
-    return argmax(noisy), drawn_from if self.keep_law else None, self
+    values = scaled(logits, self.sampling)[:, 0]
+    noisy = values + self.source.gumbel(position, values.shape[-1])
+    drawn_from = law(logits, self.sampling)[:, 0] if self.keep_law else None
+    return argmax(noisy), drawn_from, self

@@ -17,6 +17,7 @@ from specjax import generation
 from specjax import models
 from specjax import verify
 from specjax.analysis import calibration
+from specjax.analysis import costs
 from specjax.analysis import identity
 from specjax.analysis import records
 from specjax.analysis import statistics
@@ -278,13 +279,13 @@ class TestTraces:
     assert ''.join(traces.pieces(tokenizer, broken)) == tokenizer.decode(broken)
 
 
-def example() -> calibration.Calibration:
+def example() -> costs.Calibration:
   """Plain step 10 ms, pass 9 ms at width 1, 12 at 5; overhead 2; drafting 1 a token."""
-  return calibration.Calibration(
-      dtype='float32', width=1, candidates=(calibration.Candidate('float32', 1, 0.010),),
+  return costs.Calibration(
+      dtype='float32', width=1, candidates=(costs.Candidate('float32', 1, 0.010),),
       widths=(1, 5, 9), pass_seconds=(0.009, 0.012, 0.018),
       rules=(
-          calibration.RuleCosts(
+          costs.RuleCosts(
               rule='greedy', plain=0.010, overhead=((4, 0.002), (8, 0.002)),
               drafting={'model': ((4, 0.004), (8, 0.008)), 'lookup': ((4, 0.001),)},
           ),
@@ -334,7 +335,7 @@ class TestCalibration:
 
   def test_json(self):
     found = example()
-    assert calibration.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+    assert costs.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 
   @pytest.mark.parametrize('width', [1, 5, 20])
   @pytest.mark.parametrize('length, chunk', [(64, 8), (48, 32)])
@@ -344,7 +345,7 @@ class TestCalibration:
     )
     made = jax.eval_shape(
         lambda: target.init_cache(
-            **calibration.cache_sizes(2, length, width=width, prefill_chunk=chunk)
+            **generation.cache_sizes(2, length, width=width, prefill_chunk=chunk)
         )
     )
     wanted = {}

@@ -1,12 +1,14 @@
 """What to expect, what was measured, and whether the two agree."""
 
 from specjax.analysis import calibration
+from specjax.analysis import costs
 from specjax.analysis import identity
 from specjax.analysis import records
 from specjax.analysis import statistics
 from specjax.analysis import theory
 from specjax.analysis import traces
-from specjax.analysis.calibration import Calibration, calibrate
+from specjax.analysis.calibration import calibrate
+from specjax.analysis.costs import Calibration
 from specjax.analysis.records import Record, record
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     'Record',
     'calibrate',
     'calibration',
+    'costs',
     'identity',
     'record',
     'records',

@@ -42,8 +42,9 @@ class Rule(Protocol):
     """Decides one round.
 
     Args:
-      target_law: [B, N + 1, V] float32, the target's law at every row (log-probabilities; in
-        mode 'greedy' the controlled logits, whose argmax is all that is needed).
+      target_law: [B, N + 1, V] float32, the target's law at every row (log-probabilities; but
+        for a constant a row in mode 'coupled', where noise is added and the argmax taken, and
+        in mode 'greedy' the controlled logits, whose argmax is all that is needed).
       proposal: what was drafted; N = 0 is plain decoding. In a chain `valid` is a prefix.
       positions: [B, N + 1] int32, the absolute position that a token drawn from the row takes.
       source: where random choices come from.

@@ -1,0 +1,150 @@
+"""The programs that a calibration times: the real, compiled loops, and bare target passes."""
+
+from collections.abc import Callable, Mapping
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import drafters as drafters_lib
+from specjax import engine
+from specjax import generation
+from specjax import kv_cache
+from specjax import verify
+
+def plain_rule(rule: Any) -> Any:
+  """The rule under which plain decoding is fastest, with the law of `rule`.
+
+  Without drafts a rule only samples, and one uniform is cheaper than Gumbel noise.
+  """
+  return verify.greedy() if rule.mode == 'greedy' else verify.rejection()
+
+
+def rounds_and_passes(target, prompts, request, width, widths, rules, makers, rounds_of):
+  """Everything to time, by key."""
+  setup, state, _, _ = generation.prepare(target, prompts, request)
+  programs = {('pass', m): bare(setup, state, m, request) for m in widths}
+  vocab_size = target.vocab_size
+  for rule in rules:
+    plain = setup.replace(rule=plain_rule(rule), width=width)
+    plain, started = with_drafter(plain, state, plain.drafter, request)
+    programs['plain', plain.rule.name] = loop(plain, started)
+    # What the target says itself, for the synthetic drafter to propose: all of it, or (as a
+    # check, for the two must cost the same) none.
+    room = jnp.int32(request.max_new_tokens)
+    reference = engine.run(plain, jax.tree.map(jnp.copy, started), room).tokens
+    ruled = plain.replace(rule=rule)
+    for k, names in rounds_of[rule.name].items():
+      for name, acceptance in (('all', 1.0), ('none', 0.0)):
+        drafter = drafters_lib.synthetic(
+            reference, acceptance=acceptance, vocab_size=vocab_size, num_speculative_tokens=k
+        )
+        programs[rule.name, name, k] = loop(*with_drafter(ruled, state, drafter, request))
+      for name in sorted(names):
+        made = with_drafter(ruled, state, makers[name](k), request)
+        programs[rule.name, name, k] = loop(*made)
+  return programs
+
+
+def with_drafter(setup, state, drafter, request):
+  """Setup and state of plain decoding, with a drafter and with caches for its width.
+
+  The caches are empty: what they hold does not change what a round costs.
+  """
+  batch, size = state.tokens.shape
+  width = max(drafter.num_nodes + 1, setup.width)
+  depth, layers = drafter.depth, drafter.feature_layers
+  zeros = lambda *shape: jnp.zeros((batch, *shape), jnp.int32)
+  features = 0
+  if layers:
+    read = lambda: setup.target(state.tokens[:, :1], feature_layers=layers).features
+    features = jax.eval_shape(read).shape[-1]
+  sizes = generation.cache_sizes(
+      batch, size, width=width, prefill_chunk=request.prefill_chunk
+  )
+  cache = setup.target.init_cache(**sizes)
+  state = state.replace(
+      target_cache=kv_cache.roll_back(cache, state.lengths - 1),
+      drafter=drafter.init(**sizes),
+      features=jnp.zeros((batch, depth + 1, features), state.features.dtype),
+      features_valid=jnp.zeros((batch, depth + 1), bool),
+      stats=engine.Stats(zeros(), zeros(), zeros(), zeros(depth), zeros(depth)),
+  )
+  return setup.replace(drafter=drafter, width=width), state
+
+
+def loop(setup: engine.Setup, state: engine.DecodeState) -> Callable[[int], float]:
+  """Times rounds of the engine's loop; the state is left as it was."""
+
+  def run(rounds: int) -> float:
+    fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+    started = time.perf_counter()
+    done = jax.block_until_ready(engine.run(setup, fresh, jnp.int32(rounds)))
+    seconds = time.perf_counter() - started
+    if int(done.round) != rounds:
+      raise RuntimeError(f'{int(done.round)} rounds instead of {rounds}: logits are NaN?')
+    return seconds
+
+  return run
+
+
+def bare(setup: engine.Setup, state: engine.DecodeState, width: int, request):
+  """Times passes of the target alone."""
+  tokens = state.tokens[:, :width]
+  _, state = with_drafter(setup.replace(width=width), state, setup.drafter, request)
+
+  def run(rounds: int) -> float:
+    cache = jax.block_until_ready(jax.tree.map(jnp.copy, state.target_cache))
+    started = time.perf_counter()
+    jax.block_until_ready(_passes(setup.target, cache, tokens, jnp.int32(rounds)))
+    return time.perf_counter() - started
+
+  return run
+
+
+@functools.partial(jax.jit, donate_argnames='cache')
+def _passes(target, cache: kv_cache.KVCache, tokens, rounds):
+  """That many passes over `tokens` [B, m], each one position further."""
+
+  def body(carry):
+    step, cache, _ = carry
+    out = target(tokens, cache=cache)
+    # Logits are carried, so that no part of them is optimised away.
+    return step + 1, kv_cache.roll_back(out.cache, cache.lengths + 1), out.logits
+
+  logits = jnp.zeros((*tokens.shape, target.vocab_size), jnp.float32)
+  return jax.lax.whileloop(lambda carry: carry[0] < rounds, body, (jnp.int32(0), cache, logits))
+
+
+class Timer:
+  """Times programs in turns; remembers how much the times vary.
+
+  Attributes:
+    noise: largest (slowest - fastest) / median of any program so far.
+  """
+
+  def __init__(self, rounds: int, repetitions: int, say: Callable[[str], None]):
+    self.noise = 0.0
+    self._rounds, self._repetitions, self._say = rounds, repetitions, say
+
+  def time(self, programs: Mapping[Any, Callable[[int], float]]) -> dict[Any, float]:
+    """Median seconds a round of each program."""
+    for number, (key, program) in enumerate(programs.items(), start=1):
+      label = ' '.join(map(str, key))
+      self._say(f'compiling {number}/{len(programs)}: {label}')
+      for _ in range(2):  # compiled by the first run, warmed by the second
+        program(self._rounds)
+    samples = {key: [] for key in programs}
+    order = np.random.default_rng(0)
+    for repetition in range(self._repetitions):
+      self._say(f'timing {repetition + 1}/{self._repetitions}')
+      for index in order.permutation(len(programs)):
+        key = list(programs)[index]
+        samples[key].append(programs[key](self._rounds) / self._rounds)
+    for times in samples.values():
+      spread = (max(times) - min(times)) / np.median(times)
+      self.noise = max(self.noise, float(spread))
+    return {key: float(np.median(times)) for key, times in samples.items()}

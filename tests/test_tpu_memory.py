@@ -1,0 +1,67 @@
+"""The loop compiled for a real TPU: caches are updated in place there too."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from specjax import drafters
+from specjax import engine
+from specjax import generation
+from specjax import kv_cache
+from specjax import verify
+from tests import tiny
+from tests import tpu_ahead
+
+# Long enough that a layer's keys do not fit into a core's own memory, whose use is not counted.
+LENGTH = 16384
+# Of one layer's keys: 4 rows, LENGTH positions, one head of 128, bfloat16.
+ONE_ARRAY = 4 * LENGTH * 128 * 2
+
+
+def model(num_layers: int):
+  """Heads of 128, the width of a TPU's lanes: narrower ones are padded in memory."""
+  return tiny.model(
+      0, num_layers=num_layers, width=128, num_heads=2, num_kv_heads=1, head_dim=128,
+      dtype='bfloat16',
+  )
+
+
+def compiled_memory(num_layers: int, rule, parents=None):
+  """Bytes of both caches, and what the compiler says of the loop's memory."""
+  if parents is None:
+    drafter = drafters.model(model(1), num_speculative_tokens=4, step_width=1)
+  else:
+    reference = jnp.zeros((4, 16), jnp.int32)
+    drafter = drafters.synthetic(
+        reference, acceptance=0.5, vocab_size=tiny.VOCAB, parents=parents
+    )
+  request = generation.Request(
+      drafter=drafter, rule=rule, max_new_tokens=8, cache_length=LENGTH, width=5, prefill_chunk=16
+  )
+  setup, state, _, _ = generation.prepare(model(num_layers), tiny.PROMPTS, request)
+  cache = sum(leaf.nbytes for leaf in jax.tree.leaves((state.target_cache, state.drafter)))
+  device = tpu_ahead.devices('v5e:2x2')[0]
+  arguments = tpu_ahead.abstract((setup, state, jnp.int32(4)), device)
+  return cache, engine.run.lower(*arguments).compile().memory_analysis()
+
+
+@pytest.mark.parametrize(
+    'rule, parents',
+    [(verify.block(), None), (verify.coupled(), (0, 0, 1, 1))],
+    ids=['block chain', 'coupled tree'],
+)
+def test_caches_are_in_place_on_a_tpu(rule, parents):
+  few, many = (compiled_memory(num_layers, rule, parents) for num_layers in (1, 4))
+  for cache, memory in (few, many):
+    assert memory.alias_size_in_bytes >= cache
+  grown = many[1].temp_size_in_bytes - few[1].temp_size_in_bytes
+  # Keys and values of three layers came on top: a copy of one of these six arrays would show,
+  # and so would one buffer that all layers take turns in.
+  assert grown < 0.05 * (many[0] - few[0])
+  assert many[1].temp_size_in_bytes < 0.5 * ONE_ARRAY
+
+
+def test_slots_that_fill_no_tile_would_be_copied(monkeypatch):
+  monkeypatch.setattr(kv_cache, 'SLOT_TILE', 1)
+  _, memory = compiled_memory(4, verify.block())
+  assert memory.temp_size_in_bytes >= ONE_ARRAY
