@@ -9,7 +9,19 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/python_env.sh"
 
 setup experiments,test
+
+# The TPU's compiler, which needs no TPU, for the tests that compile ahead. It lies beside the
+# environment: inside, every other run of JAX would look for a TPU and complain.
+TPU_COMPILER="$MARKS/tpu-aot"
+if [ ! -d "$TPU_COMPILER/libtpu" ]; then
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps \
+    --target "$TPU_COMPILER" libtpu 2>/dev/null \
+    || say "NOT TESTED: libtpu does not install here, so nothing is compiled for TPUs."
+fi
+export PYTHONPATH="$TPU_COMPILER${PYTHONPATH:+:$PYTHONPATH}"
+
 # The tests are about results, which are the CPU's; validate_hardware.sh is for accelerators.
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 "$PYTHON" -m ruff check .
-exec "$PYTHON" -m pytest --numprocesses="${SPECJAX_TEST_WORKERS:-2}" "$@"
+# -rs: what was left out is said at the end, with its reason.
+exec "$PYTHON" -m pytest -rs --numprocesses="${SPECJAX_TEST_WORKERS:-2}" "$@"

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import rich.console
+import sentencepiece
 
 import specjax
 from configs import benchmark_peers
@@ -97,7 +98,6 @@ class TestTokenizer:
     assert [tokenizer.id_to_token(i) for i in tokenizer_lib.words(tokenizer)] == ['\u2581the']
 
   def test_trained_one_is_read_alike(self, tmp_path):
-    sentencepiece = pytest.importorskip('sentencepiece')
     text = pathlib.Path(json.__file__).read_text()
     model = tokenizer_lib.train([text], 400)
     tokenizer_lib.write(model, tmp_path)
