@@ -2,9 +2,9 @@
 
     python -m experiments.benchmark --config=configs/benchmark_zoo.py --workdir=runs/benchmark_zoo
 
-Batch 1, 200 new tokens for each of 8 prompts. Calibrates first (costs of draft steps, target
+Batch 1, 200 new tokens for each of 16 prompts. Calibrates first (costs of draft steps, target
 passes and the loop on this machine; float32 or bfloat16, one or two tokens a plain pass),
-learns acceptance from 32 other prompts, then times all methods in turns. Leave the machine
+learns acceptance from 64 other prompts, then times all methods in turns. Leave the machine
 alone meanwhile: ratios are of runs seconds apart, but two jobs on two cores slow each other
 down unevenly. Prints a table with a row for every method: tokens/s, speed-up over plain
 decoding at the same temperature, predicted speed-up, mean acceptance length, and whether
@@ -32,19 +32,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.title = 'Speculative decoding with the shipped pair'
 
   # Prompts: the first tokens of windows over the held-out files, or rows of prompt_file.
-  config.num_prompts = 8
+  config.num_prompts = 16
   config.prompt_tokens = 128
   config.max_new_tokens = 200
   config.repetitions = 2  # of every prompt and method; medians count
 
   config.methods = ml_collections.ConfigDict({
-      'draft_greedy': method('draft model', 'greedy', 0.0, 'model', 5),
+      'draft_greedy': method('draft model', 'greedy', 0.0, 'model', 4),
       'draft_rejection': method('draft model', 'rejection', 1.0, 'model', 4),
       'draft_block': method('draft model', 'block', 1.0, 'model', 4),
       'draft_coupled': method('draft model', 'coupled', 1.0, 'model', 4),
-      'adaptive_greedy': method('adaptive draft', 'greedy', 0.0, 'model', 8, min_confidence=0.3),
-      'adaptive_block': method('adaptive draft', 'block', 1.0, 'model', 6, min_confidence=0.3),
-      'ngram_greedy': method('prompt lookup', 'greedy', 0.0, 'ngram', 5),
+      'adaptive_greedy': method('adaptive draft', 'greedy', 0.0, 'model', 8, min_confidence=0.1),
+      'adaptive_block': method('adaptive draft', 'block', 1.0, 'model', 6, min_confidence=0.1),
+      'ngram_greedy': method('prompt lookup', 'greedy', 0.0, 'ngram', 8),
       'ngram_rejection': method('prompt lookup', 'rejection', 1.0, 'ngram', 4),
       'ngram_coupled': method('prompt lookup', 'coupled', 1.0, 'ngram', 4),
   })
@@ -64,7 +64,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.stream_method = ''  # one whose completion of the first prompt is shown
 
   # What is predicted: acceptance from other prompts (in batches, untimed), and costs.
-  config.acceptance = ml_collections.ConfigDict(dict(num_prompts=32, batch_size=16))
+  config.acceptance = ml_collections.ConfigDict(dict(num_prompts=64, batch_size=16))
   config.calibration = ml_collections.ConfigDict(
       dict(
           enabled=True,

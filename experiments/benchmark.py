@@ -222,6 +222,15 @@ def _print_costs(found: calibration_lib.Calibration, console: rich.console.Conso
       })
   title = f'Calibration: {found.dtype}, {found.width} tokens a plain pass (c, r, o in plain steps)'
   console.print(_table(rows, title))
+  others = [each for each in found.candidates if each.dtype != found.dtype]
+  if others:
+    fastest = min(others, key=lambda each: each.seconds)
+    wide = 1000 * fastest.pass_seconds
+    console.print(
+        f'In {fastest.dtype} a plain step takes {1000 * fastest.seconds:.2f} ms, a pass of '
+        f'{found.max_num_speculative_tokens + 1} tokens {wide:.2f} ms.',
+        highlight=False,
+    )
   console.print()
 
 

@@ -282,7 +282,7 @@ class TestTraces:
 def example() -> costs.Calibration:
   """Plain step 10 ms, pass 9 ms at width 1, 12 at 5; overhead 2; drafting 1 a token."""
   return costs.Calibration(
-      dtype='float32', width=1, candidates=(costs.Candidate('float32', 1, 0.010),),
+      dtype='float32', width=1, candidates=(costs.Candidate('float32', 1, 0.010, 0.020),),
       widths=(1, 5, 9), pass_seconds=(0.009, 0.012, 0.018),
       rules=(
           costs.RuleCosts(

@@ -40,7 +40,8 @@ def plain():
 
 
 CALIBRATION = dict(
-    dtype='float32', width=1, candidates=[dict(dtype='float32', width=1, seconds=0.01)],
+    dtype='float32', width=1,
+    candidates=[dict(dtype='float32', width=1, seconds=0.01, pass_seconds=0.02)],
     widths=[1, 3, 5], pass_seconds=[0.01, 0.011, 0.012],
     rules=[dict(rule='greedy', plain=0.01, overhead=[[2, 0.001]], drafting={})],
     batch_size=1, cache_length=64, rounds=8, repetitions=3, noise=0.1, versions={}, hardware={},

@@ -13,11 +13,15 @@ MODEL = 'model'  # the name under which a draft model's costs are kept
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """A way of plain decoding: dtype, tokens a pass reads, seconds a step."""
+  """A way of plain decoding: dtype, tokens a pass reads, seconds a step.
+
+  `pass_seconds` are those of the widest pass in that dtype, which rounds are made of.
+  """
 
   dtype: str
   width: int
   seconds: float
+  pass_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +61,8 @@ class Calibration:
   """What was measured; everything else follows from it.
 
   Attributes:
-    dtype: the fastest for plain decoding, in which all below was measured.
-    width: tokens that a pass of plain decoding reads, the fastest.
+    dtype: the one whose wide passes are fastest, in which all below was measured.
+    width: tokens that a pass of plain decoding reads, the fastest in that dtype.
     candidates: what was compared for that; empty where nothing was.
     widths: [n], tokens of the passes timed, ascending.
     pass_seconds: [n], of a target pass.

@@ -116,7 +116,7 @@ def _passes(target, cache: kv_cache.KVCache, tokens, rounds):
     return step + 1, kv_cache.roll_back(out.cache, cache.lengths + 1), out.logits
 
   logits = jnp.zeros((*tokens.shape, target.vocab_size), jnp.float32)
-  return jax.lax.whileloop(lambda carry: carry[0] < rounds, body, (jnp.int32(0), cache, logits))
+  return jax.lax.while_loop(lambda carry: carry[0] < rounds, body, (jnp.int32(0), cache, logits))
 
 
 class Timer:
