@@ -171,7 +171,7 @@ class TestMethods:
   def test_a_method_changes_only_its_own_fields(self):
     config = config_of()
     settings = methods_lib.method_settings(config, 'adaptive_block')
-    assert settings.drafter.min_confidence == 0.3 and settings.drafter.max_ngram == 3
+    assert settings.drafter.min_confidence == 0.1 and settings.drafter.max_ngram == 3
     assert (settings.rule.name, settings.sampling.temperature) == ('block', 1.0)
     assert config.drafter.min_confidence is None and config.rule.name == 'auto'
     with config.unlocked():
