@@ -155,11 +155,19 @@ class KeySource:
 
   def draw(self, law: Array, *, purpose: int, node) -> tuple[Array, 'KeySource']:
     """As `specjax.types.Source.draw`."""
+    if law.ndim == 3:
+      uniform = self.uniform(purpose, jnp.asarray(node))
+      tokens = draw_from(law.reshape(-1, law.shape[-1]), uniform.reshape(-1))
+      return tokens.reshape(uniform.shape), self
     nodes = jnp.reshape(jnp.asarray(node), (-1, 1))
     return draw_from(law, self.uniform(purpose, nodes)[:, 0]), self
 
-  def flip(self, probs: Array, *, purpose: int) -> tuple[Array, 'KeySource']:
+  def flip(
+      self, probs: Array, *, purpose: int, node: Array | None = None
+  ) -> tuple[Array, 'KeySource']:
     """As `specjax.types.Source.flip`; probability 1 is always True, 0 always False."""
+    if node is not None:
+      return self.uniform(purpose, node[:, None])[:, 0] < probs, self
     return self.uniform(purpose, jnp.arange(probs.shape[1])) < probs, self
 
   def gumbel(self, positions: Array, vocab_size: int) -> Array:

@@ -146,10 +146,19 @@ class Source(Protocol):
   """
 
   def draw(self, law: Array, *, purpose: int, node: Any) -> tuple[Array, 'Source']:
-    """Tokens [B] int32 drawn from `law` [B, V] (log-probabilities)."""
+    """Tokens [B] int32 drawn from `law` [B, V] (log-probabilities), for one node.
 
-  def flip(self, probs: Array, *, purpose: int) -> tuple[Array, 'Source']:
-    """Independent booleans shaped like `probs` [B, n], True with these probabilities."""
+    Or tokens [B, n] from [B, n, V], for the nodes `node` [n].
+    """
+
+  def flip(
+      self, probs: Array, *, purpose: int, node: Array | None = None
+  ) -> tuple[Array, 'Source']:
+    """Independent booleans shaped like `probs`, True with these probabilities.
+
+    `probs` is [B, n], for nodes 1 … n; or [B], for the node `node` [B] of each row, where a
+    row that has none to ask for says 0 and ignores what it gets.
+    """
 
   def gumbel(self, positions: Array, vocab_size: int) -> Array:
     """Noise [B, ..., V] float32 of (row, absolute position [B, ...], token): coupled only."""

@@ -93,10 +93,7 @@ class ModelDrafter:
   def propose(self, context: types.Context, state: kv_cache.KVCache):
     """As `specjax.types.Drafter.propose`: at most K draft steps, in one loop."""
     batch, num_nodes = context.lengths.shape[0], self.num_nodes
-    # Reading from the token before the root; a row of one token reads root and padding.
-    start = jnp.maximum(context.lengths - 2, 0)
-    pair = jnp.take_along_axis(context.tokens, start[:, None] + jnp.arange(2), axis=1)
-    logits, cache = self._read(kv_cache.roll_back(state, start), pair, context.lengths - start)
+    logits, cache = read_last_two(self.draft, context, state)
 
     has_law = context.sampler.keep_law and context.sampler.mode != 'greedy'
     law_size = self.vocab_size if has_law else 0
@@ -136,12 +133,6 @@ class ModelDrafter:
     del verification, context
     return state
 
-  def _read(self, cache, tokens: Array, num_new: Array) -> tuple[Array, kv_cache.KVCache]:
-    """Logits [B, V] after the last of `num_new` [B] tokens."""
-    out = self.draft(tokens, cache=cache, num_new=num_new)
-    last = jnp.maximum(num_new - 1, 0)[:, None, None]
-    return jnp.take_along_axis(out.logits, last, axis=1)[:, 0], out.cache
-
   def _draw(self, d: _Drafted, context: types.Context) -> _Drafted:
     """Draws the token of node `step + 1` where the row is still drafting."""
     token, law, sampler = d.sampler.draw(
@@ -165,7 +156,7 @@ class ModelDrafter:
     """Reads the token drawn last and decides whether the row drafts on."""
     token = jax.lax.dynamic_slice_in_dim(d.tokens, d.step, 1, axis=1)
     padded = jnp.pad(token, ((0, 0), (0, self.step_width - 1)))
-    logits, cache = self._read(d.cache, padded, jnp.ones_like(d.cache.lengths))
+    logits, cache = _read(self.draft, d.cache, padded, jnp.ones_like(d.cache.lengths))
     d = d._replace(step=d.step + 1, logits=logits, cache=cache)
     return self._decide(d) if self.adaptive else d
 
@@ -174,6 +165,31 @@ class ModelDrafter:
     confidence = d.confidence + jnp.max(jax.nn.log_softmax(d.logits), axis=-1)
     active = d.active & (confidence >= jnp.log(self.min_confidence))
     return d._replace(active=active, confidence=confidence)
+
+
+def read_last_two(draft: LanguageModel, context: types.Context, cache: kv_cache.KVCache):
+  """Reads the root, and again the token before it, which a draft may not have read yet.
+
+  What it rewrites is what was there; a row of one token reads root and padding.
+
+  Args:
+    draft: the draft.
+    context: of the round.
+    cache: the draft's, of at least `lengths - 2` positions.
+
+  Returns:
+    Raw logits [B, V] for the token behind the root, and the cache of `lengths` positions.
+  """
+  start = jnp.maximum(context.lengths - 2, 0)
+  pair = jnp.take_along_axis(context.tokens, start[:, None] + jnp.arange(2), axis=1)
+  return _read(draft, kv_cache.roll_back(cache, start), pair, context.lengths - start)
+
+
+def _read(draft, cache, tokens: Array, num_new: Array) -> tuple[Array, kv_cache.KVCache]:
+  """Logits [B, V] after the last of `num_new` [B] tokens."""
+  out = draft(tokens, cache=cache, num_new=num_new)
+  last = jnp.maximum(num_new - 1, 0)[:, None, None]
+  return jnp.take_along_axis(out.logits, last, axis=1)[:, 0], out.cache
 
 
 def model(

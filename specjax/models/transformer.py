@@ -269,6 +269,8 @@ class Transformer(nn.Module):
       cache: what was read before, or None for a fresh causal pass (training).
       tree_mask: [B, T, T] bool, `[b, i, j]` True where new token i sees new token j
         (itself included); None means causal. Everything in the cache is visible by length.
+        A tree that is read level by level gives [B, T, P + T]: the P tokens that the cache
+        took last are nodes of it too, and come first; `positions` is then [B, P + T].
       num_new: [B] int32, how many of the T tokens are real; the rest are padding behind
         them. None means all.
       feature_layers: residual streams to return: after how many layers, 0 … L. They come
@@ -288,6 +290,7 @@ class Transformer(nn.Module):
     chain = positions is None and tree_mask is None
     if positions is None:
       positions = lengths[:, None] + jnp.arange(width)
+    tree_positions, positions = positions, positions[:, -width:]
     valid = None
     if num_new is not None:
       valid = jnp.arange(width) < num_new[:, None]
@@ -310,7 +313,7 @@ class Transformer(nn.Module):
       if (window, ring) not in scopes:
         slots = width if cache is None else cache.keys[layer].shape[2]
         mask = visible(
-            positions,
+            tree_positions,
             lengths,
             total,
             slots,
@@ -380,20 +383,26 @@ def visible(
   """Which slots each new token sees.
 
   Args:
-    positions: [B, T] int32 of the new tokens.
+    positions: [B, T] int32 of the new tokens, or [B, P + T] with those of P more nodes of
+      their tree that the cache took last.
     lengths: [B] int32, positions held before the call.
     total: [B] int32, positions held after it.
     num_slots: slots of the layer.
     window: positions that a query sees, itself included; None for all.
     ring: whether slots are reused modulo `num_slots`.
     chain: whether `positions` are `lengths` plus 0 … T-1.
-    tree_mask: [B, T, T] bool among the new tokens, or None for causal.
+    tree_mask: [B, T, T] bool among the new tokens, [B, T, P + T], or None for causal.
 
   Returns:
     [B, T, num_slots] bool, at least one True a row, so that every softmax is finite; what
     a padding row sees does not matter, for nobody reads it.
   """
   width = positions.shape[1]
+  num_new = width
+  if tree_mask is not None:
+    # Slot `lengths - P + j` holds node j of the tree.
+    num_new, width = tree_mask.shape[1:]
+    lengths = lengths - (width - num_new)
   if ring:
     index = kv_cache.slot_positions(total, num_slots)[:, None, :]
   else:
@@ -406,7 +415,7 @@ def visible(
   if tree_mask is None:
     mask = offset <= jnp.arange(width)[:, None]
   else:
-    everywhere = jnp.broadcast_to(clipped, (positions.shape[0], width, num_slots))
+    everywhere = jnp.broadcast_to(clipped, (positions.shape[0], num_new, num_slots))
     mask = jnp.where(inside, jnp.take_along_axis(tree_mask, everywhere, axis=2), offset < 0)
   if ring:
     mask &= index >= 0
@@ -416,7 +425,7 @@ def visible(
       # A tree's tokens lie in a row but share the positions of their depths.
       new_positions = jnp.take_along_axis(positions, clipped[:, 0], axis=1)[:, None, :]
       key_positions = jnp.where(inside, new_positions, index)
-    mask &= positions[..., None] - key_positions < window
+    mask &= positions[:, width - num_new :, None] - key_positions < window
   if ring:
     # Padding is not written into a ring: where it reaches beyond the window, it sees none.
     mask |= (jnp.arange(num_slots) == 0) & ~mask.any(-1, keepdims=True)

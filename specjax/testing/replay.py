@@ -70,20 +70,31 @@ class ReplaySource:
   def draw(self, law: Array, *, purpose: int, node: Any) -> tuple[Array, 'ReplaySource']:
     """As `specjax.types.Source.draw`."""
     slots = self._find(purpose, DRAW)
-    batch = jnp.arange(law.shape[0])
+    laws = law if law.ndim == 3 else law[:, None]
+    batch = jnp.arange(law.shape[0])[:, None]
     index = 0 if slots.count == 1 else jnp.asarray(node) - 1
-    column = jnp.broadcast_to(slots.first + index, batch.shape)
-    token = self.choices[batch, column]
-    prob = jax.nn.softmax(law.astype(jnp.float32), axis=-1)[batch, token]
-    return token, self._used(batch, column, prob)
+    index = jnp.asarray(index) if law.ndim == 3 else jnp.reshape(index, (-1, 1))
+    columns = jnp.broadcast_to(slots.first + index, laws.shape[:2])
+    tokens = self.choices[batch, columns]
+    probs = jax.nn.softmax(laws.astype(jnp.float32), axis=-1)
+    probs = jnp.take_along_axis(probs, tokens[..., None], axis=-1)[..., 0]
+    return (tokens if law.ndim == 3 else tokens[:, 0]), self._used(batch, columns, probs)
 
-  def flip(self, probs: Array, *, purpose: int) -> tuple[Array, 'ReplaySource']:
+  def flip(
+      self, probs: Array, *, purpose: int, node: Array | None = None
+  ) -> tuple[Array, 'ReplaySource']:
     """As `specjax.types.Source.flip`."""
     slots = self._find(purpose, FLIP)
     batch = jnp.arange(probs.shape[0])[:, None]
-    columns = jnp.broadcast_to(slots.first + jnp.arange(slots.count), probs.shape)
-    heads = self.choices[batch, columns] == 1
-    return heads, self._used(batch, columns, jnp.where(heads, probs, 1.0 - probs))
+    if node is None:
+      columns = jnp.broadcast_to(slots.first + jnp.arange(slots.count), probs.shape)
+      heads = self.choices[batch, columns] == 1
+      return heads, self._used(batch, columns, jnp.where(heads, probs, 1.0 - probs))
+    # A row without a node asks for a column that is not there: nothing is written down.
+    columns = jnp.where(node > 0, slots.first + node - 1, self.choices.shape[1])[:, None]
+    heads = self.choices.at[batch, columns].get(mode='clip')[:, 0] == 1
+    used = self._used(batch, columns, jnp.where(heads, probs, 1.0 - probs)[:, None])
+    return heads, used
 
   def gumbel(self, positions: Array, vocab_size: int) -> Array:
     """Raises NotImplementedError: coupled noise is continuous."""
@@ -94,8 +105,8 @@ class ReplaySource:
 
   def _used(self, batch: Array, columns: Array, probs: Array) -> 'ReplaySource':
     return self.replace(
-        probs=self.probs.at[batch, columns].set(probs),
-        uses=self.uses.at[batch, columns].add(1),
+        probs=self.probs.at[batch, columns].set(probs, mode='drop'),
+        uses=self.uses.at[batch, columns].add(1, mode='drop'),
     )
 
 
@@ -116,11 +127,14 @@ class ProbeSource:
     del node
     count = 1 if purpose == randomness.NEXT else self.num_nodes
     self.found.append((purpose, DRAW, count, law.shape[-1]))
-    return jnp.zeros(law.shape[:1], jnp.int32), self
+    return jnp.zeros(law.shape[:-1], jnp.int32), self
 
-  def flip(self, probs: Array, *, purpose: int) -> tuple[Array, 'ProbeSource']:
+  def flip(
+      self, probs: Array, *, purpose: int, node: Array | None = None
+  ) -> tuple[Array, 'ProbeSource']:
     """As `specjax.types.Source.flip`."""
-    self.found.append((purpose, FLIP, probs.shape[1], 2))
+    count = probs.shape[1] if node is None else self.num_nodes
+    self.found.append((purpose, FLIP, count, 2))
     return jnp.zeros(probs.shape, bool), self
 
   def gumbel(self, positions: Array, vocab_size: int) -> Array:

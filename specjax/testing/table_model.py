@@ -68,9 +68,11 @@ class TableModel:
     lengths = held.lengths
     if positions is None:
       positions = lengths[:, None] + jnp.arange(width)
+    # Of a tree that is read level by level, the nodes read last are in the mask too.
+    first = lengths - (positions.shape[1] - width)
     keys = tokens[..., None, None]
     held = kv_cache.append(held, 0, keys, keys)
-    before = _before(held.keys[0][:, 0, :, 0], lengths, positions, tree_mask, self)
+    before = _before(held.keys[0][:, 0, :, 0], first, positions, tree_mask, self)
     logits = table[(*before, tokens)]
     features = jnp.concatenate([logits] * len(feature_layers) + [logits[..., :0]], axis=-1)
     if cache is not None:
@@ -80,22 +82,25 @@ class TableModel:
 
 
 def _before(buffer, lengths, positions, tree_mask, model: TableModel) -> list[Array]:
-  """The `order - 1` tokens before each query's own, oldest first, each [B, T] int32."""
+  """The `order - 1` tokens before each query's own, oldest first, each [B, T] int32.
+
+  Slot `lengths + j` holds the token at `positions[:, j]`; the last T of them are queries.
+  """
   width, num_slots = positions.shape[1], buffer.shape[1]
   slots = jnp.arange(num_slots)
   offset = slots - lengths[:, None]
   inside = (offset >= 0) & (offset < width)
   offset = jnp.clip(offset, 0, width - 1)
-  # Slot `lengths + j` holds new token j, at the position of its depth.
   slot_positions = jnp.where(inside, jnp.take_along_axis(positions, offset, axis=1), slots)
   if tree_mask is None:
     tree_mask = jnp.broadcast_to(jnp.tri(width, dtype=bool), (buffer.shape[0], width, width))
-  index = jnp.broadcast_to(offset[:, None], (*positions.shape, num_slots))
+  queries = positions[:, width - tree_mask.shape[1] :]
+  index = jnp.broadcast_to(offset[:, None], (*queries.shape, num_slots))
   among_new = jnp.take_along_axis(tree_mask, index, axis=2)
   visible = jnp.where(inside[:, None], among_new, slots < lengths[:, None, None])
   tokens = []
   for back in range(model.order - 1, 0, -1):
-    here = visible & (slot_positions[:, None] == positions[..., None] - back)
+    here = visible & (slot_positions[:, None] == queries[..., None] - back)
     token = jnp.max(jnp.where(here, buffer[:, None], -1), axis=-1)
     tokens.append(jnp.where(token < 0, model.vocab_size, token))
   return tokens

@@ -1,0 +1,370 @@
+"""Token trees from any drafter that can say what follows a node.
+
+A drafter gives the logits behind the root and a step function, which reads one level of
+nodes and gives the logits behind each of them; `expand` decides which children there are,
+by which law they count as drawn, and which of them are kept.
+
+| mode    | `siblings`            | children                            | kind of law         |
+|---------|-----------------------|-------------------------------------|---------------------|
+| greedy  | any                   | the most probable                   | ONE_HOT             |
+| sample  | `RANK`                | the most probable                   | ONE_HOT             |
+| sample  | `WITH_REPLACEMENT`    | independent draws from the law      | SAMPLED             |
+| sample  | `WITHOUT_REPLACEMENT` | draws, each without those before it | WITHOUT_REPLACEMENT |
+| coupled | any                   | the largest of law + shared noise   | COUPLED             |
+
+A dynamic tree prunes, so what it keeps must not have been drawn: sampled siblings take a
+static tree. Coupled siblings may be pruned, for the coupled rule asks for no law.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import randomness
+from specjax import sampling as sampling_lib
+from specjax import tree as tree_lib
+from specjax import types
+
+Array = jax.Array
+PyTree = Any
+
+RANK, WITH_REPLACEMENT, WITHOUT_REPLACEMENT = 'rank', 'with_replacement', 'without_replacement'
+SIBLINGS = (RANK, WITH_REPLACEMENT, WITHOUT_REPLACEMENT)
+
+
+class Frontier(NamedTuple):
+  """The nodes of one depth that a step reads; R nodes were read before in this round.
+
+  Nodes count in the order in which they are read: 0 is the root, 1 … R those before.
+
+  Attributes:
+    depth: static int, of these nodes; 1 for children of the root.
+    tokens: [B, W] int32.
+    parents: [B, W] int32, which of the R + 1 nodes read before is the parent.
+    mask: [B, W, R + W] bool, which of the nodes 1 … R + W each of these sees: ancestors and
+      itself; the root and all before it are visible to everyone.
+    depths: static [R + W] int32 numpy, of the nodes 1 … R + W.
+  """
+
+  depth: int
+  tokens: Array
+  parents: Array
+  mask: Array
+  depths: np.ndarray
+
+
+# (state, frontier) -> raw logits [B, W, V] behind each node, in the target's vocabulary, and
+# the state to go on with.
+Step = Callable[[PyTree, Frontier], tuple[Array, PyTree]]
+
+
+class Expansion(NamedTuple):
+  """What `expand` returns.
+
+  Attributes:
+    proposal: the tree.
+    state: the step function's, after the last level it read.
+    context: with its sampler advanced.
+    reads: [B, N] int32, where in the order of reading each node stands, 0 if it was not
+      read. A node that was read has a parent that was.
+    num_reads: static, R of all levels together.
+  """
+
+  proposal: types.Proposal
+  state: PyTree
+  context: types.Context
+  reads: Array
+  num_reads: int
+
+
+class _Children(NamedTuple):
+  """The children of a level's rows.
+
+  Attributes:
+    tokens: [B, W, k] int32.
+    scores: [B, W, k] float32, log-probability of each given its parent; -inf is no child.
+    law: [B, W, V] float32, or None.
+    sampler: advanced.
+  """
+
+  tokens: Array
+  scores: Array
+  law: Array | None
+  sampler: Any
+
+
+def expand(
+    context: types.Context,
+    logits: Array,
+    step: Step,
+    state: PyTree,
+    *,
+    shape: tree_lib.StaticTree | tree_lib.DynamicTree,
+    siblings: str | None = None,
+) -> Expansion:
+  """Drafts a tree.
+
+  Args:
+    context: of the round.
+    logits: [B, V] raw logits behind the root, in the target's vocabulary (-inf for tokens
+      that the drafter does not know).
+    step: reads a level; called once for each depth at which a node has children.
+    state: handed to the first call of `step`.
+    shape: from `specjax.tree`.
+    siblings: one of `SIBLINGS`; None takes `RANK` for a dynamic tree and
+      `WITHOUT_REPLACEMENT` for a static one.
+
+  Returns:
+    An `Expansion`.
+
+  Raises:
+    ValueError: see `check`.
+  """
+  siblings = check(shape, siblings)
+  is_static = isinstance(shape, tree_lib.StaticTree)
+  grow = _static if is_static else _dynamic
+  how = {'greedy': RANK, 'coupled': types.COUPLED}.get(context.sampler.mode, siblings)
+  return grow(context, logits, step, state, shape, how)
+
+
+def check(shape: tree_lib.StaticTree | tree_lib.DynamicTree, siblings: str | None) -> str:
+  """How siblings are chosen where the rule samples.
+
+  Raises:
+    ValueError: if there is no such way, or a dynamic tree would prune what was drawn.
+  """
+  is_static = isinstance(shape, tree_lib.StaticTree)
+  if siblings is None:
+    return WITHOUT_REPLACEMENT if is_static else RANK
+  if siblings not in SIBLINGS:
+    raise ValueError(f'siblings must be one of {SIBLINGS} or None, got {siblings!r}.')
+  if siblings != RANK and not is_static:
+    raise ValueError(
+        'A dynamic tree keeps nodes because of what they are: had they been drawn, the output '
+        f"would be biased. Use siblings='{RANK}', or a static tree for siblings={siblings!r}."
+    )
+  return siblings
+
+
+def _children(
+    sampler, logits: Array, path: Array, positions: Array, counts: np.ndarray, first: int, how: str
+) -> _Children:
+  """Children of W rows.
+
+  Args:
+    sampler: the context's.
+    logits: [B, W, V] raw.
+    path: [B, W, d] int32, tokens from the root's child on to the row itself.
+    positions: [B] int32, the absolute position that the children take.
+    counts: [W] numpy, how many of the k children each row has.
+    first: the node number of the first child; only where they are drawn.
+    how: a kind of sibling, or `COUPLED`.
+  """
+  count = int(counts.max())
+  controlled = sampling_lib.control(
+      logits,
+      sampling=sampler.sampling,
+      history=sampler.history,
+      path=path,
+      path_valid=jnp.ones(path.shape, bool),
+  )
+  if how == RANK:
+    if sampler.mode == 'sample':
+      temperature = sampler.sampling.temperature[:, None, None]
+      controlled = controlled / jnp.where(temperature > 0, temperature, 1.0)
+    scores, tokens = jax.lax.top_k(jax.nn.log_softmax(controlled), count)
+    return _Children(tokens, scores, None, sampler)
+  if how == types.COUPLED:
+    values = sampling_lib.scaled(controlled, sampler.sampling)
+    noise = sampler.source.gumbel(positions, values.shape[-1])
+    scores, tokens = jax.lax.top_k(jax.nn.log_softmax(values + noise[:, None]), count)
+    law = sampling_lib.law(controlled, sampler.sampling) if sampler.keep_law else None
+    return _Children(tokens, scores, law, sampler)
+  law = sampling_lib.law(controlled, sampler.sampling)
+  return _draw(sampler, law, counts, first, with_replacement=how == WITH_REPLACEMENT)
+
+
+def _draw(sampler, law: Array, counts, first: int, *, with_replacement: bool) -> _Children:
+  """Draws the children of all rows, the first of every row first; arguments as above."""
+  batch, num_rows, vocab_size = law.shape
+  starts = first + np.cumsum(counts) - counts
+  tokens = jnp.zeros((batch, num_rows, int(counts.max())), jnp.int32)
+  scores = jnp.full(tokens.shape, -jnp.inf)
+  source, left = sampler.source, law
+  for rank in range(tokens.shape[2]):
+    rows = np.flatnonzero(counts > rank)
+    remaining = left[:, rows]
+    # A law of two tokens has no third sibling. That depends on the law alone, not on what
+    # was drawn; something is drawn all the same, and is not valid.
+    is_empty = jnp.max(remaining, axis=-1) == -jnp.inf
+    remaining = jnp.where(is_empty[..., None], law[:, rows], remaining)
+    nodes = starts[rows] + rank
+    drawn, source = source.draw(remaining, purpose=randomness.DRAFT, node=nodes)
+    score = jnp.take_along_axis(law[:, rows], drawn[..., None], axis=-1)[..., 0]
+    tokens = tokens.at[:, rows, rank].set(drawn)
+    scores = scores.at[:, rows, rank].set(jnp.where(is_empty, -jnp.inf, score))
+    if not with_replacement:
+      is_drawn = jnp.arange(vocab_size) == drawn[..., None]
+      left = left.at[:, rows].set(jnp.where(is_drawn, -jnp.inf, left[:, rows]))
+  return _Children(tokens, scores, law, sampler.replace(source=source))
+
+
+def _kind(how: str, most_children: int) -> str:
+  """The kind of draft law; a draw without siblings is an independent one."""
+  if how == WITHOUT_REPLACEMENT:
+    return types.WITHOUT_REPLACEMENT if most_children > 1 else types.SAMPLED
+  return {RANK: types.ONE_HOT, WITH_REPLACEMENT: types.SAMPLED}.get(how, how)
+
+
+def _static(context, logits, step, state, shape: tree_lib.StaticTree, how: str) -> Expansion:
+  """A tree of a fixed shape, level by level."""
+  batch = logits.shape[0]
+  tokens = valid = jnp.zeros((batch, 0), jnp.int32)
+  laws, law_rows, read = [], {}, []
+  sampler, logits = context.sampler, logits[:, None]
+  for depth, level in enumerate(shape.levels(), start=1):
+    if depth > 1:
+      read += level.rows
+      logits, state = step(state, _static_frontier(shape, depth - 1, level.rows, read, tokens))
+    paths = np.asarray([shape.path(row) for row in level.rows], np.int32)
+    path = tokens[:, paths.reshape(len(level.rows), depth - 1) - 1]
+    counts = np.asarray(level.counts)
+    children = _children(
+        sampler, logits, path, context.lengths + depth - 1, counts, level.first, how
+    )
+    sampler = children.sampler
+    exists = np.flatnonzero(np.arange(counts.max()) < counts[:, None])
+    flat = lambda x: x.reshape(batch, -1)[:, exists]
+    tokens = jnp.concatenate([tokens, flat(children.tokens)], axis=1)
+    valid = jnp.concatenate([valid, flat(children.scores) > -jnp.inf], axis=1)
+    law_rows |= {row: len(law_rows) + index for index, row in enumerate(level.rows)}
+    laws.append(children.law)
+  each_row = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.int32), tokens.shape)
+  proposal = types.Proposal(
+      tokens=tokens,
+      parents=each_row(shape.parents),
+      valid=valid.astype(bool),
+      law=None if laws[0] is None else jnp.concatenate(laws, axis=1),
+      rows=each_row([law_rows[parent] for parent in shape.parents]),
+      kind=_kind(how, max(max(level.counts) for level in shape.levels())),
+  )
+  order = {node: index for index, node in enumerate(read, start=1)}
+  reads = each_row([order.get(node, 0) for node in range(1, shape.num_nodes + 1)])
+  return Expansion(proposal, state, context.replace(sampler=sampler), reads, len(read))
+
+
+def _static_frontier(shape, depth: int, rows, read: list[int], tokens: Array) -> Frontier:
+  """The nodes `rows` of `depth`, the last ones of those `read`."""
+  order = {node: index for index, node in enumerate([0, *read])}
+  sees = np.asarray([[node in shape.path(row) for node in read] for row in rows])
+  parents = np.asarray([order[shape.parents[row - 1]] for row in rows], np.int32)
+  batch = tokens.shape[0]
+  return Frontier(
+      depth=depth,
+      tokens=tokens[:, np.asarray(rows) - 1],
+      parents=jnp.broadcast_to(jnp.asarray(parents), (batch, len(rows))),
+      mask=jnp.broadcast_to(jnp.asarray(sees), (batch, *sees.shape)),
+      depths=np.asarray([shape.depths[node] for node in read], np.int32),
+  )
+
+
+class _Candidates(NamedTuple):
+  """All children of all levels, C of them; a level's are those of its rows, row by row.
+
+  Attributes:
+    tokens: [B, C] int32.
+    scores: [B, C] float32, joint log-probability; -inf is no node.
+    parents: [B, C] int32, candidate number from 1 on; 0 is the root.
+    rows: [B, C] int32, the law that each was drawn from.
+    reads: [B, C] int32, its place in the order of reading, or 0.
+  """
+
+  tokens: Array
+  scores: Array
+  parents: Array
+  rows: Array
+  reads: Array
+
+
+def _dynamic(context, logits, step, state, shape: tree_lib.DynamicTree, how: str) -> Expansion:
+  """EAGLE-2: expands the best nodes of every level and keeps the best of all."""
+  batch, width = logits.shape[0], shape.width
+  zeros = lambda *size: jnp.zeros((batch, *size), jnp.int32)
+  sampler, logits = context.sampler, logits[:, None]
+  levels, laws, num_rows, first = [], [], 0, 1
+  # Of the rows that are expanded: candidate number, place in the order of reading, joint
+  # score, path, and what they see of the nodes read.
+  number, place, score, path = zeros(1), zeros(1), jnp.zeros((batch, 1)), zeros(1, 0)
+  sees = jnp.zeros((batch, 1, 0), bool)
+  for depth in range(1, shape.depth + 1):
+    rows = number.shape[1]
+    children = _children(
+        sampler, logits, path, context.lengths + depth - 1, np.full(rows, width), 0, how
+    )
+    sampler = children.sampler
+    laws.append(children.law)
+    of_row = np.repeat(np.arange(rows), width)
+    flat = lambda x: x.reshape(batch, -1)
+    found = _Candidates(
+        tokens=flat(children.tokens),
+        scores=flat(score[..., None] + children.scores),
+        parents=number[:, of_row],
+        rows=jnp.broadcast_to(num_rows + of_row, (batch, rows * width)).astype(jnp.int32),
+        reads=zeros(rows * width),
+    )
+    num_rows += rows
+    if depth < shape.depth:
+      score, best = jax.lax.top_k(found.scores, width)
+      num_read = width * (depth - 1)
+      pick = lambda x, best=best: jnp.take_along_axis(x, best, axis=1)
+      own = jnp.broadcast_to(jnp.eye(width, dtype=bool), (batch, width, width))
+      token, row = pick(found.tokens), best // width
+      of = lambda x, row=row: jnp.take_along_axis(x, row[..., None], axis=1)
+      sees = jnp.concatenate([of(sees), own], axis=-1)
+      frontier = Frontier(
+          depth=depth,
+          tokens=token,
+          parents=jnp.take_along_axis(place, row, axis=1),
+          mask=sees,
+          depths=np.repeat(np.arange(1, depth + 1, dtype=np.int32), width),
+      )
+      logits, state = step(state, frontier)
+      path = jnp.concatenate([of(path), token[..., None]], axis=-1)
+      number = first + best
+      place = jnp.broadcast_to(num_read + 1 + jnp.arange(width), (batch, width))
+      at_rows = jnp.arange(batch)[:, None]
+      found = found._replace(reads=found.reads.at[at_rows, best].set(place))
+    levels.append(found)
+    first += rows * width
+  candidates = _Candidates(*(jnp.concatenate(parts, axis=1) for parts in zip(*levels)))
+  law = None if laws[0] is None else jnp.concatenate(laws, axis=1)
+  proposal, reads = _keep_best(candidates, law, shape.num_nodes, _kind(how, width))
+  num_reads = width * (shape.depth - 1)
+  return Expansion(proposal, state, context.replace(sampler=sampler), reads, num_reads)
+
+
+def _keep_best(candidates: _Candidates, law, num_nodes: int, kind: str):
+  """The proposal of the most probable candidates, and where they were read.
+
+  Of equals `top_k` takes the earlier one, so a parent, which is at least as probable as its
+  children and comes before them, is kept where one of them is.
+  """
+  _, kept = jax.lax.top_k(candidates.scores, num_nodes)
+  kept = jnp.sort(kept, axis=1)
+  kept_of = lambda x: jnp.take_along_axis(x, kept, axis=1)
+  parents = kept_of(candidates.parents)
+  # Candidates 1, 3 and 4, with parents 0, 1 and 3, become nodes 1, 2 and 3 with 0, 1 and 2.
+  is_parent = parents[:, :, None] == kept[:, None, :] + 1
+  numbers = jnp.arange(1, num_nodes + 1, dtype=jnp.int32)
+  proposal = types.Proposal(
+      tokens=kept_of(candidates.tokens),
+      parents=jnp.sum(jnp.where(is_parent, numbers, 0), axis=-1, dtype=jnp.int32),
+      valid=kept_of(candidates.scores) > -jnp.inf,
+      law=law,
+      rows=kept_of(candidates.rows),
+      kind=kind,
+  )
+  return proposal, kept_of(candidates.reads)

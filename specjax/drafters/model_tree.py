@@ -1,0 +1,159 @@
+"""A draft model that proposes a tree: static, or grown where the draft is confident.
+
+SpecInfer (Miao et al. 2023, 2305.09781) for the tree, EAGLE-2 (Li et al. 2024, 2406.16858)
+for the dynamic shape; the expansion itself is `specjax.drafters.expansion`.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from specjax import kv_cache
+from specjax import tree as tree_lib
+from specjax import types
+from specjax.drafters import expansion
+from specjax.drafters.model import fast_width
+from specjax.drafters.model import read_last_two
+from specjax.models import LanguageModel
+
+Array = jax.Array
+
+
+@struct.dataclass
+class ModelTreeState:
+  """What lives from round to round.
+
+  Attributes:
+    cache: the draft's.
+    reads: [B, N] int32, where in its order of reading each node of the last tree stands.
+  """
+
+  cache: kv_cache.KVCache
+  reads: Array
+
+
+@struct.dataclass
+class ModelTreeDrafter:
+  """Drafts a tree of N nodes with a language model and its own cache.
+
+  A level is read in one pass behind those before it. After the round the nodes of the
+  accepted path that were read move to their places; the last one may not have been read,
+  which is why the next round begins with the last two tokens.
+
+  Attributes:
+    draft: the draft model; its vocabulary is the target's.
+    shape: static.
+    siblings: static, one of `specjax.drafters.expansion.SIBLINGS` or None.
+    step_width: static, the least tokens that a pass reads.
+  """
+
+  draft: LanguageModel
+  shape: tree_lib.StaticTree | tree_lib.DynamicTree = struct.field(pytree_node=False)
+  siblings: str | None = struct.field(pytree_node=False, default=None)
+  step_width: int = struct.field(pytree_node=False, default=1)
+  feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+  @property
+  def num_nodes(self) -> int:
+    return self.shape.num_nodes
+
+  @property
+  def depth(self) -> int:
+    return self.shape.depth
+
+  @property
+  def is_chain(self) -> bool:
+    return self.shape.is_chain
+
+  @property
+  def vocab_size(self) -> int:
+    return self.draft.vocab_size
+
+  def init(self, *, batch_size: int, cache_length: int, max_append: int) -> ModelTreeState:
+    """As `specjax.types.Drafter.init`."""
+    # Behind the longest row stand the nodes that are read, and padding.
+    extra = 2 + self.shape.num_reads + self.step_width
+    cache = self.draft.init_cache(
+        batch_size=batch_size,
+        cache_length=cache_length + extra,
+        max_append=max(max_append, extra),
+    )
+    return ModelTreeState(cache, jnp.zeros((batch_size, self.num_nodes), jnp.int32))
+
+  def prefill(self, state: ModelTreeState, *, tokens: Array, num_new: Array, features: Array):
+    """As `specjax.types.Drafter.prefill`."""
+    del features
+    out = self.draft(tokens, cache=state.cache, num_new=num_new, with_logits=False)
+    return state.replace(cache=out.cache)
+
+  def propose(self, context: types.Context, state: ModelTreeState):
+    """As `specjax.types.Drafter.propose`."""
+    logits, cache = read_last_two(self.draft, context, state.cache)
+
+    def step(cache: kv_cache.KVCache, frontier: expansion.Frontier) -> tuple[Array, Any]:
+      positions = context.lengths[:, None] - 1 + frontier.depths
+      width = frontier.tokens.shape[1]
+      padding = max(self.step_width - width, 0)
+      out = self.draft(
+          jnp.pad(frontier.tokens, ((0, 0), (0, padding))),
+          jnp.pad(positions, ((0, 0), (0, padding))),
+          cache,
+          tree_mask=jnp.pad(frontier.mask, ((0, 0), (0, padding), (0, padding))),
+          num_new=jnp.full_like(context.lengths, width) if padding else None,
+      )
+      return out.logits[:, :width], out.cache
+
+    drafted = expansion.expand(
+        context, logits, step, cache, shape=self.shape, siblings=self.siblings
+    )
+    state = ModelTreeState(drafted.state, drafted.reads)
+    return drafted.proposal, state, drafted.context
+
+  def update(self, state: ModelTreeState, verification: types.Verification, context):
+    """As `specjax.types.Drafter.update`: moves what was read of the path to its place."""
+    del context
+    # The deepest nodes are not read.
+    path = verification.path[:, : self.depth - 1]
+    if not self.shape.num_reads:
+      return state
+    reads = jnp.pad(state.reads, ((0, 0), (1, 0)))
+    reads = jnp.take_along_axis(reads, path, axis=1)
+    root = state.cache.lengths - self.shape.num_reads - 1
+    cache = kv_cache.keep_path(state.cache, root, reads, (reads > 0).sum(-1))
+    return state.replace(cache=cache)
+
+
+def model_tree(
+    draft: LanguageModel,
+    *,
+    tree: Any = (3, 2, 1, 1),
+    siblings: str | None = None,
+    step_width: int | None = None,
+) -> ModelTreeDrafter:
+  """A drafter that runs `draft` ahead of the target along several branches.
+
+  Args:
+    draft: a smaller model over the target's vocabulary.
+    tree: children of every node by depth (`(3, 2, 1)`), or paths (`[(0,), (1,), (0, 0)]`), or
+      a shape of `specjax.tree`: `static_tree(...)` or `dynamic_tree(...)`.
+    siblings: where the rule samples, 'rank' takes the most probable children (with one-hot
+      laws), 'with_replacement' and 'without_replacement' draw them; None takes 'rank' for a
+      dynamic and 'without_replacement' for a static tree.
+    step_width: the least tokens that a pass reads; None takes 2 for bfloat16 on CPU, else 1.
+
+  Returns:
+    The drafter.
+
+  Raises:
+    ValueError: for a tree that is none, or siblings that do not go with it.
+  """
+  shape = tree_lib.as_tree(tree)
+  expansion.check(shape, siblings)
+  return ModelTreeDrafter(
+      draft=draft,
+      shape=shape,
+      siblings=siblings,
+      step_width=fast_width(draft) if step_width is None else step_width,
+  )
