@@ -35,7 +35,7 @@ class ApiTest(absltest.TestCase):
   def test_names_that_users_rely_on(self):
     for name in ('greedy', 'rejection', 'block', 'coupled', 'typical'):
       self.assertEqual(getattr(specjax.verify, name)().lossless, name != 'typical')
-    for name in ('model', 'ngram', 'plain', 'synthetic'):
+    for name in ('model', 'model_tree', 'ngram', 'plain', 'synthetic'):
       self.assertTrue(callable(getattr(specjax.drafters, name)))
     self.assertTrue(callable(specjax.models.load_hf))
 
