@@ -16,9 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
-import rich.box
 import rich.console
-import rich.table
 
 import specjax
 from experiments import build
@@ -86,7 +84,7 @@ def run(
   results.write_json(report.TRACES, traces)
   path = report.write(results)
   console.print()
-  console.print(_table([_summary(row, config.calibration.enabled) for row in rows]))
+  console.print(display.table([_summary(row, config.calibration.enabled) for row in rows]))
   console.print(f'\n{_NOTE}', highlight=False)
   console.print(f'Written to {results.path}; open {path}.', highlight=False, soft_wrap=True)
   return rows
@@ -221,7 +219,7 @@ def _print_costs(found: calibration_lib.Calibration, console: rich.console.Conso
           'o': cost.overhead,
       })
   title = f'Calibration: {found.dtype}, {found.width} tokens a plain pass (c, r, o in plain steps)'
-  console.print(_table(rows, title))
+  console.print(display.table(rows, title=title))
   others = [each for each in found.candidates if each.dtype != found.dtype]
   if others:
     fastest = min(others, key=lambda each: each.seconds)
@@ -232,16 +230,6 @@ def _print_costs(found: calibration_lib.Calibration, console: rich.console.Conso
         highlight=False,
     )
   console.print()
-
-
-def _table(rows: Sequence[dict[str, Any]], title: str | None = None) -> rich.table.Table:
-  """A table without frames: its columns must fit 80 characters."""
-  table = display.table(rows, title=title)
-  table.box, table.show_edge = rich.box.SIMPLE_HEAD, False
-  table.pad_edge, table.collapse_padding = False, True
-  for column in table.columns:
-    column.no_wrap = ' ' not in str(column.header)  # the long heads may wrap, nothing else
-  return table
 
 
 def _methods(config, loaded, runner, calibration, other, say):

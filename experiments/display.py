@@ -5,6 +5,7 @@ import contextlib
 import time
 from typing import Any
 
+import rich.box
 import rich.console
 import rich.progress
 import rich.table
@@ -134,11 +135,26 @@ def write(console: rich.console.Console, text: str, colour: str | None = None) -
 
 
 def table(rows: Sequence[dict[str, Any]], *, title: str | None = None) -> rich.table.Table:
-  """A table of rows with the same keys, which are its heads; numbers to the right."""
-  result = rich.table.Table(title=title, title_justify='left')
+  """A table of rows with the same keys, which are its heads; numbers to the right.
+
+  It has no frame, for its columns must fit 80 characters; only long heads may wrap.
+  """
+  result = rich.table.Table(
+      title=title,
+      title_justify='left',
+      box=rich.box.SIMPLE_HEAD,
+      show_edge=False,
+      pad_edge=False,
+      collapse_padding=True,
+  )
   for name in rows[0]:
     number = any(isinstance(row[name], (int, float)) for row in rows)
-    result.add_column(name, justify='right' if number else 'left')
+    result.add_column(
+        name,
+        justify='right' if number else 'left',
+        no_wrap=' ' not in name,
+        min_width=max(map(len, name.split()), default=0),
+    )
   for row in rows:
     result.add_row(*[_cell(value) for value in row.values()])
   return result

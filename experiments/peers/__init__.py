@@ -46,7 +46,10 @@ def run(
         found += _measure(config, task, dtype, say)
   for row in found:
     results.record(row)
-  console.print(display.table([rows_lib.summary(row) for row in found]))
+  for pair, dtype in dict.fromkeys((row['pair'], row['dtype']) for row in found):
+    shown = [row for row in found if (row['pair'], row['dtype']) == (pair, dtype)]
+    title = f'{pair}, {dtype}'
+    console.print(display.table([rows_lib.summary(row) for row in shown], title=title), '')
   for line in [*rows_lib.account(found), *absent(config), *differences(found)]:
     console.print(line, highlight=False, soft_wrap=True)
   console.print(f'Written to {results.path}.', highlight=False, soft_wrap=True)
