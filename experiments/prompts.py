@@ -1,4 +1,16 @@
-"""Prompts: a text, a file, Spec-Bench's JSONL, standard input, or a held-out text."""
+"""Prompts: a text, a file, standard input, a held-out text, or the JSONL of a benchmark.
+
+A row of a `.jsonl` is an object whose first key among these is the prompt:
+
+| key        | format                 | example                                                 |
+|------------|------------------------|---------------------------------------------------------|
+| `turns`    | Spec-Bench, MT-bench   | {"question_id": 81, "category": "math", "turns": ["…"]} |
+| `prompt`   | HumanEval, or your own | {"task_id": "HumanEval/0", "prompt": "def f(x):"}       |
+| `question` | GSM8K                  | {"question": "…", "answer": "…"}                        |
+| `text`     | your own               | {"text": "…", "category": "letters"}                    |
+
+Names are 'category/id'; a category is the part before the last slash.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -31,16 +43,18 @@ def texts(
     file: str = '',
     held_out: Sequence[Any] = (),
     held_out_name: str = '',
+    category: str = '',
     stdin: TextIO | None = None,
 ) -> list[tuple[str, str]]:
   """(name, text) of every prompt that was asked for.
 
   Args:
     prompt: a text; alone, if it is given.
-    file: a file: every row of a `.jsonl` (Spec-Bench's format: `turns[0]` of each row), the
-      whole of any other; `-` reads standard input as one prompt.
+    file: a file: every row of a `.jsonl` (formats above), the whole of any other; `-` reads
+      standard input as one prompt.
     held_out: texts (`name`, `text`) that serve where neither is given.
     held_out_name: which of them; the first if empty.
+    category: keep prompts of this category of a `.jsonl` only; all if empty.
     stdin: instead of `sys.stdin`.
 
   Raises:
@@ -58,10 +72,26 @@ def texts(
     found = _read(pathlib.Path(file).expanduser())
   else:
     found = [_held_out(held_out, held_out_name)]
+  if category:
+    known = sorted({category_of(name) for name, _ in found})
+    found = [(name, text) for name, text in found if category_of(name) == category]
+    if not found:
+      raise ValueError(
+          f'No prompt has the category {category!r}; there are: {", ".join(map(repr, known))}.'
+      )
   for name, text in found:
     if not text:
       raise ValueError(f'The prompt {name} is empty; decoding starts from at least one token.')
   return found
+
+
+def category_of(name: str) -> str:
+  """The category in a prompt's name; '' where it has none.
+
+  >>> category_of('writing/81'), category_of('prompt.txt')
+  ('writing', '')
+  """
+  return name.rpartition('/')[0]
 
 
 def _held_out(held_out: Sequence[Any], name: str) -> tuple[str, str]:
@@ -86,25 +116,32 @@ def _read(path: pathlib.Path) -> list[tuple[str, str]]:
   rows = []
   for number, line in enumerate(content.split('\n'), start=1):
     if line.strip():
-      rows.append(_spec_bench(line, f'{path}, line {number}'))
+      rows.append(_row(line, f'{path}, line {number}', number))
   if not rows:
     raise ValueError(f'{path} has no rows.')
   return rows
 
 
-def _spec_bench(line: str, where: str) -> tuple[str, str]:
-  """A row such as {"question_id": 81, "category": "writing", "turns": ["…", "…"]}."""
+def _row(line: str, where: str, number: int) -> tuple[str, str]:
+  """Name and text of a row of a `.jsonl`."""
   try:
     row = json.loads(line)
   except json.JSONDecodeError as error:
     raise ValueError(f'{where} is not JSON: {error}') from error
-  turns = row.get('turns') if isinstance(row, dict) else None
-  if not isinstance(turns, list) or not turns or not isinstance(turns[0], str):
+  row = row if isinstance(row, dict) else {}
+  key = next((key for key in ('turns', 'prompt', 'question', 'text') if key in row), None)
+  text = row.get(key)
+  if key == 'turns':
+    text = text[0] if isinstance(text, list) and text else None
+  if not isinstance(text, str):
     raise ValueError(
-        f'{where} must be an object with "turns", a list of texts, of which the first is the '
-        'prompt (Spec-Bench).'
+        f'{where} must be an object with "turns" (a list of texts, of which the first is the '
+        'prompt: Spec-Bench, MT-bench), or with a text under "prompt" (HumanEval), "question" '
+        '(GSM8K) or "text".'
     )
-  return f'{row.get("category", "question")}/{row.get("question_id", where)}', turns[0]
+  category, _, task = str(row.get('task_id', '')).rpartition('/')
+  category = str(row.get('category', category or 'question'))
+  return f'{category}/{row.get("question_id", task or number)}', text
 
 
 def encode(

@@ -45,7 +45,9 @@ class Workdir:
   def write(self, name: str, text: str) -> pathlib.Path:
     """Writes a file as a whole or not at all; returns its path."""
     self._start()
-    return write_atomically(self.path / name, text)
+    path = self.path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_atomically(path, text)
 
   def write_json(self, name: str, value: Any) -> pathlib.Path:
     """As `write`, for anything that `to_json` takes."""

@@ -4,12 +4,9 @@ import io
 import json
 import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
-import tokenizers
 
 import specjax
 from configs import benchmark_zoo
@@ -17,38 +14,13 @@ from configs import quickstart
 from experiments import benchmark
 from experiments import build
 from experiments import methods as methods_lib
-from specjax import models
 from specjax import verify
-from specjax import zoo
 from specjax.analysis import theory
-
-TEXT = 'def add(first, second):\n  return first + second\n\n\n' * 12
-
-
-def language_model(seed: int) -> models.LanguageModel:
-  config = models.TransformerConfig(
-      vocab_size=256, width=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
-      mlp_width=24,
-  )
-  module = models.Transformer(config)
-  params = module.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))['params']
-  return models.LanguageModel(module, jax.tree.map(lambda x: x * 2, params))
-
+from tests import tiny_pair
 
 @pytest.fixture(scope='module')
 def loaded() -> build.Loaded:
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = tokenizers.decoders.ByteLevel()
-  alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-  trainer = tokenizers.trainers.BpeTrainer(vocab_size=256, initial_alphabet=alphabet)
-  tokenizer.train_from_iterator(['x'], trainer)
-  target, draft = language_model(0), language_model(1)
-  pair = zoo.Pair(
-      name='tiny', target=target, drafts={'draft': draft}, tokenizer=tokenizer, end_of_text=0,
-      held_out=(zoo.HeldOut('add.py', TEXT),),
-  )
-  return build.Loaded(target, tokenizer, (0,), pair.held_out, pair)
+  return tiny_pair.loaded()
 
 
 @pytest.fixture

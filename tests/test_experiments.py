@@ -236,7 +236,8 @@ def test_prompts_come_from_text_files_and_standard_input(tmp_path):
     [
         ('{"turns": ["a"]}\nnot json\n', r'b.jsonl, line 2 is not JSON'),
         ('{"turns": []}\n', 'line 1 must be an object with "turns"'),
-        ('{"prompt": "x"}\n', 'line 1 must be an object with "turns"'),
+        ('{"answer": "x"}\n', 'line 1 must be an object with "turns"'),
+        ('{"prompt": 3}\n', 'line 1 must be an object with "turns"'),
         ('["x"]\n', 'line 1 must be an object with "turns"'),
         ('\n', 'has no rows'),
         ('{"question_id": 1, "turns": [""]}', 'question/1 is empty'),

@@ -98,6 +98,7 @@ def _row(task: runs.Task, dtype: str, engine: Measured, method: str, rates) -> d
       mean_acceptance_length=new_tokens / passes,
       draft_acceptance_rate=accepted / proposed if proposed else None,
       acceptance_rate_per_position=(),
+      accepted_lengths=(),
       identical_to_plain=_same_text(done, engine.of(runs.PLAIN)) == len(done) if plain else None,
       versions=records.versions() | engine.versions,
       hardware=records.hardware(),

@@ -3,6 +3,7 @@
 from specjax.analysis import calibration
 from specjax.analysis import costs
 from specjax.analysis import identity
+from specjax.analysis import law_test
 from specjax.analysis import records
 from specjax.analysis import statistics
 from specjax.analysis import theory
@@ -18,6 +19,7 @@ __all__ = [
     'calibration',
     'costs',
     'identity',
+    'law_test',
     'record',
     'records',
     'statistics',

@@ -46,6 +46,7 @@ class Record:
     draft_acceptance_rate: accepted over proposed draft tokens; None without any.
     acceptance_rate_per_position: [D]; at each depth, rounds that accepted so far over
       rounds that proposed so far; None where nothing was proposed.
+    accepted_lengths: [D + 1], share of the rounds that accepted exactly 0, 1, … D tokens.
     identical_to_plain: whether every output is token for token that of plain decoding; None
       where equality is not defined (rejection and block above temperature 0).
     versions: of the packages.
@@ -73,6 +74,7 @@ class Record:
   mean_acceptance_length: float
   draft_acceptance_rate: float | None
   acceptance_rate_per_position: tuple[float | None, ...]
+  accepted_lengths: tuple[float, ...]
   identical_to_plain: bool | None
   versions: dict[str, str]
   hardware: dict[str, Any]
@@ -121,6 +123,8 @@ def record(
   stats = merge_stats(outputs)
   rate = int(stats.accepted.sum()) / max(int(stats.proposed.sum()), 1)
   proposed_at, accepted_at = stats.proposed_at.sum(0), stats.accepted_at.sum(0)
+  rounds = max(int(stats.rounds.sum()), 1)
+  at_least = np.concatenate([[rounds], accepted_at, [0]])
   return Record(
       name=name,
       rule=rule,
@@ -140,11 +144,12 @@ def record(
       speedup_high=None if speedup is None else speedup.high,
       predicted_speedup=None if prediction is None else prediction.speedup,
       prediction=prediction,
-      mean_acceptance_length=sum(tokens) / max(int(stats.rounds.sum()), 1),
+      mean_acceptance_length=sum(tokens) / rounds,
       draft_acceptance_rate=rate if stats.proposed.sum() else None,
       acceptance_rate_per_position=tuple(
           int(a) / int(p) if p else None for a, p in zip(accepted_at, proposed_at)
       ),
+      accepted_lengths=tuple(float(count) / rounds for count in at_least[:-1] - at_least[1:]),
       identical_to_plain=identical_to_plain,
       versions=versions(),
       hardware=hardware(),

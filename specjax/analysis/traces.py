@@ -95,6 +95,53 @@ def sources(output: GenerateOutput, row: int = 0) -> list[str]:
   return [source for each in rounds(output, row) for source in each.sources]
 
 
+def expected_accepted(output: GenerateOutput, rule: str) -> list[np.ndarray]:
+  """Tokens that a rule accepts in expectation over its own coins, for the drafts of a trace.
+
+  The drafts and both laws of every round are in the trace, so that the expectation of the
+  number accepted is known exactly, for the rule that ran and for the other one, on the same
+  drafts: with r_i = target / draft of drafted token i, at least i tokens stay with
+  probability
+
+    rejection:  prod_(j <= i) min(1, r_j)            (Leviathan et al. 2022, Chen et al. 2023)
+    block:      p_i = min(p_(i-1) r_i, 1), p_0 = 1   (Sun et al. 2024, in the mean over what
+                                                      is drafted behind i)
+
+  Args:
+    output: a traced run of a chain, drawn or one-hot.
+    rule: 'rejection' or 'block'.
+
+  Returns:
+    For each row [R] float64, the expected number of accepted tokens of each of its rounds.
+
+  Raises:
+    ValueError: without a trace, for another rule, or for a tree.
+  """
+  trace = output.trace
+  if trace is None or rule not in ('rejection', 'block'):
+    raise ValueError(
+        "expected_accepted needs a trace and rule='rejection' or 'block'; got "
+        f'{"no trace" if trace is None else "a trace"} and {rule!r}.'
+    )
+  nodes = trace.parents.shape[-1]
+  found = []
+  for row, starts in enumerate(trace.starts):
+    real = np.flatnonzero(starts)
+    if (trace.parents[row, real] != np.arange(nodes)).any():
+      raise ValueError('expected_accepted is for chains; this trace holds trees.')
+    target = trace.target_probs[row, real].astype(np.float64)
+    draft = trace.draft_probs[row, real].astype(np.float64)
+    ratios = np.where(trace.valid[row, real], target / np.where(draft > 0, draft, 1.0), 0.0)
+    stays, total = np.ones(len(real)), np.zeros(len(real))
+    for ratio in ratios.T:
+      stays = stays * np.minimum(ratio, 1.0) if rule == 'rejection' else np.minimum(
+          stays * ratio, 1.0
+      )
+      total += stays
+    found.append(total)
+  return found
+
+
 def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
   """The text of each token; together they are the text of all.
 
