@@ -20,6 +20,18 @@ if [ ! -d "$TPU_COMPILER/libtpu" ]; then
 fi
 export PYTHONPATH="$TPU_COMPILER${PYTHONPATH:+:$PYTHONPATH}"
 
+# A browser, in which the tests open reports: one that is there, Debian's where we may install
+# it, or Playwright's own. Without any the tests of the report say so at the end.
+has_browser() { "$PYTHON" -c 'import sys; from tests import browser; sys.exit(not browser.find())'; }
+if ! has_browser; then
+  say "Looking for a browser …"
+  if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+    (apt-get update && apt-get install -y --no-install-recommends chromium) > /dev/null 2>&1 || true
+  fi
+  has_browser || timeout 300 "$PYTHON" -m playwright install chromium > /dev/null 2>&1 || true
+  has_browser || say "NOT TESTED: no browser installs here, so no report is opened in one."
+fi
+
 # The tests are about results, which are the CPU's; validate_hardware.sh is for accelerators.
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 "$PYTHON" -m ruff check .

@@ -121,7 +121,7 @@ class TestTable:
 
   def test_files(self, finished):
     names = sorted(file.name for file in finished.path.iterdir())
-    assert names == ['arms', 'config.json', 'metrics.jsonl']
+    assert names == ['arms', 'config.json', 'metrics.jsonl', 'report.html', 'traces.json']
     rows = workdir_lib.read_rows(finished.path)
     assert [row['arm'] for row in rows] == [row['arm'] for row in finished.rows]
     assert len(list((finished.path / 'arms').iterdir())) == 4
