@@ -72,6 +72,54 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, unit: str, reference: f
   return svg(bottom + 24, ''.join([*grid, baseline, *parts, *axis]))
 
 
+def lines(
+    series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
+    *,
+    x_label: str,
+    y_label: str,
+    reference: float | None = None,
+) -> str:
+  """Lines with markers.
+
+  Args:
+    series: name, CSS class and points (x, y) of each.
+    x_label: below the axis.
+    y_label: above the axis.
+    reference: y of a dashed line, or None.
+
+  Returns:
+    An `<svg>` element.
+  """
+  left, right, top, bottom = 54, WIDTH - 130, 34, 250
+  xs = [x for _, _, points in series for x, _ in points]
+  ys = [y for _, _, points in series for _, y in points] + [reference or 0.0]
+  ticks = nice_ticks(max(ys))
+  span = max(max(xs) - min(xs), 1e-9)
+  x_at = lambda x: left + 14 + (x - min(xs)) / span * (right - left - 28)
+  y_at = lambda y: bottom - y / ticks[-1] * (bottom - top)
+  parts = [text(left - 44, 16, y_label, 'tick'), text(right, bottom + 38, x_label, 'tick end')]
+  for tick in ticks:
+    parts.append(line(left, y_at(tick), right, y_at(tick), 'grid'))
+    parts.append(text(left - 8, y_at(tick) + 4, f'{tick:g}', 'tick end'))
+  measured = sorted(set(xs))
+  for x in measured if len(measured) <= 12 else nice_ticks(max(xs)):
+    if x >= min(xs):
+      parts.append(text(x_at(x), bottom + 18, f'{x:g}', 'tick middle'))
+  if reference is not None:
+    parts.append(line(left, y_at(reference), right, y_at(reference), 'reference'))
+  for name, style, points in series:
+    path = ' '.join(f'{x_at(x):.1f},{y_at(y):.1f}' for x, y in points)
+    parts.append(f'<polyline class="line {style}" points="{path}"/>')
+    for x, y in points if len(points) <= 24 else ():
+      parts.append(
+          f'<circle class="{style}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="4">'
+          f'<title>{html.escape(name)}: {y:.3f} at {x:g}</title></circle>'
+      )
+    last_x, last_y = points[-1]
+    parts.append(text(x_at(last_x) + 12, y_at(last_y) + 4, name, 'label'))
+  return svg(bottom + 46, ''.join(parts))
+
+
 def nice_ticks(highest: float) -> list[float]:
   """0 and three to six round steps that reach `highest`.
 

@@ -235,6 +235,8 @@ class TestCharts:
     )
     texts = [node.text for node in xml.etree.ElementTree.fromstring(drawn).iter()]
     assert texts.count(EVIL) == 2
+    drawn = charts.lines([(EVIL, 'measured', [(1, 2.0)])], x_label=EVIL, y_label=EVIL)
+    assert EVIL in [node.text for node in xml.etree.ElementTree.fromstring(drawn).iter()]
 
 
 class TestWorkdir:
