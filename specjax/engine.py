@@ -209,14 +209,8 @@ def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
       path=path_tokens,
       path_valid=node_paths > 0,
   )
-  if rule.mode == 'greedy':
-    target_law = controlled
-  elif rule.mode == 'coupled':
-    target_law = sampling_lib.scaled(controlled, setup.sampling)
-  else:
-    target_law = sampling_lib.law(controlled, setup.sampling)
   verification, _ = rule(
-      target_law=target_law,
+      **_rows_for(rule, controlled, setup.sampling),
       proposal=proposal,
       positions=state.lengths[:, None] + depths,
       source=context.sampler.source,
@@ -297,6 +291,17 @@ def _score(setup, state, context, proposal: Proposal, node_paths, depths):
       feature_layers=setup.drafter.feature_layers,
   )
   return out.logits[:, :num_rows], out.features[:, :num_rows], out.cache
+
+
+def _rows_for(rule, controlled: Array, sampling: Sampling) -> dict[str, Any]:
+  """What a rule reads: logits and settings, or the target's law as its mode wants it."""
+  if getattr(rule, 'takes_logits', False):
+    return dict(logits=controlled, sampling=sampling)
+  if rule.mode == 'greedy':
+    return dict(target_law=controlled)
+  if rule.mode == 'coupled':
+    return dict(target_law=sampling_lib.scaled(controlled, sampling))
+  return dict(target_law=sampling_lib.law(controlled, sampling))
 
 
 def _broken(sampling: Sampling, raw: Array, controlled: Array) -> Array:

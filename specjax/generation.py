@@ -20,6 +20,7 @@ from specjax import sampling as sampling_lib
 from specjax import verify
 from specjax.drafters.model import fast_width
 from specjax.drafters.plain import plain
+from specjax.kernels.accept import rule as accept_rule
 from specjax.stopping import StopStrings
 from specjax.types import Sampling
 
@@ -243,6 +244,7 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
   tokens = np.zeros((batch, size), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt
+  rule = accept_rule.by_default(rule, vocab_size=target.vocab_size)
   setup = engine.Setup(
       target=target,
       drafter=drafter,

@@ -175,7 +175,7 @@ def _filters(scaled: Array, sampling: types.Sampling) -> tuple[Array, Array]:
       # Counted in float32, exactly below 2**24: see `argmax`.
       return jnp.sum(values >= lowest, axis=-1, keepdims=True, dtype=jnp.float32)
 
-    return _bisect(count, top_k.astype(jnp.float32), by_k, shape, stop_at_goal=True)
+    return bisect(count, top_k.astype(jnp.float32), by_k, shape, stop_at_goal=True)
 
   def find_p(values: Array, lowest: Array) -> Array:
     weights = jnp.where(values >= lowest, jnp.exp(values), 0.0)
@@ -184,7 +184,7 @@ def _filters(scaled: Array, sampling: types.Sampling) -> tuple[Array, Array]:
       return jnp.sum(jnp.where(values >= lowest, weights, 0.0), axis=-1, keepdims=True)
 
     goal = top_p * jnp.sum(weights, axis=-1, keepdims=True)
-    return jnp.maximum(lowest, _bisect(mass, goal, by_p, shape))
+    return jnp.maximum(lowest, bisect(mass, goal, by_p, shape))
 
   def find(values: Array) -> tuple[Array, Array]:
     lowest = jax.lax.cond(jnp.any(by_k), find_k, lambda x: everything, values)
@@ -199,11 +199,11 @@ def _filters(scaled: Array, sampling: types.Sampling) -> tuple[Array, Array]:
   return jnp.maximum(lowest, jnp.log(sampling.min_p)[:, None, None]), chosen
 
 
-def _bisect(
+def bisect(
     measure: Callable[[Array], Array],
     goal: Array,
     used: Array,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     stop_at_goal: bool = False,
 ) -> Array:
   """The largest threshold x <= 0 with measure(x) >= goal, exactly.
@@ -215,7 +215,7 @@ def _bisect(
     measure: thresholds of `shape` to what is kept by them; falls as they rise.
     goal: broadcasts to `shape`.
     used: broadcasts likewise; False leaves -inf.
-    shape: (B, R, 1).
+    shape: of the thresholds, such as (B, R, 1).
     stop_at_goal: static; whether any threshold that meets the goal exactly will do.
 
   Returns:

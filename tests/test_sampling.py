@@ -184,7 +184,7 @@ class TestLaw:
         return jnp.sum(values >= lowest, axis=-1, keepdims=True, dtype=jnp.float32)
 
       with jax.disable_jit():
-        found = sampling._bisect(count, jnp.float32(goal), jnp.array(True), (1, 1, 1))
+        found = sampling.bisect(count, jnp.float32(goal), jnp.array(True), (1, 1, 1))
       assert found.item() == values[goal - 1]
       assert len(steps) <= 31
 

@@ -32,7 +32,7 @@ class Block:
       num_accepted = jnp.max(jnp.where(flips & proposal.valid, nodes, 0), axis=1)
       whole = jnp.pad(prefix_probs, ((0, 0), (1, 0)), constant_values=1.0)
       scale = jnp.take_along_axis(whole, num_accepted[:, None], axis=1)[:, 0]
-      probs = _conditional(stops)
+      probs = conditional(stops)
     is_bonus = num_accepted == num_valid
     next_token, source = acceptance.draw_next(
         target_law,
@@ -53,24 +53,15 @@ class Block:
   def prefix_probs(self, target_law, proposal):
     """p_i = min(p_(i-1) p / q, 1), p_0 = 1: the chance that i tokens or more stay, [B, N]."""
     target = acceptance.target_log_probs(target_law, proposal)
-    draft = acceptance.draft_log_probs(proposal)
-    # What the target excludes is refused before the quotient, which could be 0 / 0; and no
-    # quotient is infinite, for p_(i-1) may be 0.
-    ratios = jnp.exp(jnp.minimum(target - draft, 80.0))
-    ratios = jnp.where(target > -jnp.inf, ratios, 0.0)
-    probs, prob = [], 1.0
-    for node in range(proposal.num_nodes):
-      prob = jnp.minimum(prob * ratios[:, node], 1.0)
-      probs.append(prob)
-    return jnp.stack(probs, axis=1)
+    return prefix_probs(target, acceptance.draft_log_probs(proposal))
 
-  def stop_probs(self, target_law, proposal, prefix_probs):
+  def stop_probs(self, target_law, proposal, probs):
     """h_i, the chance of stopping at i if not behind it, [B, N]; 0 where not valid.
 
     With S = sum over tokens of max(p_i target - draft, 0) at row i, h_i = S / (S + 1 - p_i),
     and h = p at the last valid node.
     """
-    inner = prefix_probs[:, :-1]
+    inner = probs[:, :-1]
     if proposal.kind == types.ONE_HOT:
       target = acceptance.target_log_probs(target_law, proposal)
       surplus = inner * -jnp.expm1(target[:, 1:])
@@ -78,17 +69,35 @@ class Block:
       draft = jnp.take_along_axis(proposal.law, proposal.rows[:, 1:, None], axis=1)
       difference = inner[..., None] * jnp.exp(target_law[:, 1:-1]) - jnp.exp(draft)
       surplus = jnp.sum(jnp.maximum(difference, 0.0), axis=-1)
-    rest = surplus + 1.0 - inner
-    # 0 / 0: p_i is 1 and the laws of the next token agree. Then p_(i+1) is 1 too, and so on
-    # to a later node whose flip is certain, so that h_i decides nothing.
-    stops = jnp.where(rest > 0, surplus / jnp.where(rest > 0, rest, 1.0), 1.0)
-    is_last = ~proposal.valid[:, 1:]
-    stops = jnp.where(is_last, inner, stops)
-    stops = jnp.concatenate([stops, prefix_probs[:, -1:]], axis=1)
-    return jnp.where(proposal.valid, stops, 0.0)
+    return stop_probs(probs, surplus, proposal.valid)
 
 
-def _conditional(stops):
+def prefix_probs(target, draft):
+  """p_i from the tokens' log-probabilities under target and draft, all [B, N]."""
+  # What the target excludes is refused before the quotient, which could be 0 / 0; and no
+  # quotient is infinite, for p_(i-1) may be 0.
+  ratios = jnp.exp(jnp.minimum(target - draft, 80.0))
+  ratios = jnp.where(target > -jnp.inf, ratios, 0.0)
+  probs, prob = [], 1.0
+  for node in range(ratios.shape[1]):
+    prob = jnp.minimum(prob * ratios[:, node], 1.0)
+    probs.append(prob)
+  return jnp.stack(probs, axis=1)
+
+
+def stop_probs(probs, surplus, valid):
+  """h_i [B, N] from p_i [B, N] and S_i [B, N - 1]; 0 where not valid."""
+  inner = probs[:, :-1]
+  rest = surplus + 1.0 - inner
+  # 0 / 0: p_i is 1 and the laws of the next token agree. Then p_(i+1) is 1 too, and so on
+  # to a later node whose flip is certain, so that h_i decides nothing.
+  stops = jnp.where(rest > 0, surplus / jnp.where(rest > 0, rest, 1.0), 1.0)
+  stops = jnp.where(~valid[:, 1:], inner, stops)
+  stops = jnp.concatenate([stops, probs[:, -1:]], axis=1)
+  return jnp.where(valid, stops, 0.0)
+
+
+def conditional(stops):
   """The chance that node i stays if node i - 1 does, for this draft, [B, N].
 
   Node i stays unless flips i … N all fail, with probability a_i = 1 - prod (1 - h_j); the

@@ -42,10 +42,14 @@ class Rejection:
     if not proposal.num_nodes:
       return jnp.zeros(proposal.tokens.shape, jnp.float32)
     target = acceptance.target_log_probs(target_law, proposal)
-    draft = acceptance.draft_log_probs(proposal)
-    # What the target excludes is refused before the quotient, which could be 0 / 0.
-    possible = proposal.valid & (target > -jnp.inf)
-    return jnp.where(possible, jnp.exp(jnp.minimum(target - draft, 0.0)), 0.0)
+    return token_probs(target, acceptance.draft_log_probs(proposal), proposal.valid)
+
+
+def token_probs(target, draft, valid):
+  """min(1, p / q) from log-probabilities of tokens, all [B, N]; 0 where not valid."""
+  # What the target excludes is refused before the quotient, which could be 0 / 0.
+  possible = valid & (target > -jnp.inf)
+  return jnp.where(possible, jnp.exp(jnp.minimum(target - draft, 0.0)), 0.0)
 
 
 def rejection() -> Rejection:

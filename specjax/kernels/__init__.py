@@ -1,0 +1,1 @@
+"""Ops with one definition in jnp and kernels for single backends."""

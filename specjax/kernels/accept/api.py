@@ -1,0 +1,223 @@
+"""The front of the op: arguments, checks, and which implementation runs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax import tree
+from specjax import types
+from specjax.kernels.accept import base
+from specjax.kernels.accept import rules
+from specjax.kernels.accept import streams
+from specjax.kernels.accept import xla
+from specjax.verify import acceptance
+
+Array = jax.Array
+
+
+def accept(
+    target_logits: Array,
+    draft_tokens: Array,
+    *,
+    rule: str,
+    numbers: base.Uniforms | base.Noise | None = None,
+    sampling: types.Sampling,
+    draft_logits: Array | None = None,
+    draft_is_law: bool = False,
+    draft_rows: Array | None = None,
+    valid: Array | None = None,
+    parents: Array | None = None,
+    implementation: str | None = None,
+) -> base.Accepted:
+  """Decides how many drafted tokens stay, and draws the token that follows them.
+
+  The laws are those of `specjax.sampling.law`: of the logits after temperature, top-k, top-p
+  and min-p, thresholds found without sorting. Penalties, bias and constraints are not
+  applied; they belong to the logits (`specjax.sampling.control`). Logits may be infinite:
+  -inf excludes a token, and what is +inf shares all of the mass. NaN are not looked for.
+
+  Bytes read of a sequence, floor (2K + 3) V itemsize: K + 1 target rows and K draft rows for
+  their log-sum-exps, and two for the residual. See the implementations for theirs.
+
+  Args:
+    target_logits: [B * (K + 1), V] bfloat16 or float32; flat, for `[B, K + 1, V]` is laid out
+      anew as a whole on TPUs.
+    draft_tokens: [B, K] int32.
+    rule: 'greedy', 'rejection', 'block' or 'coupled', as in `specjax.verify`.
+    numbers: `Uniforms` for rejection and block, `Noise` for coupled, None for greedy.
+    sampling: settings, one a sequence. The greedy rule ignores them, but for the
+      log-probabilities.
+    draft_logits: [B * M, V] that the tokens were drawn from under the same settings, or None
+      for tokens that were chosen (one-hot laws; greedy and coupled never read them).
+    draft_is_law: static; they are the log-probabilities of the laws themselves.
+    draft_rows: [B, K] int32, the row among a sequence's M that each token was drawn from;
+      None for 0 … K - 1.
+    valid: [B, K] bool, None for all. A prefix in a chain; an invalid token ends the draft.
+    parents: [B, K] int32 of a tree (`specjax.types`), greedy and coupled only; None is a chain.
+    implementation: one of `IMPLEMENTATIONS`; None takes the best for the default device. A
+      named one runs or raises.
+
+  Returns:
+    What was decided.
+
+  Raises:
+    ValueError: shapes that do not belong together, numbers of the wrong kind, an unknown or
+      impossible implementation; at trace time.
+  """
+  inputs = _checked(
+      target_logits, draft_tokens, rule, numbers, sampling, draft_logits, draft_is_law,
+      draft_rows, valid, parents,
+  )
+  chosen = best() if implementation is None else implementation
+  return run(backend(chosen, inputs), inputs, rule, numbers, parents)[0]
+
+
+def best() -> str:
+  """The best implementation for the default device."""
+  return 'xla'
+
+
+def backend(implementation: str, inputs: base.Inputs):
+  """The implementation of a name.
+
+  Raises:
+    ValueError: if there is none of this name, or not for these inputs.
+  """
+  if implementation == 'xla':
+    return xla.Xla(streams.Stream(inputs.target.shape[-1]))
+  raise ValueError(
+      f'implementation must be one of {base.IMPLEMENTATIONS}, or None for the best on this '
+      f'device; got {implementation!r}.'
+  )
+
+
+def run(
+    backend, inputs: base.Inputs, rule: str, source, parents: Array | None = None
+) -> tuple[base.Accepted, Any]:
+  """The op by one implementation.
+
+  Args:
+    backend: the implementation.
+    inputs: the arrays.
+    rule: the rule.
+    source: numbers as for `accept`. In jnp any `specjax.types.Source` will do for rejection
+      and block, which is how the output's law is enumerated.
+    parents: as for `accept`.
+
+  Returns:
+    What was decided, and the source to use next.
+  """
+  if rule in ('greedy', 'coupled'):
+    return _follow(backend, inputs, rule, source, parents), source
+  batch, size = inputs.tokens.shape
+  if size:
+    scan = backend.scan(inputs, rule)
+    if rule == 'block':
+      decision, source = rules.block(scan.prefix, scan.surplus, inputs.valid, source)
+    else:
+      decision, source = rules.rejection(scan.target, scan.draft, inputs.valid, source)
+  else:
+    scan, decision = None, rules.nothing_drafted(batch)
+  token, last, source = backend.finish(inputs, scan, decision, source)
+  drafted = jnp.zeros((batch, 0)) if scan is None else scan.target
+  nodes = jnp.arange(1, size + 1, dtype=jnp.int32)
+  return base.Accepted(
+      num_accepted=decision.num_accepted,
+      next_token=token,
+      log_probs=rules.emitted_log_probs(decision.num_accepted, drafted, last),
+      is_bonus=decision.is_bonus,
+      accept_probs=decision.accept_probs,
+      path=jnp.where(nodes <= decision.num_accepted[:, None], nodes, 0),
+  ), source
+
+
+def _follow(backend, inputs, rule, numbers, parents) -> base.Accepted:
+  """Greedy and coupled: the target chooses at every row, and the path is walked."""
+  batch, size = inputs.tokens.shape
+  tokens, log_probs = backend.choose(inputs, rule, numbers)
+  parents = tree.chain_parents(batch, size) if parents is None else parents
+  found = acceptance.follow(tokens, types.Proposal(
+      tokens=inputs.tokens, parents=parents, valid=inputs.valid, law=None, rows=parents,
+      kind=types.ONE_HOT,
+  ))
+  rows = jnp.pad(found.path, ((0, 0), (1, 0)))
+  emitted = jnp.take_along_axis(log_probs, rows, axis=1)
+  index = jnp.arange(size + 1)
+  return base.Accepted(
+      num_accepted=found.num_accepted,
+      next_token=found.next_token,
+      log_probs=jnp.where(index <= found.num_accepted[:, None], emitted, 0.0),
+      is_bonus=found.is_bonus,
+      accept_probs=found.accept_probs,
+      path=found.path,
+  )
+
+
+def _checked(
+    target, tokens, rule, numbers, sampling, draft, draft_is_law, draft_rows, valid, parents
+) -> base.Inputs:
+  """The inputs, or a ValueError that says what is wrong with them."""
+  if rule not in base.RULES:
+    raise ValueError(f'rule must be one of {base.RULES}; got {rule!r}.')
+  if tokens.ndim != 2:
+    raise ValueError(f'draft_tokens must be [B, K]; got {tokens.shape}.')
+  batch, size = tokens.shape
+  if target.ndim != 2 or target.shape[0] != batch * (size + 1):
+    raise ValueError(
+        f'target_logits must be flat, [B * (K + 1), V] with B = {batch} and K = {size} as '
+        f'draft_tokens has them: {batch * (size + 1)} rows; got {target.shape}.'
+    )
+  for name, logits in (('target_logits', target), ('draft_logits', draft)):
+    if logits is not None and logits.dtype not in (jnp.float32, jnp.bfloat16):
+      raise ValueError(f'{name} must be float32 or bfloat16; got {logits.dtype}.')
+  wanted = {'rejection': base.Uniforms, 'block': base.Uniforms, 'coupled': base.Noise}.get(rule)
+  if wanted and not isinstance(numbers, wanted):
+    raise ValueError(
+        f'rule={rule!r} takes numbers={wanted.__name__}(...); got {type(numbers).__name__}.'
+    )
+  if wanted and jnp.shape(jax.tree.leaves(numbers)[1]) != (batch, size + 1):
+    raise ValueError(
+        f'{wanted.__name__} must be for [B, K + 1] = {(batch, size + 1)}; got '
+        f'{jnp.shape(jax.tree.leaves(numbers)[1])}.'
+    )
+  if parents is not None and rule not in ('greedy', 'coupled'):
+    raise ValueError(f'rule={rule!r} verifies chains: leave parents out, or use coupled.')
+  if sampling.temperature.shape != (batch,):
+    raise ValueError(
+        f'sampling is for {sampling.temperature.shape[0]} sequences, draft_tokens has {batch}.'
+    )
+  return inputs_of(
+      target, tokens, sampling=sampling, draft=draft, draft_is_law=draft_is_law,
+      draft_rows=draft_rows, valid=valid,
+  )
+
+
+def inputs_of(
+    target, tokens, *, sampling, draft, draft_is_law, draft_rows, valid
+) -> base.Inputs:
+  """The inputs with everything optional filled in."""
+  batch, size = tokens.shape
+  rows = tree.chain_parents(batch, size) if draft_rows is None else draft_rows
+  if draft is not None:
+    if draft.ndim != 2 or draft.shape[0] % batch or draft.shape[1] != target.shape[1]:
+      raise ValueError(
+          f'draft_logits must be flat, [B * M, V] with B = {batch} and V = {target.shape[1]}; '
+          f'got {draft.shape}.'
+      )
+    each = draft.shape[0] // batch
+    if draft_rows is None and each != size:
+      raise ValueError(
+          f'draft_logits has {each} rows a sequence for {size} tokens: say in draft_rows which '
+          'row each token was drawn from.'
+      )
+    rows = rows + jnp.arange(batch, dtype=jnp.int32)[:, None] * each
+  return base.Inputs(
+      target=target,
+      draft=draft,
+      tokens=tokens.astype(jnp.int32),
+      draft_rows=rows,
+      valid=jnp.ones(tokens.shape, bool) if valid is None else valid,
+      sampling=sampling,
+      draft_is_law=draft_is_law,
+  )

@@ -1,0 +1,136 @@
+"""Rules of `specjax.verify` that decide through the op, from logits."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax import randomness
+from specjax import types
+from specjax.kernels.accept import api
+from specjax.kernels.accept import base
+from specjax.verify import acceptance
+
+# On CPUs the op pays from here on: below, a round is made of small ops, and fewer are better.
+CPU_VOCABULARY = 32_768
+
+
+@dataclasses.dataclass(frozen=True)
+class Through:
+  """See `through`; the engine hands logits and settings to a rule with `takes_logits`."""
+
+  rule: Any
+  implementation: str
+  takes_logits: bool = True
+
+  @property
+  def name(self) -> str:
+    """The rule's."""
+    return self.rule.name
+
+  @property
+  def lossless(self) -> bool:
+    """The rule's."""
+    return self.rule.lossless
+
+  @property
+  def mode(self) -> str:
+    """The rule's."""
+    return self.rule.mode
+
+  @property
+  def handles_trees(self) -> bool:
+    """The rule's."""
+    return self.rule.handles_trees
+
+  def __call__(self, *, logits, sampling, proposal, positions, source):
+    """As `specjax.verify.Rule`, from controlled logits [B, N + 1, V] and the settings."""
+    is_choice = self.mode != 'sample'
+    if not is_choice:
+      acceptance.check_kind(proposal, rule=self.name)
+    has_law = not is_choice and proposal.kind != types.ONE_HOT and proposal.num_nodes > 0
+    vocab_size = logits.shape[-1]
+    inputs = api.inputs_of(
+        logits.reshape(-1, vocab_size),
+        proposal.tokens,
+        sampling=sampling,
+        draft=proposal.law.reshape(-1, vocab_size) if has_law else None,
+        draft_is_law=True,
+        draft_rows=proposal.rows,
+        valid=proposal.valid,
+    )
+    numbers = _numbers(self.mode, source, positions, proposal.num_nodes)
+    found, used = api.run(
+        api.backend(self.implementation, inputs), inputs, self.name, numbers,
+        proposal.parents if is_choice else None,
+    )
+    return types.Verification(
+        num_accepted=found.num_accepted,
+        path=found.path,
+        next_token=found.next_token,
+        is_bonus=found.is_bonus,
+        accept_probs=found.accept_probs,
+    ), used if numbers is source else source
+
+
+def _numbers(mode: str, source, positions, num_nodes: int):
+  """What the op takes its random choices from: the engine's numbers, or any other source."""
+  if mode == 'greedy':
+    return None
+  if mode == 'coupled':
+    return base.Noise(source.keys, positions)
+  if not hasattr(source, 'uniform'):
+    return source
+  return base.Uniforms(
+      flips=source.uniform(randomness.ACCEPT, jnp.arange(num_nodes)),
+      next_token=source.uniform(randomness.NEXT, jnp.arange(num_nodes + 1)),
+  )
+
+
+def through(rule: Any, implementation: str) -> Through:
+  """A rule that decides as `rule` does, through `specjax.kernels.accept`.
+
+  Args:
+    rule: `specjax.verify.greedy()`, `rejection()`, `block()` or `coupled()`.
+    implementation: one of `IMPLEMENTATIONS`.
+
+  Returns:
+    The rule; its tokens are those of `rule`, but for rounding of sums.
+
+  Raises:
+    ValueError: for another rule or an unknown implementation.
+  """
+  if getattr(rule, 'name', None) not in base.RULES:
+    raise ValueError(
+        f'The op knows the rules {base.RULES}; got {getattr(rule, "name", rule)!r}.'
+    )
+  if implementation not in base.IMPLEMENTATIONS:
+    raise ValueError(
+        f'implementation must be one of {base.IMPLEMENTATIONS}; got {implementation!r}.'
+    )
+  return Through(rule, implementation)
+
+
+def by_default(rule: Any, *, vocab_size: int) -> Any:
+  """The rule that the engine runs for `rule`: through the op where that is faster.
+
+  Args:
+    rule: any rule. One that is `through` the op already, or that the op does not know
+      (classes of one's own included), is left as it is.
+    vocab_size: V.
+  """
+  if not _is_shipped(rule):
+    return rule
+  implementation = api.best()
+  if implementation == 'xla' and jax.default_backend() == 'cpu' and vocab_size < CPU_VOCABULARY:
+    return rule
+  return through(rule, implementation)
+
+
+def _is_shipped(rule: Any) -> bool:
+  """Whether this is one of the rules that the op decides for, and not a class of its own."""
+  return (
+      getattr(rule, 'name', None) in base.RULES
+      and type(rule).__module__.startswith('specjax.verify.')
+  )

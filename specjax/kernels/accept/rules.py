@@ -1,0 +1,118 @@
+"""The decisions, from scalars of rows: shared by every implementation of the op.
+
+Rejection and block need of each drafted token its log-probability under target and draft,
+and the block rule one mass a row; nothing here is as large as the vocabulary. The formulas
+are those of `specjax.verify`.
+"""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from specjax import randomness
+from specjax.verify import acceptance
+from specjax.verify.block import conditional
+from specjax.verify.block import stop_probs
+from specjax.verify.rejection import token_probs
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Decision:
+  """Where a chain stops, and what its next token is drawn from.
+
+  The next token is drawn from max(scale * target - draft, 0) at row `num_accepted`, from the
+  target's law where everything was accepted.
+
+  Attributes:
+    num_accepted: [B] int32.
+    is_bonus: [B] bool.
+    scale: [B] float32 in [0, 1].
+    accept_probs: [B, K] float32.
+  """
+
+  num_accepted: Array
+  is_bonus: Array
+  scale: Array
+  accept_probs: Array
+
+
+def rejection(target: Array, draft: Array, valid: Array, source) -> tuple[Decision, object]:
+  """The rejection rule.
+
+  Args:
+    target: [B, K] float32, log-probabilities of the drafted tokens under the target's law.
+    draft: [B, K] float32, under the draft's; 0 for chosen tokens.
+    valid: [B, K] bool, a prefix.
+    source: has `flip`; consumed.
+
+  Returns:
+    The decision, and the source to use next.
+  """
+  probs = token_probs(target, draft, valid)
+  flips, source = source.flip(probs, purpose=randomness.ACCEPT)
+  num_accepted = acceptance.prefix_length(flips & valid).astype(jnp.int32)
+  return Decision(
+      num_accepted=num_accepted,
+      is_bonus=num_accepted == acceptance.prefix_length(valid),
+      scale=jnp.ones(num_accepted.shape, jnp.float32),
+      accept_probs=probs,
+  ), source
+
+
+def block(
+    prefix: Array, surplus: Array, valid: Array, source
+) -> tuple[Decision, object]:
+  """The block rule.
+
+  Args:
+    prefix: [B, K] float32, `prefix_probs` of the tokens.
+    surplus: [B, K - 1] float32, the sum of max(p_i target - draft, 0) at rows 1 … K - 1.
+    valid: [B, K] bool, a prefix.
+    source: has `flip`; consumed.
+
+  Returns:
+    The decision, and the source to use next.
+  """
+  stops = stop_probs(prefix, surplus, valid)
+  flips, source = source.flip(stops, purpose=randomness.ACCEPT)
+  nodes = jnp.arange(1, valid.shape[1] + 1, dtype=jnp.int32)
+  num_accepted = jnp.max(jnp.where(flips & valid, nodes, 0), axis=1)
+  whole = jnp.pad(prefix, ((0, 0), (1, 0)), constant_values=1.0)
+  return Decision(
+      num_accepted=num_accepted,
+      is_bonus=num_accepted == acceptance.prefix_length(valid),
+      scale=jnp.take_along_axis(whole, num_accepted[:, None], axis=1)[:, 0],
+      accept_probs=conditional(stops),
+  ), source
+
+
+def nothing_drafted(batch_size: int) -> Decision:
+  """With K = 0: a token is drawn from the target's law."""
+  zeros = jnp.zeros((batch_size,), jnp.int32)
+  return Decision(
+      num_accepted=zeros,
+      is_bonus=zeros == 0,
+      scale=jnp.ones((batch_size,), jnp.float32),
+      accept_probs=jnp.zeros((batch_size, 0), jnp.float32),
+  )
+
+
+def one_hot_surplus(prefix: Array, target: Array) -> Array:
+  """`surplus` [B, K - 1] where tokens were chosen: all of the target's law but the token."""
+  return prefix[:, :-1] * -jnp.expm1(target[:, 1:])
+
+
+def emitted_log_probs(num_accepted: Array, drafted: Array, last: Array) -> Array:
+  """Log-probabilities [B, K + 1] of what a chain emits, 0 beyond.
+
+  Args:
+    num_accepted: [B] int32.
+    drafted: [B, K] float32, of the drafted tokens.
+    last: [B] float32, of the next token.
+  """
+  index = jnp.arange(drafted.shape[1] + 1)
+  values = jnp.pad(drafted, ((0, 0), (0, 1)))
+  end = num_accepted[:, None]
+  return jnp.where(index < end, values, jnp.where(index == end, last[:, None], 0.0))
