@@ -8,6 +8,8 @@ table of tokens/s, mean acceptance length and acceptance rate. Every field can b
 
     … --config.prompt='def quicksort(' --config.stream
     … --config.drafter.kind=ngram --config.drafter.num_speculative_tokens=8
+    … --config.drafter.kind=model_tree --config.drafter.tree='dynamic 20,5,4'
+    … --config.drafter.kind=combined --config.drafter.min_match=4     # look up, else draft
     … --config.sampling.temperature=0.8 --config.rule.name=coupled --config.num_samples=4
     … --config.prompt_file=question.jsonl --config.num_prompts=8       # Spec-Bench's format
     cat module.py | python -m experiments.generate --config=configs/zoo.py --config.prompt_file=-
@@ -33,7 +35,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.target = ml_collections.ConfigDict(dict(name='stdlib', path=''))
   config.drafter = ml_collections.ConfigDict(
       dict(
-          kind='model',  # none, model, ngram, synthetic
+          kind='model',  # none, model, model_tree, ngram, suffix, combined, synthetic
           num_speculative_tokens=4,
           # model: one of the pair's drafts by name ('' is its default), or a folder.
           draft='',
@@ -41,9 +43,22 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
           # Drafting stops before the token at which the draft's joint confidence falls
           # below this number; unset drafts num_speculative_tokens always.
           min_confidence=config_dict.placeholder(float),
+          # A draft with a tokenizer of its own, of which the target must know this share.
+          translate=False,
+          min_overlap=0.25,
+          # model_tree: children by depth, or paths ('0 1 0.0'), or 'dynamic NODES,DEPTH,WIDTH';
+          # siblings where the rule samples: rank, with_replacement, without_replacement.
+          tree='3,2,1,1',
+          siblings='',
           # ngram: lengths of the suffix that is looked up.
           max_ngram=3,
           min_ngram=1,
+          # suffix: the shortest match that is used, and from where on they count as equal.
+          min_match=1,
+          max_match=16,
+          # combined: the drafter that looks up (give it a min_match) and the other one.
+          free='suffix',
+          learned='model',
           # synthetic: acceptance at each level, and the parents of a tree's nodes.
           acceptance=0.8,
           parents=(),
@@ -51,7 +66,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.rule = ml_collections.ConfigDict(
       dict(
-          name='auto',  # greedy at temperature 0, else block; rejection, coupled, typical
+          # auto: greedy at temperature 0, else block, for trees traversal. Also rejection,
+          # recursive, k_sequential (siblings with_replacement), coupled, typical.
+          name='auto',
           epsilon=0.09,  # typical (lossy)
           delta=0.3,
       )

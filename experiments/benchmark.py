@@ -104,6 +104,9 @@ def _teller(console: rich.console.Console, status) -> Callable[[str], None]:
   return say
 
 
+# Drafters whose cost the calibration measures; the others get no forecast.
+PREDICTED = ('model', 'ngram')
+
 _NOTE = (
     "'identical': token for token what plain decoding gives; 'same law': other tokens from the "
     'same distribution. Speed-ups are over plain decoding at the same temperature.'
@@ -166,6 +169,9 @@ def _calibrate(
   if not settings.enabled:
     return None
   methods = [methods_lib.method_settings(config, key) for key in config.order]
+  methods = [each for each in methods if each.drafter.kind in PREDICTED]
+  if not methods:
+    return None
   largest = max(
       settings.max_num_speculative_tokens,
       *(each.drafter.num_speculative_tokens for each in methods),
@@ -237,7 +243,7 @@ def _methods(config, loaded, runner, calibration, other, say):
   found, predictions = [], {}
   for key in config.order:
     method = methods_lib.method(config, key, loaded, num_speculative_tokens=1)
-    if calibration is None:
+    if calibration is None or method.kind not in PREDICTED:
       found.append(method)
       continue
     learn = lambda method: methods_lib.acceptance(

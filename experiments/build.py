@@ -22,8 +22,20 @@ from specjax import zoo
 
 ConfigDict = ml_collections.ConfigDict
 
-DRAFTERS = ('none', 'model', 'ngram', 'synthetic')
-RULES = ('auto', 'greedy', 'rejection', 'block', 'coupled', 'typical')
+DRAFTERS = ('none', 'model', 'model_tree', 'ngram', 'suffix', 'combined', 'synthetic')
+# Those that a combination is made of.
+FREE, LEARNED = ('suffix', 'ngram'), ('model', 'model_tree')
+RULES = (
+    'auto',
+    'greedy',
+    'rejection',
+    'block',
+    'recursive',
+    'k_sequential',
+    'traversal',
+    'coupled',
+    'typical',
+)
 DTYPES = ('auto', 'bfloat16', 'float32', 'float16')
 LOGPROBS = ('', 'raw', 'controlled')
 
@@ -70,8 +82,37 @@ def check(config: ConfigDict) -> None:
         'config.drafter.num_speculative_tokens must be at least 1, got '
         f'{config.drafter.num_speculative_tokens}. Plain decoding is --config.drafter.kind=none.'
     )
+  if config.drafter.kind == 'combined':
+    choice('drafter.free', config.drafter.free, FREE)
+    choice('drafter.learned', config.drafter.learned, LEARNED)
+  tree(config.drafter.tree)
+  choice('drafter.siblings', config.drafter.siblings, ('', *drafters.expansion.SIBLINGS))
   rule(config)
   sampling(config, 1)
+
+
+def tree(text: str):
+  """The shape that `config.drafter.tree` describes.
+
+  '3,2,1': children of every node, by depth. '0 1 0.0 0.1': paths, 0.1 being the second child of
+  the first. 'dynamic 60,6,10': nodes kept, depth, width.
+
+  Raises:
+    ValueError: if it is none of these.
+  """
+  words = text.split()
+  try:
+    if words[:1] == ['dynamic']:
+      num_nodes, depth, width = (int(number) for number in ''.join(words[1:]).split(','))
+      return drafters.dynamic_tree(num_nodes=num_nodes, depth=depth, width=width)
+    if ',' in text or len(words) == 1:
+      return drafters.static_tree(widths=[int(number) for number in text.split(',')])
+    return drafters.static_tree(paths=[tuple(map(int, word.split('.'))) for word in words])
+  except ValueError as error:
+    raise ValueError(
+        f"config.drafter.tree must be children by depth ('3,2,1'), paths ('0 1 0.0 0.1'), or "
+        f"'dynamic NODES,DEPTH,WIDTH'; got {text!r}: {error}"
+    ) from error
 
 
 def choice(field: str, value: Any, choices: Sequence[Any]) -> None:
@@ -111,14 +152,15 @@ def load(config: ConfigDict) -> Loaded:
 
 def _check_draft_vocabulary(config: ConfigDict, vocab_size: int) -> None:
   """Refuses a draft folder with another vocabulary, before any weight is read."""
-  if config.drafter.kind != 'model' or not config.drafter.path:
+  uses_draft = config.drafter.kind in ('combined', *LEARNED)
+  if not uses_draft or not config.drafter.path or config.drafter.translate:
     return
   draft = models.load_config(pathlib.Path(config.drafter.path).expanduser())
   if draft.vocab_size != vocab_size:
     raise ValueError(
         f'The draft in {config.drafter.path} has a vocabulary of {draft.vocab_size} tokens, the '
         f"target of {vocab_size}. Both must be the same: use a draft made for the target's "
-        'tokenizer.'
+        'tokenizer, or --config.drafter.translate for one with a tokenizer of its own.'
     )
 
 
@@ -127,7 +169,16 @@ def draft(config: ConfigDict, loaded: Loaded) -> models.LanguageModel:
   if config.drafter.path:
     _check_draft_vocabulary(config, loaded.target.vocab_size)
     folder = pathlib.Path(config.drafter.path).expanduser()
-    return models.load_hf(folder, dtype=dtype(config.dtype))
+    found = models.load_hf(folder, dtype=dtype(config.dtype))
+    if not config.drafter.translate:
+      return found
+    return drafters.translate(
+        found,
+        draft_tokenizer=models.load_tokenizer(folder),
+        target_tokenizer=loaded.tokenizer,
+        target_vocab_size=loaded.target.vocab_size,
+        min_overlap=config.drafter.min_overlap,
+    )
   if loaded.pair is None:
     raise ValueError(
         f'The target in {config.target.path} comes without a draft: give '
@@ -152,11 +203,22 @@ def drafter(config: ConfigDict, loaded: Loaded, *, reference=None, reference_len
   choice('drafter.kind', settings.kind, DRAFTERS)
   if settings.kind == 'none':
     return None
+  if settings.kind == 'combined':
+    parts = []
+    for kind in (settings.free, settings.learned):
+      part = ConfigDict(config.to_dict())
+      part.drafter.kind = kind
+      parts.append(drafter(part, loaded))
+    return drafters.combined(*parts)
   if settings.kind == 'model':
     return drafters.model(
         draft(config, loaded),
         num_speculative_tokens=settings.num_speculative_tokens,
         min_confidence=settings.min_confidence,
+    )
+  if settings.kind == 'model_tree':
+    return drafters.model_tree(
+        draft(config, loaded), tree=tree(settings.tree), siblings=settings.siblings or None
     )
   if settings.kind == 'ngram':
     return drafters.ngram(
@@ -164,14 +226,21 @@ def drafter(config: ConfigDict, loaded: Loaded, *, reference=None, reference_len
         max_ngram=settings.max_ngram,
         min_ngram=settings.min_ngram,
     )
-  tree = tuple(settings.parents)
+  if settings.kind == 'suffix':
+    return drafters.suffix(
+        vocab_size=loaded.target.vocab_size,
+        num_speculative_tokens=settings.num_speculative_tokens,
+        min_match=settings.min_match,
+        max_match=settings.max_match,
+    )
+  parents = tuple(settings.parents)
   return drafters.synthetic(
       reference,
       reference_lengths=reference_lengths,
       acceptance=settings.acceptance,
       vocab_size=loaded.target.vocab_size,
-      num_speculative_tokens=None if tree else settings.num_speculative_tokens,
-      parents=tree or None,
+      num_speculative_tokens=None if parents else settings.num_speculative_tokens,
+      parents=parents or None,
       seed=config.seed,
   )
 
@@ -179,13 +248,16 @@ def drafter(config: ConfigDict, loaded: Loaded, *, reference=None, reference_len
 def rule(config: ConfigDict):
   """The rule of `config.rule`; 'auto' is greedy at temperature 0, else the block rule.
 
+  For trees of a draft model it is the traversal rule instead, which is the block rule's kin.
+
   Raises:
     ValueError: if there is no such rule, or greedy is asked for above temperature 0.
   """
   name, temperature = config.rule.name, config.sampling.temperature
   choice('rule.name', name, RULES)
   if name == 'auto':
-    name = 'block' if temperature else 'greedy'
+    branches = 'model_tree' in (config.drafter.kind, _learned(config))
+    name = ('traversal' if branches else 'block') if temperature else 'greedy'
   if name == 'greedy' and temperature:
     raise ValueError(
         f'The greedy rule takes the most likely token whatever config.sampling.temperature='
@@ -194,6 +266,10 @@ def rule(config: ConfigDict):
   if name == 'typical':
     return verify.typical(epsilon=config.rule.epsilon, delta=config.rule.delta)
   return getattr(verify, name)()
+
+
+def _learned(config: ConfigDict) -> str | None:
+  return config.drafter.learned if config.drafter.kind == 'combined' else None
 
 
 def sampling(config: ConfigDict, batch_size: int):

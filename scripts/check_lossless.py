@@ -1,12 +1,14 @@
 r"""Checks on real prompts that speculation changes nothing, and counts argmax flips.
 
     python scripts/check_lossless.py --prompts=200 --new_tokens=64 --out=runs/lossless
+    … --prompts=16 --chains=false                                           # trees alone
 
 For every drafter and K, greedy and coupled at temperature 1, over held-out prompts of the
-shipped pair: a chain must equal plain decoding of the same width bit for bit; a branching
-tree must obey the gap rule (the first difference of a prompt is explained by rounding: its gap
-of logit, or logit plus noise, is at most twice the largest logit difference measured between
-the two modes). Prints a table, writes `metrics.jsonl`, and exits with 1 if anything fails.
+shipped pair: a chain must equal plain decoding of the same width bit for bit; a branching tree
+(synthetic, of the draft model, static and dynamic, of suffix votes, and combined) must obey the
+gap rule (the first difference of a prompt is explained by rounding: its gap of logit, or logit
+plus noise, is at most twice the largest logit difference measured between the two modes).
+Prints a table, writes `metrics.jsonl`, and exits with 1 if anything fails.
 
 It should show `true` in every row, with zero differing prompts for chains. With `--batch=8` in
 bfloat16 a row of a product may depend on where it stands among 40 rows: on an AMD EPYC one of
@@ -39,6 +41,7 @@ flags.DEFINE_integer('new_tokens', 64, 'Tokens to generate.')
 flags.DEFINE_integer('batch', 1, 'Rows of a batch.')
 flags.DEFINE_multi_integer('k', [1, 4, 8], 'Draft lengths.')
 flags.DEFINE_list('dtypes', ['bfloat16', 'float32'], 'Dtypes of chains; trees run in float32.')
+flags.DEFINE_bool('chains', True, 'Check chains too.')
 flags.DEFINE_string('out', 'runs/lossless', 'Where metrics.jsonl goes.')
 
 RULES = {'greedy': verify.greedy(), 'coupled': verify.coupled()}
@@ -76,32 +79,47 @@ def run(target, prompts, make_drafter, rule, width=None):
   return tokens, outputs, seconds
 
 
-def tree_logits(target, tokens: np.ndarray, start: int) -> np.ndarray:
-  """Logits [B, D + 1, V] after `tokens[:, start : start + D + 1]` read as one branch of TREE.
+def shape_like(drafter) -> tuple[int, ...]:
+  """Parents of a static tree as large and as deep as the drafter's."""
+  if hasattr(drafter, 'parents'):
+    return drafter.parents
+  shape = getattr(getattr(drafter, 'learned', drafter), 'shape', None)
+  if getattr(shape, 'parents', None) is not None and len(shape.parents) == drafter.num_nodes:
+    return shape.parents
+  # One branch, and the other nodes beside its first one.
+  return (*range(drafter.depth), *[0] * (drafter.num_nodes - drafter.depth))
 
-  The other nodes hold wrong tokens; the branch is the deepest one (nodes 1, 4, 7, 9).
+
+def tree_logits(target, tokens: np.ndarray, start: int, parents: tuple[int, ...]) -> np.ndarray:
+  """Logits [B, D + 1, V] after `tokens[:, start : start + D + 1]` read as one branch of a tree.
+
+  The other nodes hold wrong tokens; the branch is the deepest one.
   """
-  batch = tokens.shape[0]
-  parents = jnp.broadcast_to(jnp.asarray(TREE, jnp.int32), (batch, len(TREE)))
-  nodes, depths = tree_lib.paths(parents, 4)
-  branch = np.asarray(nodes[0, -1])
-  block = (np.arange(len(TREE) + 1) * 31 + tokens[:, start : start + 1]) % target.vocab_size
+  batch, size = tokens.shape[0], len(parents)
+  nodes, depths = tree_lib.paths(
+      jnp.broadcast_to(jnp.asarray(parents, jnp.int32), (batch, size)), size
+  )
+  deepest = int(np.argmax(depths[0]))
+  branch = np.asarray(nodes[0, deepest, : int(depths[0, deepest])])
+  block = (np.arange(size + 1) * 31 + tokens[:, start : start + 1]) % target.vocab_size
   block[:, 0] = tokens[:, start]
-  block[:, branch] = tokens[:, start + 1 : start + 5]
-  cache = target.init_cache(batch_size=batch, cache_length=tokens.shape[1], max_append=start + 16)
+  block[:, branch] = tokens[:, start + 1 : start + 1 + len(branch)]
+  append = start + size + 1
+  cache = target.init_cache(batch_size=batch, cache_length=tokens.shape[1], max_append=append)
   cache = target(tokens[:, :start], cache=cache, with_logits=False).cache
   out = target(block, start + depths, cache, tree_mask=tree_lib.ancestor_mask(nodes))
   return np.asarray(out.logits[:, np.r_[0, branch]])
 
 
-def largest_difference(target, outputs, width: int) -> float:
-  """The largest logit difference between the tree's passes and plain ones of `width`."""
+def largest_difference(target, outputs, width: int, parents: tuple[int, ...]) -> float:
+  """The largest logit difference between a tree's passes and plain ones of `width`."""
   largest = 0.0
   for output in outputs[:2]:
     plain = identity.logits_at_width(target, output.tokens, width=width)
-    for start in range(FLAGS.prompt_length, FLAGS.prompt_length + FLAGS.new_tokens - 6, 9):
-      other = tree_logits(target, output.tokens, start)
-      largest = max(largest, float(np.abs(other - plain[:, start : start + 5]).max()))
+    for start in range(FLAGS.prompt_length, FLAGS.prompt_length + FLAGS.new_tokens - 10, 9):
+      other = tree_logits(target, output.tokens, start, parents)
+      here = plain[:, start : start + other.shape[1]]
+      largest = max(largest, float(np.abs(other - here).max()))
   return largest
 
 
@@ -149,38 +167,56 @@ def check_chains(pair, prompts, dtype: str):
         )
 
 
+def trees(pair, references):
+  """Drafters of trees by name, each made for a batch."""
+  vocab_size = pair.target.vocab_size
+  static = drafters.model_tree(pair.draft, tree=(3, 2, 1, 1))
+  dynamic = drafters.model_tree(
+      pair.draft, tree=drafters.dynamic_tree(num_nodes=20, depth=5, width=4)
+  )
+  look_up = drafters.suffix(vocab_size=vocab_size, num_speculative_tokens=8, min_match=4)
+  votes = drafters.suffix(vocab_size=vocab_size, tree=(2, 2, 1, 1, 1, 1))
+  synthetic = lambda index: drafters.synthetic(
+      references[index].tokens,
+      reference_lengths=references[index].lengths,
+      acceptance=0.8,
+      vocab_size=vocab_size,
+      parents=TREE,
+  )
+  return {
+      'synthetic tree': synthetic,
+      'draft tree': lambda _: static,
+      'dynamic draft tree': lambda _: dynamic,
+      'suffix tree': lambda _: votes,
+      'suffix or draft tree': lambda _: drafters.combined(look_up, static),
+  }
+
+
 def check_trees(pair, prompts):
-  """A branching tree against plain decoding, greedy and coupled, by the gap rule."""
+  """Branching trees against plain decoding, greedy and coupled, by the gap rule."""
   for rule_name, rule in RULES.items():
     plain, references, _ = run(pair.target, prompts, None, rule)
-    make = lambda index: drafters.synthetic(
-        references[index].tokens,
-        reference_lengths=references[index].lengths,
-        acceptance=0.8,
-        vocab_size=pair.target.vocab_size,
-        parents=TREE,
-    )
-    got, outputs, _ = run(pair.target, prompts, make, rule)
-    report = identity.gap_rule(
-        plain,
-        got,
-        scores(pair.target, references, rule_name, 1)[: len(plain)],
-        largest_difference=largest_difference(pair.target, references, 1),
-    )
-    yield dict(
-        name=f'synthetic tree of {len(TREE)} nodes, {rule_name}',
-        drafter='synthetic tree',
-        rule=rule_name,
-        dtype='float32',
-        num_speculative_tokens=4,
-        prompts=len(prompts),
-        new_tokens=sum(map(len, got)),
-        differing_prompts=report.num_flips,
-        lossless=report.holds,
-        mean_acceptance_length=_mean_length(outputs),
-        largest_logit_difference=report.largest_difference,
-        largest_gap=max([g for g in report.gaps if not np.isnan(g)], default=0.0),
-    )
+    said = scores(pair.target, references, rule_name, 1)[: len(plain)]
+    for name, make in trees(pair, references).items():
+      got, outputs, _ = run(pair.target, prompts, make, rule)
+      drafter = make(0)
+      difference = largest_difference(pair.target, references, 1, shape_like(drafter))
+      report = identity.gap_rule(plain, got, said, largest_difference=difference)
+      yield dict(
+          name=f'{name} of {drafter.num_nodes} nodes, {rule_name}',
+          drafter=name,
+          rule=rule_name,
+          dtype='float32',
+          num_speculative_tokens=drafter.depth,
+          num_nodes=drafter.num_nodes,
+          prompts=len(prompts),
+          new_tokens=sum(map(len, got)),
+          differing_prompts=report.num_flips,
+          lossless=report.holds,
+          mean_acceptance_length=_mean_length(outputs),
+          largest_logit_difference=report.largest_difference,
+          largest_gap=max([g for g in report.gaps if not np.isnan(g)], default=0.0),
+      )
 
 
 def _mean_length(outputs) -> float:
@@ -217,7 +253,7 @@ def main(_):
     rows.append(row)
     print(json.dumps(row), flush=True)
 
-  for dtype in FLAGS.dtypes:
+  for dtype in FLAGS.dtypes if FLAGS.chains else ():
     pair = specjax.zoo.load(FLAGS.pair, dtype=jnp.dtype(dtype))
     prompts = pair.prompts(FLAGS.prompts, length=FLAGS.prompt_length)
     for row in check_chains(pair, prompts, dtype):

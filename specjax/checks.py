@@ -59,7 +59,7 @@ def request(
   if not drafter.is_chain and not rule.handles_trees:
     raise ValueError(
         f'The {rule.name} rule verifies chains only, and the drafter proposes a tree. Use '
-        'the greedy or the coupled rule, or a chain.'
+        'the greedy, recursive, traversal or coupled rule, or a chain.'
     )
   if sampling.temperature.shape != (batch,):
     raise ValueError(

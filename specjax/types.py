@@ -127,7 +127,9 @@ class Verification:
     next_token: [B] int32, recovered or bonus.
     is_bonus: [B] bool, True where the whole proposed branch was accepted.
     accept_probs: [B, N] float32, the probability with which the rule would accept each
-      node given that its parent was; 0 or 1 for greedy and coupled; 0 where not valid.
+      node given that its parent was; 0 or 1 for greedy and coupled; 0 where not valid. The
+      rules for sampled trees: given too that its earlier siblings, with all below them, were
+      not; 0 for nodes that they did not come to.
   """
 
   num_accepted: Array

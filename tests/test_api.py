@@ -33,9 +33,11 @@ class ApiTest(absltest.TestCase):
       self.assertTrue(hasattr(specjax, name), name)
 
   def test_names_that_users_rely_on(self):
-    for name in ('greedy', 'rejection', 'block', 'coupled', 'typical'):
+    rules = ('greedy', 'rejection', 'block', 'coupled', 'typical')
+    for name in (*rules, 'recursive', 'k_sequential', 'traversal'):
       self.assertEqual(getattr(specjax.verify, name)().lossless, name != 'typical')
-    for name in ('model', 'model_tree', 'ngram', 'plain', 'synthetic'):
+    names = ('combined', 'dynamic_tree', 'model', 'model_tree', 'ngram', 'plain', 'static_tree')
+    for name in (*names, 'suffix', 'synthetic', 'translate'):
       self.assertTrue(callable(getattr(specjax.drafters, name)))
     self.assertTrue(callable(specjax.models.load_hf))
 

@@ -291,3 +291,25 @@ def test_sixty_nodes_compile_once_and_stay_on_the_device():
   with jax.transfer_guard('disallow'):
     state = engine.run(setup, state, rounds)
   assert bool(state.done.all()) and engine.run._cache_size() == before
+
+
+def test_a_tree_copies_no_cache():
+  """Six more layers, of target and draft, and not a twentieth of their caches in temporaries."""
+  temporaries, caches = [], []
+  for num_layers in (2, 8):
+    target = tiny.model(0, num_layers=num_layers)
+    request = generation.Request(
+        drafter=drafters.model_tree(
+            target, tree=drafters.dynamic_tree(num_nodes=20, depth=3, width=4)
+        ),
+        rule=verify.traversal(),
+        max_new_tokens=2000,
+        prefill_chunk=8,
+    )
+    setup, state = generation.prepare(target, tiny.PROMPTS, request)[:2]
+    memory = engine.run.lower(setup, state, jnp.int32(100)).compile().memory_analysis()
+    cache = sum(x.nbytes for x in jax.tree.leaves((state.target_cache, state.drafter)))
+    assert memory.alias_size_in_bytes >= cache
+    temporaries.append(memory.temp_size_in_bytes)
+    caches.append(cache)
+  assert temporaries[1] - temporaries[0] < 0.05 * (caches[1] - caches[0]), (temporaries, caches)

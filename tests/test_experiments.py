@@ -108,6 +108,9 @@ def test_every_drafter_gives_the_same_greedy_text(folder, tmp_path):
       'ngram': dict(),
       'model': dict(stream=True, drafter__min_confidence=0.01, trace=True, logprobs='raw'),
       'synthetic': dict(drafter__parents=(0, 0, 1, 1)),
+      'model_tree': dict(drafter__tree='dynamic 8,3,3'),
+      'suffix': dict(),
+      'combined': dict(drafter__learned='model_tree', drafter__min_match=2),
   }.items():
     config = config_for(folder, drafter__kind=kind, **fields)
     _, others, shown = run(config, tmp_path / kind)
@@ -119,6 +122,24 @@ def test_every_drafter_gives_the_same_greedy_text(folder, tmp_path):
   assert ''.join(traced['pieces']) == traced['text']
   assert sum(len(r['emitted']) for r in traced['rounds']) == len(traced['tokens'])
   assert len(traced['logprobs']) == len(traced['tokens']) and traced['logprobs_of'] == 'raw'
+
+
+def test_a_draft_with_another_tokenizer_and_sampled_trees(folder, tmp_path):
+  other = dict(drafter__path=str(folder / 'other'), drafter__translate=True)
+  _, rows, _ = run(config_for(folder, drafter__kind='none'), tmp_path / 'plain')
+  _, others, _ = run(config_for(folder, drafter__kind='model_tree', **other), tmp_path / 'tree')
+  assert others[0]['tokens'] == rows[0]['tokens']
+  config = config_for(folder, drafter__kind='model_tree', sampling__temperature=1.0, **other)
+  run(config, tmp_path / 'sampled')
+  (metrics,) = workdir_lib.read_rows(tmp_path / 'sampled')
+  assert metrics['rule'] == 'traversal' and metrics['drafter'] == 'model_tree'
+
+
+@pytest.mark.parametrize('text, parents', [
+    ('3', (0, 0, 0)), ('2,1', (0, 0, 1, 2)), ('0 1 0.0', (0, 0, 1)),
+])
+def test_trees_by_text(text, parents):
+  assert build.tree(text).parents == parents
 
 
 def test_samples_have_seeds_of_their_own_and_do_not_depend_on_batches(folder, tmp_path):
@@ -164,6 +185,12 @@ def test_nothing_is_left_behind_where_nothing_was_generated(folder, tmp_path):
     'fields, message',
     [
         (dict(drafter__kind='eagle'), "config.drafter.kind must be one of 'none', 'model'"),
+        (dict(drafter__tree='3,x'), "must be children by depth .*got '3,x'"),
+        (dict(drafter__tree='dynamic 9,1,2'), '2 candidates'),
+        (dict(drafter__tree='0 1.0'), r'needs \(1,\)'),
+        (dict(drafter__siblings='best'), "siblings must be one of '', 'rank'"),
+        (dict(drafter__kind='combined', drafter__free='model'), 'drafter.free must be one of'),
+        (dict(drafter__kind='combined', drafter__path='OTHER'), 'drafter.translate'),
         (dict(rule__name='fast'), "config.rule.name must be one of 'auto', 'greedy'"),
         (dict(dtype='int4'), "config.dtype must be one of 'auto', 'bfloat16'"),
         (dict(logprobs='both'), "config.logprobs must be one of '', 'raw'"),

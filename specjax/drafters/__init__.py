@@ -3,24 +3,34 @@
 A drafter of your own is any pytree with the methods of `specjax.types.Drafter`.
 """
 
+from specjax.drafters import expansion
+from specjax.drafters.combined import CombinedDrafter, combined
 from specjax.drafters.model import ModelDrafter, model
 from specjax.drafters.model_tree import ModelTreeDrafter, model_tree
 from specjax.drafters.ngram import NgramDrafter, ngram
 from specjax.drafters.plain import Plain, plain
+from specjax.drafters.suffix import SuffixDrafter, suffix
 from specjax.drafters.synthetic import SyntheticDrafter, synthetic
+from specjax.drafters.vocabulary import translate
 from specjax.tree import dynamic_tree, static_tree
 
 __all__ = [
+    'CombinedDrafter',
     'ModelDrafter',
     'ModelTreeDrafter',
     'NgramDrafter',
     'Plain',
+    'SuffixDrafter',
     'SyntheticDrafter',
+    'combined',
     'dynamic_tree',
+    'expansion',
     'model',
     'model_tree',
     'ngram',
     'plain',
     'static_tree',
+    'suffix',
     'synthetic',
+    'translate',
 ]

@@ -110,7 +110,7 @@ def expand(
   Args:
     context: of the round.
     logits: [B, V] raw logits behind the root, in the target's vocabulary (-inf for tokens
-      that the drafter does not know).
+      that the drafter does not know; where all are, there are no children).
     step: reads a level; called once for each depth at which a node has children.
     state: handed to the first call of `step`.
     shape: from `specjax.tree`.
@@ -171,20 +171,24 @@ def _children(
       path=path,
       path_valid=jnp.ones(path.shape, bool),
   )
+  # Where a drafter knows of no continuation there are no children, and nothing may be NaN.
+  is_dead = jnp.max(controlled, axis=-1, keepdims=True) == -jnp.inf
+  controlled = jnp.where(is_dead, 0.0, controlled)
   if how == RANK:
     if sampler.mode == 'sample':
       temperature = sampler.sampling.temperature[:, None, None]
       controlled = controlled / jnp.where(temperature > 0, temperature, 1.0)
     scores, tokens = jax.lax.top_k(jax.nn.log_softmax(controlled), count)
-    return _Children(tokens, scores, None, sampler)
+    return _Children(tokens, jnp.where(is_dead, -jnp.inf, scores), None, sampler)
   if how == types.COUPLED:
     values = sampling_lib.scaled(controlled, sampler.sampling)
     noise = sampler.source.gumbel(positions, values.shape[-1])
     scores, tokens = jax.lax.top_k(jax.nn.log_softmax(values + noise[:, None]), count)
     law = sampling_lib.law(controlled, sampler.sampling) if sampler.keep_law else None
-    return _Children(tokens, scores, law, sampler)
+    return _Children(tokens, jnp.where(is_dead, -jnp.inf, scores), law, sampler)
   law = sampling_lib.law(controlled, sampler.sampling)
-  return _draw(sampler, law, counts, first, with_replacement=how == WITH_REPLACEMENT)
+  drawn = _draw(sampler, law, counts, first, with_replacement=how == WITH_REPLACEMENT)
+  return drawn._replace(scores=jnp.where(is_dead, -jnp.inf, drawn.scores))
 
 
 def _draw(sampler, law: Array, counts, first: int, *, with_replacement: bool) -> _Children:

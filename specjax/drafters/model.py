@@ -61,6 +61,7 @@ class ModelDrafter:
     step_width: static, tokens that a later draft step reads; 2 pads the single token where
       one row alone is slower than two (bfloat16 on CPU).
     adaptive: static, whether `min_confidence` is looked at.
+    reread: static, tokens that the first step of a round reads.
   """
 
   draft: LanguageModel
@@ -68,6 +69,7 @@ class ModelDrafter:
   num_nodes: int = struct.field(pytree_node=False)
   step_width: int = struct.field(pytree_node=False, default=1)
   adaptive: bool = struct.field(pytree_node=False, default=False)
+  reread: int = struct.field(pytree_node=False, default=2)
   is_chain: bool = struct.field(pytree_node=False, default=True)
   feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
@@ -82,7 +84,9 @@ class ModelDrafter:
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> kv_cache.KVCache:
     """As `specjax.types.Drafter.init`."""
     return self.draft.init_cache(
-        batch_size=batch_size, cache_length=cache_length, max_append=max(max_append, 2)
+        batch_size=batch_size,
+        cache_length=cache_length,
+        max_append=max(max_append, self.reread),
     )
 
   def prefill(self, state, *, tokens: Array, num_new: Array, features: Array):
@@ -90,10 +94,15 @@ class ModelDrafter:
     del features
     return self.draft(tokens, cache=state, num_new=num_new, with_logits=False).cache
 
-  def propose(self, context: types.Context, state: kv_cache.KVCache):
-    """As `specjax.types.Drafter.propose`: at most K draft steps, in one loop."""
+  def propose(
+      self, context: types.Context, state: kv_cache.KVCache, *, active: Array | None = None
+  ):
+    """As `specjax.types.Drafter.propose`: at most K draft steps, in one loop.
+
+    `active` [B] bool leaves rows out: their nodes are not valid, and no step waits for them.
+    """
     batch, num_nodes = context.lengths.shape[0], self.num_nodes
-    logits, cache = read_last_two(self.draft, context, state)
+    logits, cache = read_last(self.draft, context, state, count=self.reread)
 
     has_law = context.sampler.keep_law and context.sampler.mode != 'greedy'
     law_size = self.vocab_size if has_law else 0
@@ -105,7 +114,7 @@ class ModelDrafter:
         tokens=jnp.zeros((batch, num_nodes), jnp.int32),
         valid=jnp.zeros((batch, num_nodes), bool),
         law=jnp.zeros((batch, num_nodes, law_size), jnp.float32),
-        active=jnp.ones((batch,), bool),
+        active=jnp.ones((batch,), bool) if active is None else active,
         confidence=jnp.zeros((batch,), jnp.float32),
     )
     if self.adaptive:
@@ -167,22 +176,26 @@ class ModelDrafter:
     return d._replace(active=active, confidence=confidence)
 
 
-def read_last_two(draft: LanguageModel, context: types.Context, cache: kv_cache.KVCache):
-  """Reads the root, and again the token before it, which a draft may not have read yet.
+def read_last(
+    draft: LanguageModel, context: types.Context, cache: kv_cache.KVCache, *, count: int = 2
+):
+  """Reads the root, and again the tokens before it, which a draft may not have read yet.
 
-  What it rewrites is what was there; a row of one token reads root and padding.
+  What it rewrites is what was there; a row of fewer tokens reads them and padding.
 
   Args:
     draft: the draft.
     context: of the round.
-    cache: the draft's, of at least `lengths - 2` positions.
+    cache: the draft's, in which `lengths - count` positions are right.
+    count: static, how many tokens; 2 where the draft reads what it drafts.
 
   Returns:
     Raw logits [B, V] for the token behind the root, and the cache of `lengths` positions.
   """
-  start = jnp.maximum(context.lengths - 2, 0)
-  pair = jnp.take_along_axis(context.tokens, start[:, None] + jnp.arange(2), axis=1)
-  return _read(draft, kv_cache.roll_back(cache, start), pair, context.lengths - start)
+  start = jnp.maximum(context.lengths - count, 0)
+  index = jnp.minimum(start[:, None] + jnp.arange(count), context.tokens.shape[1] - 1)
+  tokens = jnp.take_along_axis(context.tokens, index, axis=1)
+  return _read(draft, kv_cache.roll_back(cache, start), tokens, context.lengths - start)
 
 
 def _read(draft, cache, tokens: Array, num_new: Array) -> tuple[Array, kv_cache.KVCache]:

@@ -15,7 +15,7 @@ from specjax import tree as tree_lib
 from specjax import types
 from specjax.drafters import expansion
 from specjax.drafters.model import fast_width
-from specjax.drafters.model import read_last_two
+from specjax.drafters.model import read_last
 from specjax.models import LanguageModel
 
 Array = jax.Array
@@ -47,12 +47,14 @@ class ModelTreeDrafter:
     shape: static.
     siblings: static, one of `specjax.drafters.expansion.SIBLINGS` or None.
     step_width: static, the least tokens that a pass reads.
+    reread: static, tokens that the first pass of a round reads.
   """
 
   draft: LanguageModel
   shape: tree_lib.StaticTree | tree_lib.DynamicTree = struct.field(pytree_node=False)
   siblings: str | None = struct.field(pytree_node=False, default=None)
   step_width: int = struct.field(pytree_node=False, default=1)
+  reread: int = struct.field(pytree_node=False, default=2)
   feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
   @property
@@ -74,7 +76,7 @@ class ModelTreeDrafter:
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> ModelTreeState:
     """As `specjax.types.Drafter.init`."""
     # Behind the longest row stand the nodes that are read, and padding.
-    extra = 2 + self.shape.num_reads + self.step_width
+    extra = self.reread + self.shape.num_reads + self.step_width
     cache = self.draft.init_cache(
         batch_size=batch_size,
         cache_length=cache_length + extra,
@@ -90,7 +92,7 @@ class ModelTreeDrafter:
 
   def propose(self, context: types.Context, state: ModelTreeState):
     """As `specjax.types.Drafter.propose`."""
-    logits, cache = read_last_two(self.draft, context, state.cache)
+    logits, cache = read_last(self.draft, context, state.cache, count=self.reread)
 
     def step(cache: kv_cache.KVCache, frontier: expansion.Frontier) -> tuple[Array, Any]:
       positions = context.lengths[:, None] - 1 + frontier.depths

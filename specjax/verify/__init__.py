@@ -1,19 +1,35 @@
 """Verification rules: which drafted tokens stay, and which token follows them.
 
-| rule        | output                          | draft laws           | chains | trees |
-|-------------|---------------------------------|----------------------|--------|-------|
-| `greedy`    | plain greedy decoding's         | any                  | yes    | yes   |
-| `rejection` | distributed as the target's     | sampled, one-hot     | yes    | no    |
-| `block`     | distributed as the target's     | sampled, one-hot     | yes    | no    |
-| `coupled`   | plain sampling's with that key  | any                  | yes    | yes   |
-| `typical`   | LOSSY, another law              | any                  | yes    | no    |
+| rule           | output                         | draft laws                       | trees |
+|----------------|--------------------------------|----------------------------------|-------|
+| `greedy`       | plain greedy decoding's        | any                              | yes   |
+| `rejection`    | distributed as the target's    | sampled, one-hot                 | no    |
+| `block`        | distributed as the target's    | sampled, one-hot                 | no    |
+| `recursive`    | distributed as the target's    | sampled (± replacement), one-hot | yes   |
+| `k_sequential` | distributed as the target's    | sampled with replacement         | yes   |
+| `traversal`    | distributed as the target's    | sampled (± replacement), one-hot | yes   |
+| `coupled`      | plain sampling's with that key | any                              | yes   |
+| `typical`      | LOSSY, another law             | any                              | no    |
 """
 
 from specjax.verify.acceptance import Rule
 from specjax.verify.block import block
 from specjax.verify.coupled import coupled
 from specjax.verify.greedy import greedy
+from specjax.verify.k_sequential import k_sequential
+from specjax.verify.recursive import recursive
 from specjax.verify.rejection import rejection
+from specjax.verify.traversal import traversal
 from specjax.verify.typical import typical
 
-__all__ = ['Rule', 'block', 'coupled', 'greedy', 'rejection', 'typical']
+__all__ = [
+    'Rule',
+    'block',
+    'coupled',
+    'greedy',
+    'k_sequential',
+    'recursive',
+    'rejection',
+    'traversal',
+    'typical',
+]

@@ -74,7 +74,7 @@ def check_kind(proposal: types.Proposal, *, rule: str) -> None:
   if proposal.kind == types.WITHOUT_REPLACEMENT:
     raise ValueError(
         f'verify.{rule}() verifies one drafted token a position; this proposal draws siblings '
-        'without replacement: use verify.coupled() or verify.greedy(), which take trees, or '
+        'without replacement: use verify.recursive() or verify.traversal(), which take trees, or '
         'draft a chain.'
     )
   if proposal.kind == types.SAMPLED and proposal.law is None and proposal.num_nodes:

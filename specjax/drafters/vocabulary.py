@@ -1,0 +1,198 @@
+"""Drafts with another tokenizer: their laws on the tokens that both vocabularies have.
+
+Token-level intersection (Timor et al. 2025, arXiv 2502.05202, algorithm 4): the draft is asked
+for tokens that the target knows too, and only for those, so that every rule verifies it as any
+other draft. What is emitted is the target's law in every case; how often a draft is accepted
+depends on how much of it falls into the intersection.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from specjax.models import LanguageModel
+
+_ABSENT = -1
+
+
+def _byte_alphabet() -> dict[str, int]:
+  """The characters by which byte-level vocabularies write bytes (GPT-2, Radford et al. 2019).
+
+  Printable characters of Latin-1 stand for themselves; the other bytes, in order, for the
+  characters from 256 on.
+  """
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [byte for byte in range(256) if byte not in printable]
+  alphabet = {chr(byte): byte for byte in printable}
+  return alphabet | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+def token_texts(tokenizer: Any) -> dict[bytes, int]:
+  """What each token stands for in a text, in bytes: text to token id.
+
+  Knows byte-level vocabularies (Llama 3, Qwen, GPT-2), SentencePiece's (Llama 2, Mistral,
+  Gemma: U+2581 for a space, <0xNN> for a byte) and WordPiece's (## within a word). Special
+  tokens are those of the tokenizer's `added_tokens`, and go by their names.
+
+  Args:
+    tokenizer: a `tokenizers.Tokenizer`.
+  """
+  settings = json.loads(tokenizer.to_str())
+  decoder = settings.get('decoder') or {}
+  kinds = {part['type'] for part in [decoder, *decoder.get('decoders', [])] if 'type' in part}
+  special = {token['content'] for token in settings.get('added_tokens', ())}
+  alphabet = _byte_alphabet()
+  texts = {}
+  for token, number in tokenizer.get_vocab().items():
+    if token in special:
+      text = token.encode()
+    elif 'ByteLevel' in kinds:
+      if not all(character in alphabet for character in token):
+        continue
+      text = bytes(alphabet[character] for character in token)
+    elif 'WordPiece' in kinds:
+      text = (token[2:] if token.startswith('##') else f' {token}').encode()
+    elif len(token) == 6 and token.startswith('<0x') and token.endswith('>'):
+      text = bytes([int(token[3:5], 16)])
+    else:
+      text = token.replace('\u2581', ' ').encode()
+    texts.setdefault(text, number)
+  return texts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Translated:
+  """A draft's module behind two tables; used as the module of a `LanguageModel`.
+
+  `params` holds `draft`, the draft's own; `read` [V] int32, the draft's token that is read for
+  each of the target's; `said` [V] int32, the draft's token for each of the target's, or -1.
+
+  Attributes:
+    module: the draft's.
+    vocab_size: V of the target.
+  """
+
+  module: Any
+  vocab_size: int
+
+  @property
+  def dtype(self) -> Any:
+    return getattr(self.module, 'dtype', jnp.float32)
+
+  def init_cache(self, **sizes):
+    """As `specjax.models.Transformer.init_cache`."""
+    return self.module.init_cache(**sizes)
+
+  def apply(self, variables: Mapping[str, Any], tokens, positions=None, cache=None, **options):
+    """As `specjax.models.Transformer.__call__`, in the target's tokens."""
+    params = variables['params']
+    out = self.module.apply(
+        {'params': params['draft']}, params['read'][tokens], positions, cache, **options
+    )
+    if not out.logits.shape[-1]:
+      return out
+    said = params['said']
+    logits = jnp.take(out.logits, jnp.maximum(said, 0), axis=-1)
+    return out._replace(logits=jnp.where(said == _ABSENT, -jnp.inf, logits))
+
+
+def with_tables(draft: LanguageModel, *, said: np.ndarray, read: np.ndarray) -> LanguageModel:
+  """A draft that speaks the target's vocabulary by given tables.
+
+  Args:
+    draft: the draft, of V' tokens.
+    said: [V] integers, the draft's token that equals each of the target's, -1 for none.
+    read: [V] integers, what the draft reads for each of them.
+
+  Returns:
+    A model of V tokens: its logits are the draft's, `-inf` where `said` is -1.
+
+  Raises:
+    ValueError: if the tables do not belong together, name tokens that are none, or give two
+      tokens of the target the same one of the draft.
+  """
+  said, read = np.asarray(said, np.int64), np.asarray(read, np.int64)
+  if said.shape != read.shape or said.ndim != 1:
+    raise ValueError(f'said and read must be [V] both, got {said.shape} and {read.shape}.')
+  if said.min() < _ABSENT or max(said.max(), read.max()) >= draft.vocab_size or read.min() < 0:
+    raise ValueError(
+        f'The tables name tokens outside of the draft, which knows 0 to {draft.vocab_size - 1}.'
+    )
+  known = said[said != _ABSENT]
+  if not known.size or len(np.unique(known)) < known.size:
+    raise ValueError('said must name at least one token of the draft, and none of them twice.')
+  params = {
+      'draft': draft.params,
+      'said': jnp.asarray(said, jnp.int32),
+      'read': jnp.asarray(read, jnp.int32),
+  }
+  return LanguageModel(_Translated(draft.module, len(said)), params)
+
+
+def translate(
+    draft: LanguageModel,
+    *,
+    draft_tokenizer: Any,
+    target_tokenizer: Any,
+    target_vocab_size: int,
+    min_overlap: float = 0.25,
+    same: Mapping[str, str] | None = None,
+) -> LanguageModel:
+  """A draft for a target with another tokenizer: any drafter takes the result.
+
+  Tokens are the same if they stand for the same bytes, special ones if they have the same
+  name. A token of the target that the draft does not have is never drafted, and is read as
+  the last of the pieces that the draft's tokenizer makes of its text: one token for one, so
+  that positions agree.
+
+  Args:
+    draft: the draft.
+    draft_tokenizer: its `tokenizers.Tokenizer`.
+    target_tokenizer: the target's.
+    target_vocab_size: V of the target, which may exceed its tokenizer's.
+    min_overlap: the least share of the smaller vocabulary that both must have.
+    same: special tokens of the target and what the draft calls them, such as
+      `{'<|end_of_text|>': '</s>'}`.
+
+  Returns:
+    A `LanguageModel` over the target's vocabulary.
+
+  Raises:
+    ValueError: if the vocabularies share too little, or a name of `same` is no token.
+  """
+  ours, theirs = token_texts(target_tokenizer), token_texts(draft_tokenizer)
+  ours = {text: token for text, token in ours.items() if token < target_vocab_size}
+  theirs = {text: token for text, token in theirs.items() if token < draft.vocab_size}
+  pairs = {token: theirs[text] for text, token in ours.items() if text in theirs}
+  for name, other in (same or {}).items():
+    ids = target_tokenizer.token_to_id(name), draft_tokenizer.token_to_id(other)
+    if None in ids:
+      raise ValueError(
+          f'same pairs {name!r} with {other!r}, but {(name, other)[ids.index(None)]!r} is no token.'
+      )
+    pairs = {token: said for token, said in pairs.items() if said != ids[1]} | {ids[0]: ids[1]}
+  smaller = min(len(ours), len(theirs))
+  if len(pairs) < max(min_overlap * smaller, 1):
+    share = 100 * len(pairs) / max(smaller, 1)
+    raise ValueError(
+        f'Target and draft share {len(pairs)} tokens, {share:.1f} % of the smaller vocabulary '
+        f"(the target's has {len(ours)}, the draft's {len(theirs)}); "
+        f'min_overlap asks for {100 * min_overlap:g} %. A draft that can say so little of what the '
+        'target says is seldom accepted: take one with a closer tokenizer, or lower min_overlap.'
+    )
+  said = np.full(target_vocab_size, _ABSENT)
+  said[list(pairs)] = list(pairs.values())
+  read = said.copy()
+  pieces = functools.partial(draft_tokenizer.encode, add_special_tokens=False)
+  for text, token in ours.items():
+    if said[token] == _ABSENT:
+      found = pieces(text.decode(errors='replace')).ids
+      read[token] = found[-1] if found and found[-1] < draft.vocab_size else _ABSENT
+  # What has no pieces at all is read as some token that both have.
+  read = np.where(read == _ABSENT, next(iter(pairs.values())), read)
+  return with_tables(draft, said=said, read=read)
