@@ -11,6 +11,7 @@ decoding at the same temperature, predicted speed-up, mean acceptance length, an
 the tokens are those of plain decoding; `report.html` in the workdir shows the rest.
 
     … --config.order="('draft_greedy','ngram_greedy')"                  # these rows only
+    … --config.order="('draft_block','tree_traversal')" --config.calibration.enabled=False
     … --config.methods.draft_greedy.drafter.num_speculative_tokens=0    # 0: predicted best K
 
     python -m experiments.benchmark --config=configs/benchmark_zoo.py:smoke --workdir=/tmp/smoke
@@ -47,6 +48,17 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       'ngram_greedy': method('prompt lookup', 'greedy', 0.0, 'ngram', 8),
       'ngram_rejection': method('prompt lookup', 'rejection', 1.0, 'ngram', 4),
       'ngram_coupled': method('prompt lookup', 'coupled', 1.0, 'ngram', 4),
+      # Not in the order below: trees are wider than what is free on a CPU.
+      'tree_greedy': tree('draft tree', 'greedy', 0.0),
+      'dynamic_greedy': tree('dynamic tree', 'greedy', 0.0, tree='dynamic 20,5,4'),
+      'tree_recursive': tree('draft tree', 'recursive', 1.0),
+      'tree_replaced': tree('draft tree', 'recursive', 1.0, siblings='with_replacement'),
+      'tree_k_sequential': tree('draft tree', 'k_sequential', 1.0, siblings='with_replacement'),
+      'tree_traversal': tree('draft tree', 'traversal', 1.0),
+      'dynamic_recursive': tree('dynamic tree', 'recursive', 1.0, tree='dynamic 20,5,4'),
+      'tree_coupled': tree('draft tree', 'coupled', 1.0),
+      'suffix_greedy': method('suffix', 'greedy', 0.0, 'suffix', 8),
+      'combined_greedy': method('suffix or draft', 'greedy', 0.0, 'combined', 8, min_match=4),
   })
   # The rows of the table; plain decoding comes first by itself.
   config.order = (
@@ -90,6 +102,11 @@ def method(
       temperature=temperature,
       drafter=dict(kind=kind, num_speculative_tokens=num_speculative_tokens, **drafter),
   )
+
+
+def tree(name: str, rule: str, temperature: float, tree: str = '3,2,1,1', **drafter) -> dict:
+  """A method whose draft model proposes a tree."""
+  return method(name, rule, temperature, 'model_tree', 4, tree=tree, **drafter)
 
 
 def shrink(config: ml_collections.ConfigDict) -> None:

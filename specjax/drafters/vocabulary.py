@@ -185,14 +185,19 @@ def translate(
         f'min_overlap asks for {100 * min_overlap:g} %. A draft that can say so little of what the '
         'target says is seldom accepted: take one with a closer tokenizer, or lower min_overlap.'
     )
-  said = np.full(target_vocab_size, _ABSENT)
+  said, read = _tables(pairs, ours, draft_tokenizer, (target_vocab_size, draft.vocab_size))
+  return with_tables(draft, said=said, read=read)
+
+
+def _tables(pairs: dict[int, int], ours: dict[bytes, int], draft_tokenizer, sizes: tuple[int, int]):
+  """The tables `said` and `read` of `with_tables`; sizes of target and draft."""
+  said = np.full(sizes[0], _ABSENT)
   said[list(pairs)] = list(pairs.values())
   read = said.copy()
   pieces = functools.partial(draft_tokenizer.encode, add_special_tokens=False)
   for text, token in ours.items():
     if said[token] == _ABSENT:
       found = pieces(text.decode(errors='replace')).ids
-      read[token] = found[-1] if found and found[-1] < draft.vocab_size else _ABSENT
+      read[token] = found[-1] if found and found[-1] < sizes[1] else _ABSENT
   # What has no pieces at all is read as some token that both have.
-  read = np.where(read == _ABSENT, next(iter(pairs.values())), read)
-  return with_tables(draft, said=said, read=read)
+  return said, np.where(read == _ABSENT, next(iter(pairs.values())), read)
