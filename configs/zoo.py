@@ -85,6 +85,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       )
   )
 
+  # Over several devices: preset tensor (heads) or sequence (the cache's slots too); model=0
+  # takes the devices that data and sequence leave, draft=0 as many of them as a draft model has
+  # key-value heads.
+  config.mesh = ml_collections.ConfigDict(dict(preset='', data=1, model=0, sequence=1, draft=0))
+  config.int8 = False  # weights in eight bits: lossless like that target, not the stored one
+
   # The prompt: a text, or a file (.jsonl holds many; - is standard input), or a held-out
   # text of the pair by name ('' is the first), of which 192 tokens are kept.
   config.prompt = ''

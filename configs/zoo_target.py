@@ -71,6 +71,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
           sha256='1ebd7fa23ba5a4dfc2985437bd64d57f52bb7cfc4abe4057ddc853de7fe124a2',
       )
   )
+  # Over several devices: preset fsdp or tensor; model=0 takes those that data leaves.
+  config.mesh = ml_collections.ConfigDict(dict(preset='', data=1, model=0, sequence=1, draft=1))
   # A draft is distilled from the model in target.path (configs/zoo_draft.py).
   config.target = ml_collections.ConfigDict(dict(path=''))
   config.distillation = ml_collections.ConfigDict(dict(kl_weight=0.0))

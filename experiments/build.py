@@ -5,6 +5,7 @@ Training configs have a module of their own, `experiments.build_training`.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -17,6 +18,7 @@ import tokenizers
 from specjax import drafters
 from specjax import models
 from specjax import sampling as sampling_lib
+from specjax import sharding
 from specjax import verify
 from specjax import zoo
 
@@ -50,6 +52,7 @@ class Loaded:
     stop_tokens: ids that end a text.
     held_out: texts for prompts (`name`, `text`) that the target was not trained on.
     pair: the zoo's pair, or None for a target from a folder.
+    layouts: of target and draft over several devices, or None.
   """
 
   target: models.LanguageModel
@@ -57,6 +60,7 @@ class Loaded:
   stop_tokens: tuple[int, ...]
   held_out: tuple[Any, ...]
   pair: Any
+  layouts: sharding.Layouts | None = None
 
 
 def check(config: ConfigDict) -> None:
@@ -141,13 +145,19 @@ def load(config: ConfigDict) -> Loaded:
   kind = dtype(config.dtype)
   if not config.target.path:
     pair = zoo.load(config.target.name, dtype=kind)
-    return Loaded(pair.target, pair.tokenizer, (pair.end_of_text,), pair.held_out, pair)
+    split = layouts(config.mesh, draft_heads=pair.draft.module.config.num_kv_heads)
+    target = sharding.place(pair.target, split and split.target, int8=config.int8)
+    return Loaded(target, pair.tokenizer, (pair.end_of_text,), pair.held_out, pair, split)
   folder = pathlib.Path(config.target.path).expanduser()
   found = models.load_config(folder)  # a folder that is no model is refused as such
   tokenizer = models.load_tokenizer(folder)
   _check_draft_vocabulary(config, found.vocab_size)
-  target = models.load_hf(folder, dtype=kind)
-  return Loaded(target, tokenizer, models.load_eos_ids(folder), (), None)
+  draft_heads = 0
+  if config.drafter.kind == 'model' and config.drafter.path:
+    draft_heads = models.load_config(pathlib.Path(config.drafter.path).expanduser()).num_kv_heads
+  split = layouts(config.mesh, draft_heads=draft_heads)
+  target = models.load_hf(folder, dtype=kind, layout=split and split.target, int8=config.int8)
+  return Loaded(target, tokenizer, models.load_eos_ids(folder), (), None, split)
 
 
 def _check_draft_vocabulary(config: ConfigDict, vocab_size: int) -> None:
@@ -164,12 +174,39 @@ def _check_draft_vocabulary(config: ConfigDict, vocab_size: int) -> None:
     )
 
 
+def layouts(
+    mesh: ConfigDict | None, *, devices: Sequence[Any] | None = None, draft_heads: int = 0
+) -> sharding.Layouts | None:
+  """The layouts of `config.mesh`; None where no preset is named and one device is used.
+
+  Args:
+    mesh: `preset`, `data`, `model` (0: what data and sequence leave), `sequence`, and `draft`
+      (0: as many parts as the draft has key-value heads and the model axis allows).
+    devices: to use; None takes all of `jax.devices()`.
+    draft_heads: key-value heads of the draft, 0 where there is none.
+
+  Raises:
+    ValueError: see `specjax.sharding.make`.
+  """
+  if mesh is None or not mesh.preset:
+    return None
+  devices = jax.devices() if devices is None else devices
+  model = mesh.model or max(len(devices) // (mesh.data * mesh.sequence), 1)
+  draft = mesh.draft or math.gcd(model, draft_heads or 1)
+  return sharding.make(
+      mesh.preset, data=mesh.data, model=model, sequence=mesh.sequence, draft=draft, devices=devices
+  )
+
+
 def draft(config: ConfigDict, loaded: Loaded) -> models.LanguageModel:
   """The draft of `config.drafter`: a folder, or one of the pair's by name."""
+  layout = loaded.layouts and loaded.layouts.draft
   if config.drafter.path:
     _check_draft_vocabulary(config, loaded.target.vocab_size)
     folder = pathlib.Path(config.drafter.path).expanduser()
-    found = models.load_hf(folder, dtype=dtype(config.dtype))
+    found = models.load_hf(
+        folder, dtype=dtype(config.dtype), layout=layout, int8=config.int8
+    )
     if not config.drafter.translate:
       return found
     return drafters.translate(
@@ -184,10 +221,11 @@ def draft(config: ConfigDict, loaded: Loaded) -> models.LanguageModel:
         f'The target in {config.target.path} comes without a draft: give '
         '--config.drafter.path=FOLDER, or --config.drafter.kind=ngram.'
     )
-  if not config.drafter.draft:
-    return loaded.pair.draft
-  choice('drafter.draft', config.drafter.draft, tuple(sorted(loaded.pair.drafts)))
-  return loaded.pair.drafts[config.drafter.draft]
+  found = loaded.pair.draft
+  if config.drafter.draft:
+    choice('drafter.draft', config.drafter.draft, tuple(sorted(loaded.pair.drafts)))
+    found = loaded.pair.drafts[config.drafter.draft]
+  return sharding.place(found, layout, int8=config.int8)
 
 
 def drafter(config: ConfigDict, loaded: Loaded, *, reference=None, reference_lengths=None):

@@ -8,6 +8,7 @@ import ml_collections
 
 from experiments import build
 from specjax import models
+from specjax import sharding
 from specjax.training import losses
 from specjax.training import optimizers
 
@@ -18,7 +19,10 @@ ConfigDict = ml_collections.ConfigDict
 def module(config: ConfigDict) -> models.Transformer:
   """The model that `config.model` describes, with float32 weights and `config.dtype`."""
   shape = models.TransformerConfig(**config.model.to_dict())
-  return models.Transformer(shape, dtype=build.dtype(config.dtype))
+  layouts = build.layouts(config.get('mesh'))
+  layout = None if layouts is None else layouts.target
+  shape = sharding.fitted(shape, layout)
+  return models.Transformer(shape, dtype=build.dtype(config.dtype), layout=layout)
 
 
 def optimizer(config: ConfigDict):
@@ -53,7 +57,10 @@ def distillation_target(config: ConfigDict) -> models.LanguageModel | None:
         f'the draft of {config.model.vocab_size}. Set --config.model.vocab_size='
         f'{found.vocab_size}.'
     )
-  return models.load_hf(config.target.path, dtype=build.dtype(config.dtype))
+  layouts = build.layouts(config.get('mesh'))
+  return models.load_hf(
+      config.target.path, dtype=build.dtype(config.dtype), layout=layouts and layouts.target
+  )
 
 
 def target_tokenizer_file(config: ConfigDict) -> pathlib.Path | None:

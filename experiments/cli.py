@@ -1,6 +1,7 @@
 """The command line that all experiments share: `--config=FILE[:arg]`, `--workdir=DIR`."""
 
 from collections.abc import Callable, Sequence
+import io
 import pathlib
 import re
 import sys
@@ -11,6 +12,9 @@ from absl import flags
 from absl import logging
 import ml_collections
 from ml_collections import config_flags
+import rich.console
+
+from specjax.sharding import processes
 
 
 def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
@@ -27,6 +31,11 @@ def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
       'config', None, 'What to run: a file in configs/, with :ARGUMENT for its variants.'
   )
   directory = flags.DEFINE_string('workdir', workdir, 'The folder for results.')
+  address = flags.DEFINE_string(
+      'coordinator_address', None, 'HOST:PORT of process 0, for several processes.'
+  )
+  count = flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
+  number = flags.DEFINE_integer('process_id', None, 'Which of them this one is.')
   flags.mark_flags_as_required(['config'] + ([] if workdir else ['workdir']))
 
   def call(argv: Sequence[str]) -> None:
@@ -34,13 +43,22 @@ def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
       raise app.UsageError(f'What is {argv[1]!r}? Settings are given as --config.FIELD=VALUE.')
     logging.set_verbosity(logging.WARNING)  # orbax reports every file that it writes
     try:
-      run(config.value, directory.value)
+      several = processes.start(
+          coordinator_address=address.value, num_processes=count.value, process_id=number.value
+      )
+      # The first process talks and writes; the others compute the same.
+      quiet = several and not processes.is_first()
+      run(config.value, directory.value, **({'console': _silent()} if quiet else {}))
     except (ValueError, OSError, FloatingPointError) as error:
       sys.exit(f'error: {error}')
     except KeyboardInterrupt:
       sys.exit('\nInterrupted.')
 
   app.run(call, flags_parser=_parse)
+
+
+def _silent() -> rich.console.Console:
+  return rich.console.Console(file=io.StringIO(), quiet=True)
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:

@@ -13,7 +13,6 @@ import shutil
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import rich.console
 
 from experiments import build
@@ -23,13 +22,15 @@ from experiments import corpus as corpus_lib
 from experiments import display
 from experiments import workdir as workdir_lib
 from specjax import models
+from specjax import sharding
+from specjax.sharding import processes
 from specjax.training import checkpoints
 from specjax.training import data
 from specjax.training import train
 
 # These may differ between the parts of a resumed run; everything else makes it another run.
 _MAY_CHANGE = (
-    'num_steps', 'checkpoint_every', 'evaluate_every', 'record_every', 'corpus', 'target'
+    'num_steps', 'checkpoint_every', 'evaluate_every', 'record_every', 'corpus', 'target', 'mesh'
 )
 
 
@@ -51,13 +52,15 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
   optimizer = build_training.optimizer(config)
   first = _resume(results, config, say)
 
-  corpus = corpus_lib.prepare(
-      config.corpus.path or results.path / 'corpus',
-      vocab_size=config.model.vocab_size,
-      root=config.corpus.root or None,
-      tokenizer_file=tokenizer_file,
-      max_files=config.corpus.max_files or None,
-      say=say,
+  corpus = processes.first_alone(
+      lambda: corpus_lib.prepare(
+          config.corpus.path or results.path / 'corpus',
+          vocab_size=config.model.vocab_size,
+          root=config.corpus.root or None,
+          tokenizer_file=tokenizer_file,
+          max_files=config.corpus.max_files or None,
+          say=say,
+      )
   )
   _compare_corpus(config, corpus, say)
   batches = data.TokenBatches(
@@ -69,7 +72,7 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
   size = min(config.batch_size, len(windows))
   held_out = [windows[i : i + size] for i in range(0, len(windows) - size + 1, size)]
 
-  params = module.init(jax.random.key(config.seed), jnp.zeros((1, 8), jnp.int32))['params']
+  params = sharding.init_params(module, jax.random.key(config.seed))
   say(
       f'{module.config.num_parameters:,} parameters, {len(corpus.train):,} tokens, '
       f'{config.num_steps - first} of {config.num_steps} steps of '
@@ -94,6 +97,7 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
         record_every=config.record_every,
         gradient_accumulation=config.gradient_accumulation,
         record=record,
+        layout=module.layout,
     )
   return _export(config, results, models.LanguageModel(module, state.params), corpus, say)
 
@@ -124,7 +128,7 @@ def _resume(results: workdir_lib.Workdir, config, say) -> int:
   if first and (path / workdir_lib.CONFIG).exists():
     _check_same_run(path, config)
     say(f'Going on from step {first} in {path}.')
-  if (path / workdir_lib.METRICS).exists():
+  if results.writes and (path / workdir_lib.METRICS).exists():
     rows = [row for row in workdir_lib.read_rows(path) if row['step'] <= first]
     lines = ''.join(json.dumps(row) + '\n' for row in rows)
     workdir_lib.write_atomically(path / workdir_lib.METRICS, lines)
@@ -167,6 +171,10 @@ def _portable(config) -> dict[str, Any]:
 
 def _export(config, results, model: models.LanguageModel, corpus, say) -> pathlib.Path:
   """Saves the model as a Hugging Face folder with its tokenizer and how it was made."""
+  params = jax.tree.map(processes.whole, model.params)
+  folder = results.path / 'model'
+  if not results.writes:
+    return folder
   rows = workdir_lib.read_rows(results.path)
   held_out = [row for row in rows if row['kind'] == 'held_out']
   not_losses = ('name', 'step', 'kind', 'tokens_per_second', 'seconds_left')
@@ -182,11 +190,10 @@ def _export(config, results, model: models.LanguageModel, corpus, say) -> pathli
       'jax': jax.__version__,
   }
   file = results.write_json('training.json', described)
-  folder = results.path / 'model'
   if folder.exists():
     shutil.rmtree(folder)
   models.save_hf(
-      model,
+      model.replace(params=params),
       folder,
       dtype=build.dtype(config.export_dtype),
       eos_ids=(corpus.tokenizer.token_to_id(data.END_OF_TEXT),),

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from specjax.sharding import processes
+
 CONFIG, METRICS, REPORT = 'config.json', 'metrics.jsonl', 'report.html'
 
 
@@ -27,16 +29,20 @@ class Workdir:
     path: the folder; it exists once something was written.
     config: what `config.json` will say, plain JSON values.
     resume: whether rows of an earlier run in this folder are kept and added to.
+    writes: False in all processes but the first: they write nothing.
   """
 
   path: pathlib.Path
   config: Any
   resume: bool = False
+  writes: bool = True
   _started: bool = dataclasses.field(default=False, repr=False)
 
   def record(self, row: Mapping[str, Any]) -> None:
     """Appends one row to `metrics.jsonl`; on the disk's queue when this returns."""
     line = json.dumps(to_json(row), allow_nan=False) + '\n'
+    if not self.writes:
+      return
     self._start()
     with open(self.path / METRICS, 'a', encoding='utf-8') as file:
       file.write(line)
@@ -44,6 +50,8 @@ class Workdir:
 
   def write(self, name: str, text: str) -> pathlib.Path:
     """Writes a file as a whole or not at all; returns its path."""
+    if not self.writes:
+      return self.path / name
     self._start()
     path = self.path / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +104,9 @@ def open_workdir(path: str | os.PathLike, config: Any, *, resume: bool = False) 
     raise ValueError(f'The workdir {path} cannot be made: {existing} is a file, not a folder.')
   if not os.access(existing, os.W_OK):
     raise ValueError(f'The workdir {path} cannot be written: no permission in {existing}.')
-  return Workdir(path=path, config=to_json(config), resume=resume)
+  return Workdir(
+      path=path, config=to_json(config), resume=resume, writes=processes.is_first()
+  )
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:

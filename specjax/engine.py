@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from specjax import kv_cache
 from specjax import sampling as sampling_lib
+from specjax import sharding
 from specjax import tree as tree_lib
 from specjax.randomness import KeySource
 from specjax.types import Context, History, Proposal, Sampling, Verification
@@ -142,6 +143,11 @@ class Setup:
   logprobs: str | None = struct.field(pytree_node=False, default=None)
   source_fn: Callable[[Array, Array], Any] = struct.field(pytree_node=False, default=KeySource)
 
+  @property
+  def layout(self) -> sharding.Layout | None:
+    """How the run is split over devices: the target's layout."""
+    return getattr(self.target, 'layout', None)
+
 
 @functools.partial(jax.jit, donate_argnames=('target_cache', 'drafter_state'))
 def prefill_chunk(setup: Setup, target_cache, drafter_state, tokens: Array, num_new: Array):
@@ -169,7 +175,8 @@ def prefill_chunk(setup: Setup, target_cache, drafter_state, tokens: Array, num_
       drafter_state, tokens=tokens, num_new=num_new, features=out.features
   )
   last = jnp.maximum(num_new - 1, 0)[:, None, None]
-  return out.cache, drafter_state, jnp.take_along_axis(out.features, last, axis=1)[:, 0]
+  last_features = jnp.take_along_axis(out.features, last, axis=1)[:, 0]
+  return sharding.constrain((out.cache, drafter_state, last_features), setup.layout)
 
 
 def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
@@ -193,36 +200,41 @@ def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
       features=state.features,
       features_valid=state.features_valid,
   )
-  proposal, drafter_state, context = drafter.propose(context, state.drafter)
+  # The scopes name the parts of a round in compiled programs and profiles.
+  with jax.named_scope('draft'):
+    proposal, drafter_state, context = drafter.propose(context, state.drafter)
   if setup.drafter.is_chain:
     node_paths, depths = _chain_paths(state.lengths.shape[0], drafter.num_nodes)
   else:
     node_paths, depths = tree_lib.paths(proposal.parents, drafter.depth)
-  raw, features, cache = _score(setup, state, context, proposal, node_paths, depths)
+  with jax.named_scope('score'):
+    raw, features, cache = _score(setup, state, context, proposal, node_paths, depths)
 
   rows = jnp.concatenate([_root(state)[:, None], proposal.tokens], axis=1)
   path_tokens = _gather(rows, node_paths)
-  controlled = sampling_lib.control(
-      raw,
-      sampling=setup.sampling,
-      history=state.history,
-      path=path_tokens,
-      path_valid=node_paths > 0,
-  )
-  verification, _ = rule(
-      **_rows_for(rule, controlled, setup.sampling),
-      proposal=proposal,
-      positions=state.lengths[:, None] + depths,
-      source=context.sampler.source,
-  )
+  with jax.named_scope('verify'):
+    controlled = sampling_lib.control(
+        raw,
+        sampling=setup.sampling,
+        history=state.history,
+        path=path_tokens,
+        path_valid=node_paths > 0,
+    )
+    verification, _ = rule(
+        **_rows_for(rule, controlled, setup.sampling),
+        proposal=proposal,
+        positions=state.lengths[:, None] + depths,
+        source=context.sampler.source,
+    )
   # Rules know nodes, not depths: what is beyond the deepest path is zero.
   verification = verification.replace(path=verification.path[:, : drafter.depth])
-  broken = _broken(setup.sampling, raw, controlled)
-  kept = raw if setup.logprobs == 'raw' else None
-  if setup.logprobs == 'controlled':
-    kept = sampling_lib.law(controlled, setup.sampling)
-  new_state = _commit(setup, state, rows, depths, verification, proposal, broken, kept)
-  new_state = _store(drafter, state, new_state, cache, features, verification)
+  with jax.named_scope('commit'):
+    broken = _broken(setup.sampling, raw, controlled)
+    kept = raw if setup.logprobs == 'raw' else None
+    if setup.logprobs == 'controlled':
+      kept = sampling_lib.law(controlled, setup.sampling)
+    new_state = _commit(setup, state, rows, depths, verification, proposal, broken, kept)
+    new_state = _store(drafter, state, new_state, cache, features, verification)
   if state.trace is not None:
     law = sampling_lib.law(controlled, setup.sampling)
     new_state = new_state.replace(trace=_record(state, proposal, verification, law))
@@ -234,7 +246,10 @@ def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
       features=new_state.features,
       features_valid=new_state.features_valid,
   )
-  return new_state.replace(drafter=drafter.update(drafter_state, verification, context))
+  with jax.named_scope('draft'):
+    drafter_state = drafter.update(drafter_state, verification, context)
+  new_state = new_state.replace(drafter=drafter_state)
+  return sharding.constrain(new_state, setup.layout)
 
 
 @functools.partial(jax.jit, donate_argnames='state')
@@ -248,7 +263,8 @@ def run(setup: Setup, state: DecodeState, max_rounds: Array) -> DecodeState:
   def cond(state: DecodeState) -> Array:
     return (state.round < last) & ~state.done.all()
 
-  return jax.lax.while_loop(cond, lambda state: speculative_round(setup, state), state)
+  state = jax.lax.while_loop(cond, lambda state: speculative_round(setup, state), state)
+  return sharding.constrain(state, setup.layout)
 
 
 def _root(state: DecodeState) -> Array:

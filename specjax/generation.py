@@ -17,6 +17,7 @@ from specjax import checks
 from specjax import engine
 from specjax import randomness
 from specjax import sampling as sampling_lib
+from specjax import sharding
 from specjax import verify
 from specjax.drafters.model import fast_width
 from specjax.drafters.plain import plain
@@ -194,7 +195,7 @@ def stream(target, prompts: Sequence[Sequence[int]], **options) -> Iterator[Gene
   seconds = 0.0
   while True:
     started = time.perf_counter()
-    state = engine.run(setup, state, jnp.int32(chunk))
+    state = engine.run(setup, state, np.int32(chunk))
     over = bool(state.done.all())
     seconds += time.perf_counter() - started
     checks.usable(np.asarray(state.finish))
@@ -244,7 +245,9 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
   tokens = np.zeros((batch, size), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt
-  rule = accept_rule.by_default(rule, vocab_size=target.vocab_size)
+  if getattr(target, 'layout', None) is None:
+    # A split vocabulary stays where it is: the rules as written reduce it in place.
+    rule = accept_rule.by_default(rule, vocab_size=target.vocab_size)
   setup = engine.Setup(
       target=target,
       drafter=drafter,
@@ -254,6 +257,7 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
       width=width,
       logprobs=request.logprobs,
   )
+  setup = sharding.put(setup, setup.layout)
   started = time.perf_counter()
   state = _initial_state(setup, request, tokens, lengths, limits)
   jax.block_until_ready(state.target_cache)
@@ -263,11 +267,11 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
 def _initial_state(setup, request: Request, tokens, lengths, limits):
   """Prefills all but each prompt's last token, in chunks."""
   batch, size = tokens.shape
-  drafter, vocab_size = setup.drafter, setup.target.vocab_size
+  drafter = setup.drafter
   chunk = request.prefill_chunk
   sizes = cache_sizes(batch, size, width=setup.width, prefill_chunk=chunk)
   cache = setup.target.init_cache(**sizes)
-  drafter_state = drafter.init(**sizes)
+  drafter_state = sharding.put(drafter.init(**sizes), setup.layout)
   features = None
   padded = np.pad(tokens, ((0, 0), (0, chunk)))
   for start in range(0, max(int(lengths.max()) - 1, 1), chunk):
@@ -275,11 +279,45 @@ def _initial_state(setup, request: Request, tokens, lengths, limits):
     cache, drafter_state, last = engine.prefill_chunk(
         setup, cache, drafter_state, padded[:, start : start + chunk], num_new
     )
-    fresh = jnp.asarray(num_new > 0)[:, None]
-    features = last if features is None else jnp.where(fresh, last, features)
-  depth = drafter.depth
+    features = last if features is None else _newer(num_new > 0, last, features)
+  state = first_state(
+      setup,
+      cache=cache,
+      drafter_state=drafter_state,
+      features=features,
+      tokens=tokens,
+      lengths=lengths,
+      limits=limits,
+      seeds=request.seeds,
+  )
+  if request.trace:
+    state = state.replace(trace=engine.empty_trace(batch, int(limits.max()), drafter))
+  return sharding.put(state, setup.layout)
+
+
+@jax.jit
+def _newer(fresh, last, features):
+  return jnp.where(fresh[:, None], last, features)
+
+
+def first_state(
+    setup: engine.Setup, *, cache, drafter_state, features, tokens, lengths, limits, seeds
+) -> engine.DecodeState:
+  """The state of a run whose prompts were read.
+
+  Args:
+    setup: the run's setup.
+    cache: the target's cache, `lengths - 1` positions a row.
+    drafter_state: likewise.
+    features: [B, F] of each prompt's last token but one.
+    tokens: [B, S] int32, the prompts.
+    lengths: [B] int32.
+    limits: [B] int32, new tokens at most.
+    seeds: one integer (row b takes seed + b) or one a row.
+  """
+  batch, size = tokens.shape
+  depth, vocab_size = setup.drafter.depth, setup.target.vocab_size
   zeros = lambda *shape: jnp.zeros((batch, *shape), jnp.int32)
-  seeds = request.seeds
   if np.ndim(seeds) == 0:
     seeds = int(seeds) + np.arange(batch)
   features = jnp.pad(features[:, None], ((0, 0), (0, depth), (0, 0)))
@@ -301,9 +339,9 @@ def _initial_state(setup, request: Request, tokens, lengths, limits):
       history=history,
       features=features,
       features_valid=(jnp.arange(depth + 1) == 0) & jnp.asarray(lengths > 1)[:, None],
-      logprobs=None if request.logprobs is None else jnp.zeros((batch, size), jnp.float32),
+      logprobs=None if setup.logprobs is None else jnp.zeros((batch, size), jnp.float32),
       stats=engine.Stats(zeros(), zeros(), zeros(), zeros(depth), zeros(depth)),
-      trace=engine.empty_trace(batch, int(limits.max()), drafter) if request.trace else None,
+      trace=None,
       round=jnp.int32(0),
   )
 

@@ -19,6 +19,9 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from specjax import layout as layout_lib
+from specjax import sharded_cache
+
 Array = jax.Array
 
 # Slots of a layer are a multiple of this: the rows of a TPU's tile of bfloat16. For another
@@ -37,6 +40,7 @@ class KVCache:
     lengths: [B] int32, positions held by each row.
     rings: static, one flag a layer: True where the layer is a ring of R slots.
     max_append: static, the most tokens that one call may write.
+    layout: static, how the arrays are split over devices; None is one device.
   """
 
   keys: tuple[Array, ...]
@@ -44,6 +48,7 @@ class KVCache:
   lengths: Array
   rings: tuple[bool, ...] = struct.field(pytree_node=False)
   max_append: int = struct.field(pytree_node=False)
+  layout: layout_lib.Layout | None = struct.field(pytree_node=False, default=None)
 
 
 def init(
@@ -55,6 +60,7 @@ def init(
     windows: tuple[int | None, ...],
     max_append: int,
     dtype: Any,
+    layout: layout_lib.Layout | None = None,
 ) -> KVCache:
   """An empty cache.
 
@@ -68,27 +74,35 @@ def init(
     max_append: the most tokens written by one call, and the most that are ever rolled
       back at once: a ring keeps that many positions beyond the window.
     dtype: of keys and values.
+    layout: how the arrays are split over devices; slots are then a multiple of what each
+      device's whole tiles need.
 
   Returns:
     A cache with `lengths` zero; contents are zeros.
   """
-  full = _whole_tiles(cache_length + max_append)
+  tile = SLOT_TILE * (1 if layout is None else layout.ways('slots'))
+  whole_tiles = lambda num_slots: -(-num_slots // tile) * tile
+  full = whole_tiles(cache_length + max_append)
   sizes = [
-      full if window is None else min(full, _whole_tiles(window + max_append))
+      full if window is None else min(full, whole_tiles(window + max_append))
       for window in windows
   ]
   shapes = [(batch_size, num_kv_heads, size, head_dim) for size in sizes]
   return KVCache(
-      keys=tuple(jnp.zeros(shape, dtype) for shape in shapes),
-      values=tuple(jnp.zeros(shape, dtype) for shape in shapes),
+      keys=tuple(_zeros(shape, dtype, layout) for shape in shapes),
+      values=tuple(_zeros(shape, dtype, layout) for shape in shapes),
       lengths=jnp.zeros([batch_size], jnp.int32),
       rings=tuple(size < full for size in sizes),
       max_append=max_append,
+      layout=layout,
   )
 
 
-def _whole_tiles(num_slots: int) -> int:
-  return -(-num_slots // SLOT_TILE) * SLOT_TILE
+def _zeros(shape, dtype, layout) -> Array:
+  if layout is None:
+    return jnp.zeros(shape, dtype)
+  sharding = layout.sharding(layout_lib.CACHE, shape=shape, what='the cache')
+  return jnp.zeros(shape, dtype, device=sharding)
 
 
 def append(
@@ -120,6 +134,8 @@ def append(
   def write(buffer: Array, new: Array) -> Array:
     batch_size, num_new = new.shape[:2]
     new = new.astype(buffer.dtype)
+    if cache.layout is not None:
+      return sharded_cache.write(cache, layer, buffer, new, valid)
     if not cache.rings[layer] and batch_size <= 8:
       # A contiguous copy a row: in place, and cheaper than a scatter's index arithmetic.
       new = jnp.swapaxes(new, 1, 2)
@@ -190,6 +206,8 @@ def keep_path(cache: KVCache, root_lengths: Array, path: Array, path_length: Arr
   source = root_lengths[:, None] + jnp.where(used, path, 0)
 
   def move(buffer):
+    if cache.layout is not None:
+      return sharded_cache.move(cache.layout, buffer, source, jnp.where(used, target, -1))
     size = buffer.shape[2]
     moved = buffer[rows, :, source % size]
     return buffer.at[rows, :, jnp.where(used, target % size, size)].set(moved, mode='drop')

@@ -15,6 +15,8 @@ Two streams are kept apart by their domain:
   target, whatever the round, which is what makes their choices agree.
 """
 
+import math
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -136,8 +138,7 @@ def draw_from(law: Array, uniform: Array) -> Array:
     [B] int32; never a token of probability zero.
   """
   batch, vocab_size = law.shape
-  block = max(1, int(vocab_size**0.5))
-  blocks = -(-vocab_size // block)
+  blocks, block = _blocks(vocab_size)
   top = jnp.max(law, axis=-1, keepdims=True)
   weights = jnp.exp(law - top)
   weights = jnp.pad(weights, ((0, 0), (0, blocks * block - vocab_size)))
@@ -154,6 +155,24 @@ def draw_from(law: Array, uniform: Array) -> Array:
   first = jnp.argmax(inside > 0, axis=-1)
   token = jnp.where(last >= 0, last, first)
   return (which * block + token).astype(jnp.int32)
+
+
+def _blocks(vocab_size: int) -> tuple[int, int]:
+  """How many blocks of what size a vocabulary is summed in: both near its square root.
+
+  A power of two that divides the vocabulary is preferred as their number: blocks then end
+  where a vocabulary that is split over devices does, and none is gathered.
+
+  >>> _blocks(128_256), _blocks(4096), _blocks(7)
+  ((256, 501), (64, 64), (4, 2))
+  """
+  root = vocab_size**0.5
+  powers = [2**n for n in range(24) if vocab_size % 2**n == 0 and root / 4 <= 2**n <= 4 * root]
+  if powers:
+    blocks = min(powers, key=lambda power: abs(math.log(power / root)))
+    return blocks, vocab_size // blocks
+  block = max(1, int(root))
+  return -(-vocab_size // block), block
 
 
 def _first_beyond(ends: Array, goal: Array) -> Array:

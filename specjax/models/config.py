@@ -55,6 +55,8 @@ class TransformerConfig:
     local_layers: one flag a layer, True where the layer is local. Empty means none, or
       all when `sliding_window` is set.
     max_positions: longest sequence that the model was made for.
+    kv_repeats: copies that are kept of every key-value head, in weights and cache, so that
+      a mesh axis of more than G devices can be given one each. The model is the same.
   """
 
   vocab_size: int
@@ -81,12 +83,18 @@ class TransformerConfig:
   sliding_window: int | None = None
   local_layers: tuple[bool, ...] = ()
   max_positions: int = 8192
+  kv_repeats: int = 1
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
           f'num_heads must be a multiple of num_kv_heads, got {self.num_heads} and '
           f'{self.num_kv_heads}.'
+      )
+    if (self.num_heads // self.num_kv_heads) % self.kv_repeats:
+      raise ValueError(
+          f'kv_repeats must divide the {self.num_heads // self.num_kv_heads} query heads of a '
+          f'key-value head, got {self.kv_repeats}.'
       )
     if self.local_layers and len(self.local_layers) != self.num_layers:
       raise ValueError(
@@ -107,8 +115,13 @@ class TransformerConfig:
     return self.sliding_window if self.local_layers[layer] else None
 
   @property
+  def num_stored_kv_heads(self) -> int:
+    """Key-value heads in weights and cache, copies included."""
+    return self.num_kv_heads * self.kv_repeats
+
+  @property
   def num_parameters(self) -> int:
-    """Number of parameters, embeddings counted once when tied."""
+    """Number of parameters, embeddings counted once when tied, copies of heads not at all."""
     attention = self.width * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
     if self.qkv_bias:
       attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)

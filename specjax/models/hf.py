@@ -17,10 +17,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 import numpy as np
 
+from specjax import layout as layout_lib
 from specjax.models import hf_config
 from specjax.models import hf_files
+from specjax.models import quantization
 from specjax.models.config import TransformerConfig
 from specjax.models.language_model import LanguageModel
 from specjax.models.transformer import Transformer
@@ -32,11 +35,23 @@ _VISION = ('vision_tower.', 'multi_modal_projector.')
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-  """A stored tensor as a part of a parameter: `parameter[index]`, reshaped to `shape`."""
+  """A stored tensor as a part of a parameter.
+
+  Attributes:
+    name: of the tensor.
+    shape: of the tensor.
+    axis: of the parameter, along which the part is `count` entries from `start` on.
+    start: likewise.
+    count: likewise; None for a part that is the whole parameter.
+    repeats: how often the parameter holds each entry of its first axis, in a row.
+  """
 
   name: str
   shape: tuple[int, ...]
-  index: Any = ()
+  axis: int = 0
+  start: int = 0
+  count: int | None = None
+  repeats: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +64,12 @@ class _Parameter:
 
 
 def load_hf(
-    folder: str | os.PathLike, *, dtype: Any = None, text_only: bool = False
+    folder: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    text_only: bool = False,
+    layout: layout_lib.Layout | None = None,
+    int8: bool = False,
 ) -> LanguageModel:
   """Loads a Hugging Face folder: `config.json` and one or many safetensors files.
 
@@ -62,6 +82,11 @@ def load_hf(
     dtype: of weights, activations and cache; None keeps the dtype of the files (that of the
       embedding, where they are mixed).
     text_only: load the language model of a Gemma 3 with a vision tower, without the tower.
+    layout: how the model is split over devices (`specjax.sharding.make`). Every device's part
+      is read by itself: beside the weights, memory holds one tensor at most. Key-value heads
+      are repeated where the layout needs it.
+    int8: round the layers' weights and the head to eight bits (`specjax.models.quantization`),
+      each as soon as it is read. It is another model then, and lossless means: like that one.
 
   Returns:
     The model; its logits agree with `transformers` to 1e-4 in float32.
@@ -74,19 +99,74 @@ def load_hf(
   folder = pathlib.Path(folder)
   config = load_config(folder, text_only=text_only)
   stored = _strip(hf_files.open_folder(folder), text_only)
-  layout = list(_layout(config))
-  _check(stored, layout, config, folder)
+  config = layout_lib.fitted(config, layout)
+  parts = list(_layout(config))
+  _check(stored, parts, config, folder)
   params: dict[str, Any] = {}
-  for parameter in layout:
-    sources = [stored[part.name] for part in parameter.parts]
-    kept = np.dtype(dtype or np.result_type(*(source.dtype for source in sources)))
-    value = np.empty(parameter.shape, kept)
-    for part, source in zip(parameter.parts, sources, strict=True):
-      target = value[part.index]
-      target[...] = source.read().reshape(target.shape)
-    _insert(params, parameter.path, jnp.asarray(value))
+  for parameter in parts:
+    value = _load(parameter, stored, dtype, layout)
+    if int8 and parameter.path[-1] in quantization.KERNELS:
+      value = _quantize(value, parameter.path, layout)
+    _insert(params, parameter.path, value)
   compute = np.dtype(dtype or params['embedding'].dtype)
-  return LanguageModel(Transformer(config, dtype=compute, param_dtype=compute), params)
+  module = Transformer(config, dtype=compute, param_dtype=compute, layout=layout)
+  return LanguageModel(module, params)
+
+
+def _load(parameter: _Parameter, stored, dtype, layout) -> jax.Array:
+  """One parameter, where it belongs."""
+  sources = [stored[part.name] for part in parameter.parts]
+  kept = np.dtype(dtype or np.result_type(*(source.dtype for source in sources)))
+  shape = parameter.shape
+  if layout is None:
+    return jnp.asarray(_read(parameter, sources, (slice(None),) * len(shape), kept))
+  sharding = NamedSharding(layout.mesh, layout.parameter_spec(parameter.path, shape))
+  read = lambda index: _read(parameter, sources, index, kept)
+  # Waited for, so that the parts of one tensor alone are in flight.
+  return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, read))
+
+
+def _read(parameter: _Parameter, sources, index: tuple[slice, ...], dtype) -> np.ndarray:
+  """`parameter[index]` from the stored tensors; nothing else of them is read."""
+  bounds = [each.indices(size)[:2] for each, size in zip(index, parameter.shape)]
+  value = np.empty([stop - start for start, stop in bounds], dtype)
+  for part, source in zip(parameter.parts, sources, strict=True):
+    shape, axis = list(parameter.shape), part.axis
+    count = shape[axis] if part.count is None else part.count
+    shape[axis] = count
+    shape[0] //= part.repeats
+    start, stop = bounds[axis]
+    first, last = max(start, part.start), min(stop, part.start + count)
+    if first >= last:
+      continue
+    where = [slice(*each) for each in bounds]
+    where[axis] = slice(first - part.start, last - part.start)
+    into = [slice(None)] * len(shape)
+    into[axis] = slice(first - start, last - start)
+    repeats = part.repeats
+    if repeats > 1:  # axis is not 0: entries a … b - 1 are copies of a // n … (b - 1) // n
+      begin, end = bounds[0]
+      where[0] = slice(begin // repeats, (end - 1) // repeats + 1)
+      found = np.repeat(source.read().reshape(shape)[tuple(where)], repeats, axis=0)
+      offset = begin - begin // repeats * repeats
+      value[tuple(into)] = found[offset : offset + end - begin]
+    else:
+      value[tuple(into)] = source.read().reshape(shape)[tuple(where)]
+  return value
+
+
+def _quantize(value: jax.Array, path: tuple[str, ...], layout) -> quantization.Quantized:
+  """A quantised parameter, split as the parameter is."""
+  if layout is None:
+    return jax.jit(quantization.quantize)(value)
+  place = lambda name, shape: NamedSharding(
+      layout.mesh, layout.parameter_spec((*path, name), shape)
+  )
+  shardings = quantization.Quantized(
+      place('values', value.shape), place('scales', value.shape[:-1])
+  )
+  quantized = jax.jit(quantization.quantize, out_shardings=shardings)(value)
+  return jax.block_until_ready(quantized)
 
 
 def load_config(folder: str | os.PathLike, *, text_only: bool = False) -> TransformerConfig:
@@ -135,7 +215,8 @@ def save_hf(
   if not isinstance(model.module, Transformer):
     raise TypeError(f'save_hf writes models of specjax.models, not {type(model.module).__name__}.')
   config = model.module.config
-  data = hf_config.write(config)
+  # Copies of heads are a matter of one mesh; files hold every head once.
+  data = hf_config.write(dataclasses.replace(config, kv_repeats=1))
   tensors = list(_tensors(model.params, config, dtype))
   kinds = sorted({str(tensor.dtype) for tensor in tensors})
   data |= {
@@ -186,32 +267,36 @@ def _layout(config: TransformerConfig) -> Iterator[_Parameter]:
       yield single((layer, ours, 'scale'), f'{name}.{theirs}.weight', (width,))
     yield from _attention_layout(config, layer, f'{name}.self_attn')
     hidden = (config.mlp_width, width)
-    gate = _Part(f'{name}.mlp.gate_proj.weight', hidden, (0,))
-    up = _Part(f'{name}.mlp.up_proj.weight', hidden, (1,))
+    gate = _Part(f'{name}.mlp.gate_proj.weight', hidden, axis=0, start=0, count=1)
+    up = _Part(f'{name}.mlp.up_proj.weight', hidden, axis=0, start=1, count=1)
     yield _Parameter((layer, 'mlp', 'gate_up'), (2, *hidden), (gate, up))
     yield single((layer, 'mlp', 'down'), f'{name}.mlp.down_proj.weight', hidden[::-1])
 
 
 def _attention_layout(config: TransformerConfig, layer: str, name: str) -> Iterator[_Parameter]:
-  groups, head_dim, width = config.num_kv_heads, config.head_dim, config.width
+  groups, head_dim, width = config.num_stored_kv_heads, config.head_dim, config.width
   repeats = config.num_heads // groups
   # Query head h belongs to group h // R, so the queries of a group lie together.
   ends = ((width,), 'qkv', 'weight'), ((), 'qkv_bias', 'bias')
   for tail, ours, theirs in ends if config.qkv_bias else ends[:1]:
     queries = (config.num_heads * head_dim, *tail)
-    keys = (groups * head_dim, *tail)
+    keys = (config.num_kv_heads * head_dim, *tail)
+    one = lambda kind, start: _Part(
+        f'{name}.{kind}_proj.{theirs}', keys, 1, start, 1, config.kv_repeats
+    )
     parts = (
-        _Part(f'{name}.q_proj.{theirs}', queries, np.s_[:, :repeats]),
-        _Part(f'{name}.k_proj.{theirs}', keys, np.s_[:, repeats]),
-        _Part(f'{name}.v_proj.{theirs}', keys, np.s_[:, repeats + 1]),
+        _Part(f'{name}.q_proj.{theirs}', queries, axis=1, start=0, count=repeats),
+        one('k', repeats),
+        one('v', repeats + 1),
     )
     yield _Parameter((layer, 'attention', ours), (groups, repeats + 2, head_dim, *tail), parts)
   if config.qk_norm:
     for ours, theirs in (('query_norm', 'q_norm'), ('key_norm', 'k_norm')):
       part = _Part(f'{name}.{theirs}.weight', (head_dim,))
       yield _Parameter((layer, 'attention', ours, 'scale'), (head_dim,), (part,))
-  part = _Part(f'{name}.o_proj.weight', (width, config.num_heads * head_dim))
-  yield _Parameter((layer, 'attention', 'out'), (width, config.num_heads, head_dim), (part,))
+  shape = (width, config.num_heads * head_dim)
+  part = _Part(f'{name}.o_proj.weight', shape)
+  yield _Parameter((layer, 'attention', 'out'), shape, (part,))
 
 
 def _strip(
@@ -288,11 +373,20 @@ def _tensors(params: Any, config: TransformerConfig, dtype: Any) -> Iterator[hf_
       raise ValueError(f'Parameter {path} must have shape {parameter.shape}, got {shape}.')
     count += 1
     for part in parameter.parts:
-      make = lambda value=value, part=part: np.asarray(value)[part.index].reshape(part.shape)
+      make = lambda value=value, part=part: _stored_value(np.asarray(value), part)
       yield hf_files.Unwritten(part.name, part.shape, np.dtype(dtype or value.dtype), make)
   leaves = len(jax.tree.leaves(params))
   if leaves != count:
     raise ValueError(f'The model has {leaves} parameters where its configuration has {count}.')
+
+
+def _stored_value(value: np.ndarray, part: _Part) -> np.ndarray:
+  """What a parameter's part is stored as."""
+  index = [slice(None)] * value.ndim
+  index[0] = slice(None, None, part.repeats)
+  if part.count is not None:
+    index[part.axis] = slice(part.start, part.start + part.count)
+  return value[tuple(index)].reshape(part.shape)
 
 
 def _insert(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -26,6 +26,11 @@ class LanguageModel:
   def vocab_size(self) -> int:
     return self.module.vocab_size
 
+  @property
+  def layout(self) -> Any:
+    """How the weights are split over devices (`specjax.sharding.Layout`), or None."""
+    return getattr(self.module, 'layout', None)
+
   def __call__(self, tokens, positions=None, cache=None, **kwargs) -> Output:
     """`module.apply` with the weights; arguments as in `Transformer.__call__`."""
     return self.module.apply({'params': self.params}, tokens, positions, cache, **kwargs)

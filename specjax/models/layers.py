@@ -16,17 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.models import config as config_lib
+from specjax.models.quantization import Quantized
 
 Array = jax.Array
 
 
-def dense(x: Array, kernel: Array, preferred_element_type: Any = None) -> Array:
+def dense(
+    x: Array, kernel: Array, preferred_element_type: Any = None, *, split: bool = False
+) -> Array:
   """Contracts the last axis of `x` with the last axis of `kernel`.
 
   Args:
     x: [..., in], the compute dtype.
-    kernel: [*out, in], stored dtype; cast to that of `x`.
+    kernel: [*out, in], stored dtype; cast to that of `x`. Or a `Quantized` one.
     preferred_element_type: dtype of the result; that of `x` when None.
+    split: whether the kernel is split over devices along an output axis but the first: its
+      output axes must then stay apart.
 
   Returns:
     [..., *out].
@@ -34,6 +39,19 @@ def dense(x: Array, kernel: Array, preferred_element_type: Any = None) -> Array:
   # One plain matrix product: left with several output axes, XLA's CPU compiler transposes
   # the weight at every call. Products accumulate in float32 whatever the result; asking for
   # a float32 result and rounding after would make the backward pass's products float32.
+  if isinstance(kernel, Quantized):
+    # The scale belongs to an output: the product is of the integers, exact in bfloat16.
+    kind = preferred_element_type or x.dtype
+    # In the result's dtype: that is what several devices add up.
+    product = dense(x, kernel.values, kind, split=split)
+    return (product.astype(jnp.float32) * kernel.scales.astype(jnp.float32)).astype(kind)
+  if split:
+    return jax.lax.dot_general(
+        x,
+        kernel.astype(x.dtype),
+        (((x.ndim - 1,), (kernel.ndim - 1,)), ((), ())),
+        preferred_element_type=preferred_element_type or x.dtype,
+    )
   result = jax.lax.dot_general(
       x,
       kernel.reshape(-1, kernel.shape[-1]).astype(x.dtype),

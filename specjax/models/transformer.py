@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax import kv_cache
+from specjax import layout as layout_lib
 from specjax.models import layers
 from specjax.models.config import TransformerConfig
 
@@ -132,15 +133,19 @@ class Attention(nn.Module):
   layer: int
   dtype: Any
   param_dtype: Any
+  layout: layout_lib.Layout | None = None
 
   @nn.compact
   def __call__(self, x, scope: _Scope, cache, valid):
     cfg = self.config
     batch, num_new = x.shape[:2]
-    repeats = cfg.num_heads // cfg.num_kv_heads
-    shape = (cfg.num_kv_heads, repeats + 2, cfg.head_dim)
+    groups = cfg.num_stored_kv_heads
+    repeats = cfg.num_heads // groups
+    shape = (groups, repeats + 2, cfg.head_dim)
     kernel = self.param('qkv', layers.normal_init(cfg.width), (*shape, cfg.width), self.param_dtype)
-    qkv = layers.dense(x, kernel)
+    kernel = layout_lib.for_use(self.layout, 'qkv', kernel)
+    qkv = layers.dense(x, kernel, split=self.layout is not None)
+    qkv = layout_lib.constrain(self.layout, qkv, layout_lib.QKV)
     if cfg.qkv_bias:
       qkv += self.param('qkv_bias', nn.initializers.zeros, shape, self.param_dtype).astype(x.dtype)
     queries_keys, values = qkv[..., : repeats + 1, :], qkv[..., repeats + 1, :]
@@ -170,14 +175,11 @@ class Attention(nn.Module):
       all_keys, all_values = cache.keys[self.layer], cache.values[self.layer]
       mixed = attend(queries, all_keys, all_values, scope.mask, soft_cap=cfg.attention_soft_cap)
     mixed = mixed.reshape(batch, num_new, -1).astype(x.dtype)
+    mixed = layout_lib.constrain(self.layout, mixed, layout_lib.MIXED)
     fan_in = cfg.num_heads * cfg.head_dim
-    out = self.param(
-        'out',
-        layers.normal_init(fan_in),
-        (cfg.width, cfg.num_heads, cfg.head_dim),
-        self.param_dtype,
-    )
-    return layers.dense(mixed, out.reshape(cfg.width, fan_in)), cache
+    out = self.param('out', layers.normal_init(fan_in), (cfg.width, fan_in), self.param_dtype)
+    result = layers.dense(mixed, layout_lib.for_use(self.layout, 'out', out))
+    return layout_lib.constrain(self.layout, result, layout_lib.RESIDUAL), cache
 
 
 class MLP(nn.Module):
@@ -185,6 +187,7 @@ class MLP(nn.Module):
 
   config: TransformerConfig
   param_dtype: Any
+  layout: layout_lib.Layout | None = None
 
   @nn.compact
   def __call__(self, x):
@@ -192,7 +195,9 @@ class MLP(nn.Module):
     kernel = self.param(
         'gate_up', layers.normal_init(cfg.width), (2, cfg.mlp_width, cfg.width), self.param_dtype
     )
-    hidden = layers.dense(x, kernel)
+    kernel = layout_lib.for_use(self.layout, 'gate_up', kernel)
+    hidden = layers.dense(x, kernel, split=self.layout is not None)
+    hidden = layout_lib.constrain(self.layout, hidden, layout_lib.GATE_UP)
     gate, up = hidden[..., 0, :], hidden[..., 1, :]
     if cfg.activation == 'silu':
       gate = nn.silu(gate)
@@ -201,7 +206,8 @@ class MLP(nn.Module):
     down = self.param(
         'down', layers.normal_init(cfg.mlp_width), (cfg.width, cfg.mlp_width), self.param_dtype
     )
-    return layers.dense(gate * up, down)
+    result = layers.dense(gate * up, layout_lib.for_use(self.layout, 'down', down))
+    return layout_lib.constrain(self.layout, result, layout_lib.RESIDUAL)
 
 
 class Block(nn.Module):
@@ -211,6 +217,7 @@ class Block(nn.Module):
   layer: int
   dtype: Any
   param_dtype: Any
+  layout: layout_lib.Layout | None = None
 
   @nn.compact
   def __call__(self, x, scope: _Scope, cache, valid):
@@ -218,12 +225,16 @@ class Block(nn.Module):
     norm = lambda name: layers.RMSNorm(
         cfg.norm_epsilon, cfg.norm_offset, self.param_dtype, name=name
     )
-    attention = Attention(cfg, self.layer, self.dtype, self.param_dtype, name='attention')
-    mixed, cache = attention(norm('attention_norm')(x), scope, cache, valid)
+    attention = Attention(
+        cfg, self.layer, self.dtype, self.param_dtype, self.layout, name='attention'
+    )
+    # A norm is cheap: every device takes it whole, instead of a part and two collectives.
+    whole = lambda x: layout_lib.constrain(self.layout, x, layout_lib.RESIDUAL)
+    mixed, cache = attention(whole(norm('attention_norm')(x)), scope, cache, valid)
     if cfg.post_norms:
       mixed = norm('post_attention_norm')(mixed)
     x = x + mixed
-    hidden = MLP(cfg, self.param_dtype, name='mlp')(norm('mlp_norm')(x))
+    hidden = MLP(cfg, self.param_dtype, self.layout, name='mlp')(whole(norm('mlp_norm')(x)))
     if cfg.post_norms:
       hidden = norm('post_mlp_norm')(hidden)
     return x + hidden, cache
@@ -237,12 +248,14 @@ class Transformer(nn.Module):
     dtype: of activations and of the cache.
     param_dtype: of the stored weights.
     remat: recompute each layer in the backward pass (training only).
+    layout: how weights, cache and activations are split over devices; None is one device.
   """
 
   config: TransformerConfig
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
   remat: bool = False
+  layout: layout_lib.Layout | None = None
 
   @property
   def vocab_size(self) -> int:
@@ -298,7 +311,9 @@ class Transformer(nn.Module):
     embedding = self.param(
         'embedding', nn.initializers.normal(0.02), (cfg.vocab_size, cfg.width), self.param_dtype
     )
+    embedding = layout_lib.for_use(self.layout, 'embedding', embedding)
     x = embedding[tokens].astype(self.dtype)
+    x = layout_lib.constrain(self.layout, x, layout_lib.RESIDUAL)
     if cfg.embedding_scale != 1.0:
       # Gemma rounds the factor to the compute dtype, and so must we to agree with it.
       x = x * jnp.asarray(cfg.embedding_scale, self.dtype)
@@ -323,9 +338,10 @@ class Transformer(nn.Module):
             tree_mask=tree_mask,
         )
         scopes[window, ring] = _Scope(*self._rotary(positions, window), mask)
-      x, cache = block(cfg, layer, self.dtype, self.param_dtype, name=f'layer_{layer}')(
-          x, scopes[window, ring], cache, valid
+      here = block(
+          cfg, layer, self.dtype, self.param_dtype, self.layout, name=f'layer_{layer}'
       )
+      x, cache = here(x, scopes[window, ring], cache, valid)
       if layer + 1 in feature_layers:
         features.append(x)
 
@@ -341,7 +357,10 @@ class Transformer(nn.Module):
         head = self.param(
             'head', layers.normal_init(cfg.width), (cfg.vocab_size, cfg.width), self.param_dtype
         )
-      logits = layers.dense(final_norm(x), head, jnp.float32)
+        head = layout_lib.for_use(self.layout, 'head', head)
+      x = layout_lib.constrain(self.layout, final_norm(x), layout_lib.RESIDUAL)
+      logits = layers.dense(x, head, jnp.float32)
+      logits = layout_lib.constrain(self.layout, logits, layout_lib.LOGITS)
       logits = layers.soft_cap(logits, cfg.logit_soft_cap)
     if cache is not None:
       cache = cache.replace(lengths=total)
@@ -361,11 +380,12 @@ class Transformer(nn.Module):
     return kv_cache.init(
         batch_size=batch_size,
         cache_length=cache_length,
-        num_kv_heads=cfg.num_kv_heads,
+        num_kv_heads=cfg.num_stored_kv_heads,
         head_dim=cfg.head_dim,
         windows=tuple(cfg.window(layer) for layer in range(cfg.num_layers)),
         max_append=max_append,
         dtype=self.dtype,
+        layout=self.layout,
     )
 
 

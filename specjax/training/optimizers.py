@@ -7,7 +7,7 @@ _DIMENSIONS = {
     # A stored weight's (output axes, input axes); axes in neither are orthogonalised
     # one by one: each head of the fused query-key-value weight, gate and up apart.
     'qkv': optax.contrib.MuonDimensionNumbers(reduction_axis=(3,), output_axis=(2,)),
-    'out': optax.contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=(0,)),
+    'out': optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(0,)),
     'gate_up': optax.contrib.MuonDimensionNumbers(reduction_axis=(2,), output_axis=(1,)),
     'down': optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(0,)),
 }

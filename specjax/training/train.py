@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from specjax import sharding
 from specjax.training import checkpoints as checkpoints_lib
 
 Array = jax.Array
@@ -74,6 +75,7 @@ def fit(
     record_every: int = 10,
     gradient_accumulation: int = 1,
     record: Callable[[Progress], None] = lambda progress: None,
+    layout: sharding.Layout | None = None,
 ) -> TrainState:
   """Trains until `num_steps`, from the newest checkpoint in `workdir` if there is one.
 
@@ -98,6 +100,8 @@ def fit(
     gradient_accumulation: equal slices of a batch whose gradients are averaged before a
       step; the result is that of the whole batch in less memory.
     record: called with each `Progress`.
+    layout: how parameters, optimiser and batches are split over devices; that of the module
+      that `loss_fn` applies. A checkpoint may be resumed with another one.
 
   Returns:
     The state after the last step.
@@ -121,12 +125,12 @@ def fit(
   _check_loss(loss_fn, params, batches(0), gradient_accumulation)
   store = checkpoints_lib.Checkpoints(pathlib.Path(workdir) / 'checkpoints')
   try:
-    state = _first_state(store, params, optimizer, num_steps)
-    step_fn = _make_step(optimizer, gradient_accumulation)
+    state = _first_state(store, params, optimizer, num_steps, layout)
+    step_fn = _make_step(optimizer, gradient_accumulation, layout)
     evaluate = jax.jit(lambda loss_fn, params, batch: loss_fn(params, batch)[1])
     meter = _Meter(num_steps)
     for step in range(int(state.step), num_steps):
-      batch = batches(step)
+      batch = sharding.put_batch(batches(step), layout)
       state, metrics = step_fn(loss_fn, state, batch)
       meter.add(metrics, sum(np.size(leaf) for leaf in jax.tree.leaves(batch)))
       done = step + 1
@@ -135,7 +139,10 @@ def fit(
         record(meter.read(done, store.directory))
       if held_out is not None and (done % evaluate_every == 0 or last):
         with meter.paused(state):
-          values = [evaluate(loss_fn, state.params, batch) for batch in held_out()]
+          values = [
+              evaluate(loss_fn, state.params, sharding.put_batch(batch, layout))
+              for batch in held_out()
+          ]
           means = _means(values)
         record(Progress(done, num_steps, means, 'held_out', 0.0, meter.seconds_left(done)))
       if done % checkpoint_every == 0 or last:
@@ -232,11 +239,19 @@ def _check_loss(loss_fn, params: Params, batch, slices: int) -> None:
     )
 
 
-def _first_state(store, params: Params, optimizer, num_steps: int) -> TrainState:
+def _first_state(store, params: Params, optimizer, num_steps: int, layout) -> TrainState:
   """The newest checkpoint's state, or a fresh one."""
-  # The step donates its state: the caller's own arrays must outlive it.
-  params = jax.tree.map(jnp.array, params)
-  state = TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+
+  def fresh(params: Params) -> TrainState:
+    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+
+  if layout is None:
+    # The step donates its state: the caller's own arrays must outlive it.
+    state = fresh(jax.tree.map(jnp.array, params))
+  else:
+    placed = sharding.like_params(jax.eval_shape(fresh, params), params, layout)
+    params = jax.tree.map(sharding.put_array, params, placed.params)
+    state = jax.jit(fresh, out_shardings=placed)(params)
   first = store.latest_step()
   if first is None:
     _check_disk(store.directory, state)
@@ -262,7 +277,7 @@ def _check_disk(directory: pathlib.Path, state: TrainState) -> None:
     raise OSError(f'{directory} cannot be written to; give another workdir.')
 
 
-def _make_step(optimizer: optax.GradientTransformation, slices: int):
+def _make_step(optimizer: optax.GradientTransformation, slices: int, layout=None):
   """The jitted step (loss_fn, state, batch) -> (state, metrics), the state donated."""
 
   def step(loss_fn, state: TrainState, batch) -> tuple[TrainState, dict[str, Array]]:
@@ -284,6 +299,10 @@ def _make_step(optimizer: optax.GradientTransformation, slices: int):
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics['loss'] + norm + optax.tree.norm(params))
     metrics = metrics | {'gradient_norm': norm, '_finite': finite}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    state = TrainState(state.step + 1, params, opt_state)
+    if layout is not None:
+      placed = sharding.like_params(state, state.params, layout)
+      state = jax.lax.with_sharding_constraint(state, placed)
+    return state, metrics
 
   return jax.jit(step, donate_argnums=1)

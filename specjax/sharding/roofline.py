@@ -1,0 +1,188 @@
+"""Times of steps by what must be read, computed and sent, and what speculation brings then.
+
+A pass takes the longer of reading (weights and the whole cache, once) and computing, and then
+its collectives one after the other: latency of the slice's hops plus bytes over the links.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+from specjax.analysis import theory
+from specjax.models.config import TransformerConfig
+from specjax.sharding.chips import Slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """One model on one slice, a chip.
+
+  Attributes:
+    config: its configuration, heads repeated as the layout wants.
+    weight_bytes: read in a pass, a chip. An embedding that is only looked up is not.
+    cache_bytes: of one row's slots, a chip.
+    ways: devices that share a product.
+    rows_ways: devices that share the rows of a batch.
+    collectives_a_layer: all-reduces in a layer, the embedding's and the head's come on top.
+  """
+
+  config: TransformerConfig
+  weight_bytes: float
+  cache_bytes: float
+  ways: int
+  rows_ways: int = 1
+  collectives_a_layer: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """Seconds of one pass.
+
+  Attributes:
+    read: of weights and cache.
+    compute: of products and attention.
+    collectives: of all of them.
+  """
+
+  read: float
+  compute: float
+  collectives: float
+
+  @property
+  def seconds(self) -> float:
+    return max(self.read, self.compute) + self.collectives
+
+
+def step(model: Model, where: Slice, *, batch_size: int, width: int, context: int) -> Step:
+  """The pass of `width` tokens a row.
+
+  Args:
+    model: the model.
+    where: the slice.
+    batch_size: rows, of the whole slice.
+    width: tokens a row.
+    context: slots that attention reads a row.
+
+  Returns:
+    The `Step`.
+  """
+  cfg, chip = model.config, where.chip
+  rows = batch_size / model.rows_ways
+  tokens = rows * width
+  read = (model.weight_bytes + rows * model.cache_bytes) / chip.hbm_bandwidth
+  products = 2.0 * cfg.num_parameters / model.ways * tokens
+  attention = 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * context / model.ways * tokens
+  collectives = 0.0
+  if model.ways > 1:
+    count = model.collectives_a_layer * cfg.num_layers + 1
+    # Sum and result each cross the links once, all but the chip's own part.
+    sent = 2.0 * tokens * cfg.width * 2 * (model.ways - 1) / model.ways
+    collectives = count * (where.hops * chip.hop_seconds + sent / chip.link_bandwidth)
+  return Step(read, (products + attention) / chip.peak_flops, collectives)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What speculation brings at one acceptance rate.
+
+  Attributes:
+    acceptance: the rate.
+    num_speculative_tokens: the K that is fastest; 0 where plain decoding is.
+    plain: tokens a second of all rows, plain decoding.
+    speculative: likewise, at that K.
+    speedup: their quotient.
+  """
+
+  acceptance: float
+  num_speculative_tokens: int
+  plain: float
+  speculative: float
+  speedup: float
+
+
+def predict(
+    target: Model,
+    draft: Model,
+    where: Slice,
+    *,
+    batch_size: int,
+    context: int,
+    acceptances: Sequence[float],
+    max_num_speculative_tokens: int = 8,
+    overhead: float = 0.0,
+) -> list[Prediction]:
+  """The best K and its tokens a second, for a range of acceptance rates.
+
+  Args:
+    target: the target.
+    draft: the draft.
+    where: the slice.
+    batch_size: rows.
+    context: slots that attention reads a row.
+    acceptances: rates α, the same at every position and independent.
+    max_num_speculative_tokens: the largest K to consider.
+    overhead: seconds of a round beside the passes.
+
+  Returns:
+    One `Prediction` a rate.
+  """
+  seconds = lambda model, width: step(
+      model, where, batch_size=batch_size, width=width, context=context
+  ).seconds
+  plain = seconds(target, 1)
+  predictions = []
+  for acceptance in acceptances:
+    best = theory.best_length(
+        acceptance,
+        max_num_speculative_tokens=max_num_speculative_tokens,
+        draft_cost=seconds(draft, 1) / plain,
+        pass_cost=lambda width: seconds(target, width) / plain,
+        overhead=overhead / plain,
+    )
+    predictions.append(
+        Prediction(
+            acceptance=acceptance,
+            num_speculative_tokens=best.num_speculative_tokens,
+            plain=batch_size / plain,
+            speculative=best.speedup * batch_size / plain,
+            speedup=best.speedup,
+        )
+    )
+  return predictions
+
+
+def largest_paying_batch(
+    target: Model,
+    draft: Model,
+    where: Slice,
+    *,
+    context: int,
+    acceptance: float,
+    least_speedup: float = 1.05,
+    limit: int = 4096,
+    **options,
+) -> int | None:
+  """The largest power of two of rows at which speculation still pays.
+
+  Args:
+    target: as for `predict`.
+    draft: as for `predict`.
+    where: as for `predict`.
+    context: as for `predict`.
+    acceptance: the rate.
+    least_speedup: what counts as paying.
+    limit: where the search ends.
+    **options: as for `predict`.
+
+  Returns:
+    Rows; 0 where it never pays, None where it pays up to the limit. Memory is not looked at.
+  """
+  batch_size, paying = 1, 0
+  while batch_size <= limit:
+    made = predict(
+        target, draft, where, batch_size=batch_size, context=context,
+        acceptances=(acceptance,), **options,
+    )
+    if made[0].speedup < least_speedup:
+      return paying
+    paying, batch_size = batch_size, batch_size * 2
+  return None
