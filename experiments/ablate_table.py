@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments import arms as arms_lib
+from experiments import prompts as prompts_lib
 from experiments import sweep as sweep_lib
 from specjax.analysis import costs as costs_lib
 from specjax.analysis import statistics
@@ -99,7 +100,21 @@ def _own(result: Result) -> dict[str, Any]:
       prompt_tokens=result['prompt_tokens'],
       timed_differently=result['timed_differently'],
       along=result['along'],
+      by_category=_by_category(result, tokens, rounds),
   )
+
+
+def _by_category(result: Result, tokens: np.ndarray, rounds: np.ndarray) -> dict[str, Any]:
+  """Tokens a round with its interval for each category of prompts, where there are several."""
+  of_prompt = np.asarray([prompts_lib.category_of(name) for name in result['prompts']])
+  categories = sorted(set(of_prompt))
+  if len(categories) < 2:
+    return {}
+  found = {}
+  for category in categories:
+    here = of_prompt == category
+    found[category] = dataclasses.asdict(statistics.ratio_of_sums(tokens[here], rounds[here]))
+  return found
 
 
 def _by_prompt(result: Result, name: str) -> np.ndarray:

@@ -76,6 +76,7 @@ def prompts_of(settings, loaded: build.Loaded) -> list[tuple[str, tuple[int, ...
   texts = prompts_lib.texts(
       file=settings.prompt_file, held_out=loaded.held_out, category=settings.prompt_category
   )
+  texts = prompts_lib.by_turns(texts)
   encoded = prompts_lib.encode(texts, loaded.tokenizer, max_tokens=length, num_prompts=count)
   if len(encoded) < count:
     raise ValueError(

@@ -94,6 +94,21 @@ def category_of(name: str) -> str:
   return name.rpartition('/')[0]
 
 
+def by_turns(found: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+  """The prompts in an order in which categories take turns, so that the first few have all.
+
+  >>> by_turns([('a/1', ''), ('a/2', ''), ('b/1', '')])
+  [('a/1', ''), ('b/1', ''), ('a/2', '')]
+  """
+  seen: dict[str, int] = {}
+  turns = []
+  for name, text in found:
+    category = category_of(name)
+    seen[category] = seen.get(category, 0) + 1
+    turns.append((seen[category], name, text))
+  return [(name, text) for _, name, text in sorted(turns, key=lambda entry: entry[0])]
+
+
 def _held_out(held_out: Sequence[Any], name: str) -> tuple[str, str]:
   if not held_out:
     raise ValueError('There is no prompt: give --config.prompt=TEXT or --config.prompt_file=FILE.')

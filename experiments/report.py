@@ -20,6 +20,7 @@ from absl import flags
 from experiments import report_plots
 from experiments import report_sections as sections
 from experiments import report_traces
+from experiments import tensorboard
 from experiments import workdir as workdir_lib
 
 CALIBRATION, TRACES = 'calibration.json', 'traces.json'
@@ -35,18 +36,20 @@ trace_entry = report_traces.entry
 
 
 def write(workdir: workdir_lib.Workdir) -> pathlib.Path:
-  """Writes the report of what `workdir` holds; returns its path.
+  """Writes the report of what `workdir` holds, and its event files; returns its path.
 
   Raises:
     FileNotFoundError: if there is no `metrics.jsonl`.
     ValueError: if a file is not JSON.
   """
+  rows = workdir_lib.read_rows(workdir.path)
   page = render(
-      rows=workdir_lib.read_rows(workdir.path),
+      rows=rows,
       calibration=_read(workdir.path / CALIBRATION),
       traces=_read(workdir.path / TRACES) or [],
       config=workdir.config,
   )
+  tensorboard.write(workdir.path, rows, x=str((workdir.config or {}).get('x', '')))
   return workdir_lib.write_atomically(workdir.path / workdir_lib.REPORT, page)
 
 
@@ -75,6 +78,7 @@ def render(
   if methods:
     parts += [sections.tiles(methods, calibration), sections.table(methods)]
     parts.append(sections.failures([row for row in rows if row.get('status') == 'failed']))
+    parts.append(sections.categories(methods))
     parts += _of_methods(methods, str(config.get('x', '')), traces, plots)
   if calibration:
     plots.append(report_plots.pass_costs(calibration))
@@ -120,6 +124,11 @@ def _of_methods(
   for plot in report_plots.along_sweep(methods, x):
     plots.append(plot)
     parts.append(sections.plot(plot, plot['y']['label'], notes[plot['id']]))
+  costs = report_plots.by_cost(methods)
+  if costs:
+    plots.append(costs)
+    note = 'Of two drafters the higher one at the same place is better: as many tokens cost less.'
+    parts.append(sections.plot(costs, 'At equal cost', note))
   parts.append(sections.terms(methods))
   split = report_plots.round_split(methods)
   if split:

@@ -87,6 +87,38 @@ def _plot(
   )
 
 
+def by_cost(rows: Sequence[Row]) -> Plot | None:
+  """Tokens a round against what a round takes: drafters and trees compared at equal cost."""
+  rows = [row for row in rows if 'fields' in row]
+  compared = ('drafter.kind', 'drafter.tree', 'drafter.draft', 'drafter.path')
+  if not any(_varies(rows, field) for field in compared):
+    return None
+  cost = lambda row: 1000 * row['seconds'] / row['target_passes']
+  lines: dict[str, dict[float, Row]] = {}
+  for row in rows:
+    same = ('drafter.num_speculative_tokens',)
+    rest = [
+        pair for pair in row['fields'].items() if pair[0] not in same and _varies(rows, pair[0])
+    ]
+    lines.setdefault(sweep_lib.label(rest), {})[cost(row)] = row
+  values = sorted({cost(row) for row in rows})
+  series = []
+  for index, (name, found) in enumerate(lines.items()):
+    at = lambda key: [found[value].get(key) if value in found else None for value in values]
+    series.append(
+        dict(
+            name=name, colour=index, values=at('mean_acceptance_length'),
+            low=at('mean_acceptance_length_low'), high=at('mean_acceptance_length_high'),
+            dashed=False, shown=index < _SHOWN,
+        )
+    )
+  return dict(
+      id='round-cost', kind='lines', reference=None, series=series,
+      x=dict(label='milliseconds a round', values=values, names=None),
+      y=dict(label='Tokens a round', unit=''),
+  )
+
+
 def _varies(rows: Sequence[Row], field: str) -> bool:
   return len({str(row['fields'].get(field)) for row in rows}) > 1
 

@@ -10,6 +10,8 @@ from experiments import report_plots
 
 Row = Mapping[str, Any]
 
+_ENDS = (('', 'value'), ('_low', 'low'), ('_high', 'high'))
+
 
 def machine(row: Row) -> str:
   hardware, versions = row.get('hardware') or {}, row.get('versions') or {}
@@ -250,6 +252,27 @@ def rounds(rows: Sequence[Row]) -> str:
   return (
       '<details><summary>The numbers, in milliseconds a round</summary><div class="scroll"><table>'
       f'<tr>{head}</tr>{"".join(body)}</table></div></details>'
+  )
+
+
+def categories(rows: Sequence[Row]) -> str:
+  """Tokens a round by category of prompts, where there are several."""
+  rows = [row for row in rows if row.get('by_category')]
+  if not rows:
+    return ''
+  names = sorted({name for row in rows for name in row['by_category']})
+  head = '<th>arm</th>' + ''.join(f'<th class="left">{html.escape(name)}</th>' for name in names)
+  body = []
+  for row in rows:
+    cells = ''
+    for name in names:
+      found = row['by_category'].get(name)
+      values = {f'value{end}': found[key] for end, key in _ENDS} if found else {}
+      cells += _estimate(values, 'value')
+    body.append(f'<tr><td>{html.escape(report_plots.name_of(row))}</td>{cells}</tr>')
+  return (
+      '<section><h2>Tokens a round by kind of prompt</h2><div class="scroll"><table>'
+      f'<tr>{head}</tr>{"".join(body)}</table></div></section>'
   )
 
 

@@ -26,6 +26,7 @@ SHORT = {
     'batch_size': 'B',
     'drafter.kind': 'drafter',
     'drafter.num_speculative_tokens': 'K',
+    'drafter.tree': 'tree',
     'prompt_tokens': 'prompt',
     'rule.name': 'rule',
     'sampling.temperature': 'T',

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import tempfile
 from typing import Any
 
@@ -75,6 +76,7 @@ class Workdir:
       # A report beside another run's rows would be taken for theirs.
       for name in (METRICS, REPORT):
         (self.path / name).unlink(missing_ok=True)
+      shutil.rmtree(self.path / 'tensorboard', ignore_errors=True)
     self._started = True
     self.write_json(CONFIG, self.config)
 

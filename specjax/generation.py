@@ -32,7 +32,7 @@ _FINISH = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class GenerateOutput:
   """What a run produced.
 
@@ -52,6 +52,7 @@ class GenerateOutput:
     trace: the rounds (`specjax.engine.Trace`, numpy) or None.
     drafter_state: the drafter's state after the run.
     texts: a row's output text, cut before a stop string; None without a tokenizer.
+    tokenizer: the request's, or None.
   """
 
   tokens: np.ndarray
@@ -67,6 +68,7 @@ class GenerateOutput:
   trace: engine.Trace | None
   drafter_state: Any
   texts: tuple[str, ...] | None
+  tokenizer: Any = None
 
   def new_tokens(self, row: int = 0) -> np.ndarray:
     """The tokens [n] int32 that a row emitted, the stop token included."""
@@ -98,6 +100,16 @@ class GenerateOutput:
     """At each depth, rounds that accepted that far over rounds that proposed that far."""
     proposed, accepted = self.stats.proposed_at.sum(0), self.stats.accepted_at.sum(0)
     return [int(a) / int(p) if p else None for a, p in zip(accepted, proposed)]
+
+  def __repr__(self) -> str:
+    from specjax import notebook  # reads traces, which are of this class
+
+    return notebook.output_text(self)
+
+  def _repr_html_(self) -> str:
+    from specjax import notebook
+
+    return notebook.output_html(self)
 
 
 def generate(target, prompts: Sequence[Sequence[int]], **options) -> GenerateOutput:
@@ -406,4 +418,5 @@ def _read(request, state, prompt_lengths, stops, seconds, prefill_seconds) -> Ge
       trace=None if state.trace is None else to_numpy(state.trace),
       drafter_state=state.drafter if state.done.all() else None,
       texts=None if texts is None else tuple(texts),
+      tokenizer=request.tokenizer,
   )

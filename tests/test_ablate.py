@@ -121,7 +121,9 @@ class TestTable:
 
   def test_files(self, finished):
     names = sorted(file.name for file in finished.path.iterdir())
-    assert names == ['arms', 'config.json', 'metrics.jsonl', 'report.html', 'traces.json']
+    assert names == [
+        'arms', 'config.json', 'metrics.jsonl', 'report.html', 'tensorboard', 'traces.json'
+    ]
     rows = workdir_lib.read_rows(finished.path)
     assert [row['arm'] for row in rows] == [row['arm'] for row in finished.rows]
     assert len(list((finished.path / 'arms').iterdir())) == 4
@@ -131,6 +133,26 @@ class TestTable:
       assert wanted in finished.text
     for line in ablate_table.DEFINITIONS:
       assert line.split(':')[0] in finished.text
+
+
+def test_categories_take_turns_and_have_their_own_numbers(tmp_path):
+  questions = [
+      dict(category=category, question_id=number, turns=[f'def {category}_{number}(x):'])
+      for category in ('code', 'math') for number in range(3)
+  ]
+  file = tmp_path / 'question.jsonl'
+  file.write_text(''.join(json.dumps(row) + '\n' for row in questions))
+  config = config_of(sampled('coupled'), prompt_file=str(file))
+  (row,) = run(config, tmp_path / 'all').rows
+  assert sorted(row['by_category']) == ['code', 'math']
+  assert [found['num_prompts'] for found in row['by_category'].values()] == [2, 2]
+  assert 'Tokens a round by kind of prompt' in (tmp_path / 'all' / 'report.html').read_text()
+  config.prompt_category, config.num_prompts = 'math', 2
+  (row,) = run(config, tmp_path / 'math').rows
+  assert row['status'] == 'done' and row['by_category'] == {}
+  config.prompt_category = 'poems'
+  (row,) = run(config, tmp_path / 'poems').rows
+  assert "there are: 'code', 'math'" in row['error']
 
 
 class TestResuming:

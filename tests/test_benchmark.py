@@ -75,7 +75,8 @@ class TestRun:
   def test_files(self, finished):
     names = sorted(file.name for file in finished.path.iterdir())
     assert names == [
-        'calibration.json', 'config.json', 'metrics.jsonl', 'report.html', 'traces.json'
+        'calibration.json', 'config.json', 'metrics.jsonl', 'report.html', 'tensorboard',
+        'traces.json',
     ]
     lines = (finished.path / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['name'] for line in lines] == [row.name for row in finished.rows]

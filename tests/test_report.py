@@ -210,6 +210,18 @@ class TestSweep:
     split = {series['name']: series['values'][0] for series in plots['round-split']['series']}
     assert split == pytest.approx(dict(draft=1.0, verify=2.0, rest=0.5, measured=3.7))
 
+  def test_drafters_are_compared_at_equal_cost(self):
+    rows = [
+        arm(k, 'greedy', seconds=seconds, mean_acceptance_length=length)
+        for k, seconds, length in ((2, 1.0, 1.5), (4, 2.0, 2.0), (2, 0.4, 1.2), (4, 1.0, 1.3))
+    ]
+    for each, kind in zip(rows, ('model', 'model', 'ngram', 'ngram')):
+      each['fields'] = each['fields'] | {'drafter.kind': kind}
+    plots = plots_of(report.render(rows=rows, config=dict(x='drafter.kind')))
+    (cost,) = [plot for plot in plots if plot['id'] == 'round-cost']
+    assert cost['x']['values'] == [10.0, 25.0, 50.0]
+    assert [series['values'] for series in cost['series']] == [[None, 1.5, 2.0], [1.2, 1.3, None]]
+
   def test_every_plot_has_its_place_and_every_place_its_plot(self, swept):
     places = [a['data-plot'] for tag, a in Page(swept).tags if tag == 'div' and 'data-plot' in a]
     assert sorted(places) == sorted(plot['id'] for plot in plots_of(swept))

@@ -6,6 +6,7 @@ import pytest
 from configs import sweeps
 from experiments import arm_run
 from experiments import arms as arms_lib
+from experiments import build
 from experiments import sweep
 
 
@@ -58,6 +59,8 @@ class TestNamedSweeps:
     assert made.question.endswith('?') and made.title
     for arm in arms:
       arm_run.check(arm.settings)
+      if arm.settings.drafter.kind == 'model_tree':
+        assert build.tree(arm.settings.drafter.tree).num_nodes == 12
     assert made.x in dict(arms[0].fields)
     if made.baseline and not smoke:
       wanted = [dict(arm.fields) for arm in arms]
