@@ -3,14 +3,21 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
 from experiments import build
 from specjax import drafters
+from specjax import layout as layout_lib
 from specjax import models
 from specjax import sharding
 from specjax import verify
+try:
+  from specjax.heads import eagle as heads_eagle
+  from specjax.heads import presets as heads_presets
+except ImportError:
+  heads_eagle = heads_presets = None
 from specjax.sharding import ahead
 from specjax.sharding import chips
 from specjax.sharding import roofline
@@ -26,13 +33,27 @@ class Case:
     where: the slice.
     layouts: of target and draft.
     target: the target's module.
-    draft: the draft's.
+    draft: the draft model's, or an EAGLE head.
   """
 
   where: chips.Slice
   layouts: sharding.Layouts
   target: models.Transformer
-  draft: models.Transformer
+  draft: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+  """Bytes a chip."""
+
+  weights: int
+  draft_weights: int
+  cache: int
+  draft_cache: int
+
+  @property
+  def caches(self) -> int:
+    return self.cache + self.draft_cache
 
 
 def case(config: ConfigDict, name: str) -> Case:
@@ -43,14 +64,21 @@ def case(config: ConfigDict, name: str) -> Case:
   """
   where = chips.slice_of(name)
   compiled = where.chip.is_tpu and config.compile
+  build.choice('drafter.kind', config.drafter.kind, ('model', 'eagle3'))
+  target, kind = _preset(config.target), jnp.dtype(config.dtype)
+  is_head = config.drafter.kind == 'eagle3'
+  head = _head(config, target) if is_head else None
+  draft = head.decoder if is_head else _preset(config.drafter)
   devices = ahead.devices(name) if compiled else sharding.counted_devices(where.num_chips)
-  target, draft = _preset(config.target), _preset(config.drafter)
   layouts = build.layouts(config.mesh, devices=devices, draft_heads=draft.num_kv_heads)
-  kind = jnp.dtype(config.dtype)
   module = lambda shape, layout: models.Transformer(
       sharding.fitted(shape, layout), dtype=kind, param_dtype=kind, layout=layout
   )
-  return Case(where, layouts, module(target, layouts.target), module(draft, layouts.draft))
+  if is_head:
+    made = heads_eagle.EagleHead(head, dtype=kind, param_dtype=kind)
+  else:
+    made = module(draft, layouts.draft)
+  return Case(where, layouts, module(target, layouts.target), made)
 
 
 def _preset(settings: ConfigDict) -> models.TransformerConfig:
@@ -60,92 +88,165 @@ def _preset(settings: ConfigDict) -> models.TransformerConfig:
   return dataclasses.replace(shape, num_layers=settings.num_layers)
 
 
+def _head(config: ConfigDict, target: models.TransformerConfig):
+  """The EAGLE-3 head of the target, whose layers may be fewer than published."""
+  shape = heads_presets.eagle3(config.target.name)
+  layers = heads_eagle.default_layers(target.num_layers)
+  return dataclasses.replace(shape, feature_layers=layers)
+
+
+def _drafter(config: ConfigDict, case: Case, target: models.LanguageModel):
+  """The drafter, its weights shapes, and those shapes alone."""
+  k = config.drafter.num_speculative_tokens
+  if config.drafter.kind == 'model':
+    draft = ahead.abstract_model(case.draft, int8=config.int8)
+    return drafters.model(draft, num_speculative_tokens=k, step_width=1), draft.params
+  shape = case.draft.config
+  params = jax.eval_shape(lambda: heads_eagle.init_params(case.draft, jax.random.key(0)))
+  ids = jax.ShapeDtypeStruct((shape.decoder.vocab_size,), jnp.int32)
+
+  def make(params, ids, target):
+    head = heads_eagle.Eagle(case.draft, params, draft_to_target=ids)
+    return drafters.eagle(head, target, num_speculative_tokens=k, step_width=1)
+
+  drafter = jax.eval_shape(make, params, ids, target)
+  layouts = case.layouts
+  place = lambda path, x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=_head_sharding(path, x, layouts)
+  )
+  drafter = jax.tree_util.tree_map_with_path(place, drafter)
+  return drafter, drafter.head.params
+
+
+def _head_sharding(path, x, layouts: sharding.Layouts):
+  """The target's embedding lies as the target does; a head's own weights as its draft would."""
+  name = str(getattr(path[-1], 'name', getattr(path[-1], 'key', '')))
+  if name == 'embedding':
+    return layouts.target.sharding(layout_lib.PARAMETERS['embedding'], shape=x.shape)
+  name = 'head' if name == 'output_head' else name
+  spec = layouts.draft.parameter_spec((name,), x.shape)
+  return jax.sharding.NamedSharding(layouts.mesh, spec)
+
+
 def row(config: ConfigDict, case: Case) -> dict[str, Any]:
   """Compiles where it can be, and returns the row of `metrics.jsonl`."""
-  where, batch_size, context = case.where, config.batch_size, config.context
-  k = config.drafter.num_speculative_tokens
+  target = ahead.abstract_model(case.target, int8=config.int8)
+  drafter, draft_params = _drafter(config, case, target)
   setup, state = ahead.abstract_run(
-      ahead.abstract_model(case.target, int8=config.int8),
-      drafter=drafters.model(
-          ahead.abstract_model(case.draft, int8=config.int8),
-          num_speculative_tokens=k,
-          step_width=1,
-      ),
+      target,
+      drafter=drafter,
       rule=getattr(verify, config.rule.name)(),
-      batch_size=batch_size,
-      context=context,
+      batch_size=config.batch_size,
+      context=config.context,
       prefill_chunk=config.prefill_chunk,
   )
+  draft_cache = getattr(state.drafter, 'cache', state.drafter)
   size = ahead.bytes_a_device
-  weights, draft_weights = size(setup.target), size(setup.drafter)
-  caches = [size((cache.keys, cache.values)) for cache in (state.target_cache, state.drafter)]
-  compiled = prefill = message = None
-  if where.chip.is_tpu and config.compile:
-    try:
-      compiled = ahead.compile_run(setup, state, loops={'draft': k - 1})
-      if config.compile_prefill:
-        prefill = ahead.compile_prefill(setup, state, prefill_chunk=config.prefill_chunk)
-    except ahead.DoesNotFit as error:
-      message = str(error).strip().splitlines()[0]
-  target = _model(case.target, case.layouts.target, weights, caches[0], config)
-  draft = _model(case.draft, case.layouts.draft, draft_weights, caches[1], config)
-  arguments = size((setup, state)) if compiled is None else compiled.argument_bytes
-  # Where nothing was compiled: what the compiled loops of this model need, and a little.
-  temporary = 0.05 * sum(caches) if compiled is None else compiled.temporary_bytes
-  if prefill is not None:
-    temporary = max(temporary, prefill.temporary_bytes)
-  free = where.chip.hbm_bytes - arguments - temporary
-  fits = message is None and free >= 0
-  chunks = -(-context // config.prefill_chunk)
-  seconds = lambda model, width: 1e3 * roofline.step(
-      model, where, batch_size=batch_size, width=width, context=context
-  ).seconds
-  common = dict(context=context, max_num_speculative_tokens=config.max_num_speculative_tokens)
-  predictions = roofline.predict(
-      target, draft, where, batch_size=batch_size, acceptances=config.acceptances, **common
+  sizes = _Sizes(
+      weights=size(setup.target),
+      draft_weights=size(sharding.abstract(draft_params, case.layouts.target)),
+      cache=size((state.target_cache.keys, state.target_cache.values)),
+      draft_cache=size((draft_cache.keys, draft_cache.values)),
   )
-  middle = config.acceptances[len(config.acceptances) // 2]
+  compiled, prefill, message = _compile(config, case, setup, state)
+  arguments = size((setup, state)) if compiled is None else compiled.argument_bytes
   return {
       'name': config.name,
-      'topology': where.name,
-      'chips': where.num_chips,
-      'chip_source': where.chip.source,
+      'topology': case.where.name,
+      'chips': case.where.num_chips,
+      'chip_source': case.where.chip.source,
       'mesh': mesh_text(case.layouts),
       'layout': case.layouts.target.name,
       'kv_repeats': case.target.config.kv_repeats,
-      'batch_size': batch_size,
-      'context': context,
-      'num_speculative_tokens': k,
+      'batch_size': config.batch_size,
+      'context': config.context,
+      'num_speculative_tokens': config.drafter.num_speculative_tokens,
+      'drafter': config.drafter.kind,
       'rule': config.rule.name,
+      'int8': config.int8,
+      **_memory(config, case, sizes, arguments, compiled, prefill, message),
+      **_collectives(compiled, case),
+      **_cycles(compiled, case.where),
+      **_times(config, case, sizes),
+  }
+
+
+def _compile(config, case: Case, setup, state):
+  """The compiled loop and prefill, or None; and the compiler's refusal, if any."""
+  if not (case.where.chip.is_tpu and config.compile):
+    return None, None, None
+  loops = {'draft': config.drafter.num_speculative_tokens - 1}
+  compiled = prefill = None
+  try:
+    compiled = ahead.compile_run(setup, state, loops=loops)
+    if config.compile_prefill:
+      prefill = ahead.compile_prefill(setup, state, prefill_chunk=config.prefill_chunk)
+  except ahead.DoesNotFit as error:
+    return compiled, prefill, str(error).strip().splitlines()[0]
+  return compiled, prefill, None
+
+
+def _memory(config, case: Case, sizes: _Sizes, arguments, compiled, prefill, message):
+  """Bytes a chip: what is used, what is left, and what to do where that is less than nothing."""
+  hbm = case.where.chip.hbm_bytes
+  # Where nothing was compiled: what the compiled loops of this model need, and a little.
+  loop = 0.05 * sizes.caches if compiled is None else compiled.temporary_bytes
+  free = hbm - arguments - max(loop, prefill.temporary_bytes if prefill else 0)
+  fits = message is None and free >= 0
+  room = max(hbm - sizes.weights - sizes.draft_weights, 0)
+  return {
       'compiled': compiled is not None,
-      'fits': fits,
-      'advice': None if fits else advice(config, case, -free, weights, sum(caches), message),
-      'hbm_bytes': where.chip.hbm_bytes,
-      'weight_bytes': weights + draft_weights,
-      'draft_weight_bytes': draft_weights,
-      'cache_bytes': sum(caches),
-      'temporary_bytes': temporary if compiled is None else compiled.temporary_bytes,
+      'compile_seconds': compiled and compiled.compile_seconds,
+      'hbm_bytes': hbm,
+      'weight_bytes': sizes.weights + sizes.draft_weights,
+      'draft_weight_bytes': sizes.draft_weights,
+      'cache_bytes': sizes.caches,
+      'temporary_bytes': loop,
+      'aliased_bytes': compiled and compiled.aliased_bytes,
       'prefill_temporary_bytes': prefill and prefill.temporary_bytes,
       'prefill_compile_seconds': prefill and prefill.compile_seconds,
-      'prefill_chunk': config.prefill_chunk,
-      'prefill_seconds': 1e-3 * chunks * sum(
-          seconds(model, config.prefill_chunk) for model in (target, draft)
-      ),
       'free_bytes': free,
-      'compile_seconds': compiled and compiled.compile_seconds,
-      'aliased_bytes': compiled and compiled.aliased_bytes,
-      **_collectives(compiled, case),
-      **_cycles(compiled, where),
-      'draft_step_ms': seconds(draft, 1),
-      'target_step_ms': seconds(target, 1),
-      'target_pass_ms': seconds(target, k + 1),
-      'int8': config.int8,
+      'fits': fits,
+      'advice': None if fits else advice(config, case, -free, sizes, message),
+      'largest_fitting_batch': int(0.95 * room // (sizes.caches / config.batch_size)),
+  }
+
+
+def _times(config, case: Case, sizes: _Sizes) -> dict[str, Any]:
+  """Steps and tokens a second by roofline."""
+  where, context, k = case.where, config.context, config.drafter.num_speculative_tokens
+  target = _model(case.target.config, case.layouts.target, sizes.weights, sizes.cache, config)
+  layout = case.layouts.draft
+  if config.drafter.kind == 'model':
+    draft = _model(case.draft.config, layout, sizes.draft_weights, sizes.draft_cache, config)
+  else:
+    shape = case.draft.config
+    draft = roofline.Model(
+        config=shape.decoder,
+        num_parameters=shape.num_parameters,
+        weight_bytes=sizes.draft_weights,
+        cache_bytes=sizes.draft_cache / config.batch_size,
+        ways=layout.ways('heads'),
+    )
+  milliseconds = lambda model, width: 1e3 * roofline.step(
+      model, where, batch_size=config.batch_size, width=width, context=context
+  ).seconds
+  chunk = config.prefill_chunk
+  common = dict(context=context, max_num_speculative_tokens=config.max_num_speculative_tokens)
+  predictions = roofline.predict(
+      target, draft, where, batch_size=config.batch_size, acceptances=config.acceptances, **common
+  )
+  middle = config.acceptances[len(config.acceptances) // 2]
+  return {
+      'draft_step_ms': milliseconds(draft, 1),
+      'target_step_ms': milliseconds(target, 1),
+      'target_pass_ms': milliseconds(target, k + 1),
       'published_step_ms': config.published_step_ms or None,
-      'predictions': [dataclasses.asdict(each) for each in predictions],
-      'largest_fitting_batch': int(
-          0.95 * max(where.chip.hbm_bytes - weights - draft_weights, 0)
-          // (sum(caches) / batch_size)
+      'prefill_chunk': chunk,
+      'prefill_seconds': 1e-3 * -(-context // chunk) * sum(
+          milliseconds(model, chunk) for model in (target, draft)
       ),
+      'predictions': [dataclasses.asdict(each) for each in predictions],
       'largest_paying_batch': roofline.largest_paying_batch(
           target, draft, where, acceptance=middle, **common
       ),
@@ -158,8 +259,7 @@ def mesh_text(layouts: sharding.Layouts) -> str:
   return ' x '.join(sizes) or 'one device'
 
 
-def _model(module, layout, weights: int, cache: int, config: ConfigDict) -> roofline.Model:
-  shape = module.config
+def _model(shape, layout, weights: int, cache: int, config: ConfigDict) -> roofline.Model:
   item = jnp.dtype(config.dtype).itemsize
   if not shape.tie_embeddings:
     # Rows are looked up; the table is not read.
@@ -209,9 +309,9 @@ def _cycles(compiled: ahead.Compiled | None, where: chips.Slice) -> dict[str, fl
   return dict(zip(names, (ms('draft'), ms('score'), ms('verify', 'commit', 'other'))))
 
 
-def advice(config, case: Case, missing: float, weights, caches, message: str | None) -> str:
+def advice(config, case: Case, missing: float, sizes: _Sizes, message: str | None) -> str:
   """By how much it does not fit, and what would."""
-  where = case.where
+  where, weights, caches = case.where, sizes.weights + sizes.draft_weights, sizes.caches
   parts = []
   if missing > 0:
     parts.append(f'it lacks {missing / 1e9:.2f} GB a chip')

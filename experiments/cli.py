@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Sequence
 import io
+import os
 import pathlib
 import re
 import sys
+import traceback
 from typing import Any
 
 from absl import app
 from absl import flags
 from absl import logging
+import jax
 import ml_collections
 from ml_collections import config_flags
 import rich.console
@@ -42,6 +45,7 @@ def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
     if len(argv) > 1:
       raise app.UsageError(f'What is {argv[1]!r}? Settings are given as --config.FIELD=VALUE.')
     logging.set_verbosity(logging.WARNING)  # orbax reports every file that it writes
+    several = False
     try:
       several = processes.start(
           coordinator_address=address.value, num_processes=count.value, process_id=number.value
@@ -51,6 +55,20 @@ def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
       run(config.value, directory.value, **({'console': _silent()} if quiet else {}))
     except (ValueError, OSError, FloatingPointError) as error:
       sys.exit(f'error: {error}')
+    except jax.errors.JaxRuntimeError as error:
+      if not several:
+        raise
+      # Leaving as usual would wait for processes that are no more.
+      traceback.print_exc()
+      print(
+          f'error: process {jax.process_index()} of {jax.process_count()} could not go on '
+          f'({str(error).splitlines()[0]}). Most likely another process of this run has died; its '
+          'own output says why. Start all of them again: training goes on from its newest '
+          'checkpoint.',
+          file=sys.stderr,
+          flush=True,
+      )
+      os._exit(1)
     except KeyboardInterrupt:
       sys.exit('\nInterrupted.')
 

@@ -23,6 +23,7 @@ class Model:
     ways: devices that share a product.
     rows_ways: devices that share the rows of a batch.
     collectives_a_layer: all-reduces in a layer, the embedding's and the head's come on top.
+    num_parameters: that take part in products; None for those of `config`.
   """
 
   config: TransformerConfig
@@ -31,6 +32,7 @@ class Model:
   ways: int
   rows_ways: int = 1
   collectives_a_layer: float = 2.0
+  num_parameters: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,8 @@ def step(model: Model, where: Slice, *, batch_size: int, width: int, context: in
   rows = batch_size / model.rows_ways
   tokens = rows * width
   read = (model.weight_bytes + rows * model.cache_bytes) / chip.hbm_bandwidth
-  products = 2.0 * cfg.num_parameters / model.ways * tokens
+  parameters = model.num_parameters or cfg.num_parameters
+  products = 2.0 * parameters / model.ways * tokens
   attention = 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * context / model.ways * tokens
   collectives = 0.0
   if model.ways > 1:
