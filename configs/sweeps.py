@@ -9,6 +9,8 @@ The argument names the sweep:
     temperature      how do acceptance and speed-up fall as the temperature rises?
     drafter          which drafter accepts most at the same cost of a round?
     tree             which shape of 12 nodes accepts most, and does it pay?
+    quantisation     what do eight-bit weights cost a draft in acceptance, and bring in speed?
+    draft_loss       does a draft distilled from the target accept more than one trained on text?
     batch_size       from which batch size on does speculation no longer pay?
     context_length   does acceptance hold as prompts grow?
 
@@ -134,6 +136,34 @@ def tree(config: ml_collections.ConfigDict) -> None:
   config.arms = prod(shapes, rules)
 
 
+def quantisation(config: ml_collections.ConfigDict) -> None:
+  """The draft model as it is and with weights in eight bits; the target is left alone."""
+  config.title = 'Draft quantisation'
+  config.question = 'What do eight-bit weights cost a draft in acceptance, and bring in speed?'
+  config.x = _K
+  config.baseline = (('drafter.int8', False),)
+  laws = zipit(param(_RULE, 'greedy', 'block'), param(_T, 0.0, 1.0))
+  config.arms = prod(laws, param('drafter.int8', False, True), param(_K, 2, 4, 8))
+
+
+def draft_loss(config: ml_collections.ConfigDict) -> None:
+  r"""Drafts of one shape by the weight of the distillation in their loss: 0 (text alone), 0.9, 1.
+
+  That of 0.9 ships. The others are trained first; an arm whose
+  draft is missing fails and says which folder it looked for:
+
+      for weight in 0.0 1.0; do python -m experiments.train --config=configs/zoo_draft.py \
+          --config.distillation.kl_weight=$weight --workdir=runs/draft_kl_$weight; done
+  """
+  config.title = 'Loss of the draft'
+  config.question = 'Does a draft distilled from the target accept more than one trained on text?'
+  config.x = _K
+  config.baseline = (('drafter.path', ''),)
+  paths = param('drafter.path', '', 'runs/draft_kl_0.0/model', 'runs/draft_kl_1.0/model')
+  laws = zipit(param(_RULE, 'greedy', 'block'), param(_T, 0.0, 1.0))
+  config.arms = prod(laws, paths, param(_K, 2, 4, 8))
+
+
 def batch_size(config: ml_collections.ConfigDict) -> None:
   """B from 1 to 16, draft model at K = 2 and 4, greedy."""
   config.title = 'Batch size'
@@ -156,7 +186,9 @@ SWEEPS = dict(
     batch_size=batch_size,
     context_length=context_length,
     draft_length=draft_length,
+    draft_loss=draft_loss,
     drafter=drafter,
+    quantisation=quantisation,
     rule=rule,
     temperature=temperature,
     tree=tree,

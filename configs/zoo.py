@@ -40,6 +40,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
           # model: one of the pair's drafts by name ('' is its default), or a folder.
           draft='',
           path='',
+          int8=False,  # its weights in eight bits; the output stays the target's
           # Drafting stops before the token at which the draft's joint confidence falls
           # below this number; unset drafts num_speculative_tokens always.
           min_confidence=config_dict.placeholder(float),

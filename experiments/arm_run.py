@@ -49,7 +49,8 @@ class Models:
 
   def load(self, settings) -> build.Loaded:
     """The arm's target; only the latest one is kept."""
-    key = (settings.target.name, settings.target.path, settings.dtype)
+    key = (settings.target, settings.dtype, settings.int8, settings.mesh)
+    key = arms_lib.digest(list(key))
     if key not in self._loaded:
       self._loaded.clear()
       self._references.clear()

@@ -201,12 +201,11 @@ def layouts(
 def draft(config: ConfigDict, loaded: Loaded) -> models.LanguageModel:
   """The draft of `config.drafter`: a folder, or one of the pair's by name."""
   layout = loaded.layouts and loaded.layouts.draft
+  int8 = config.int8 or config.drafter.int8
   if config.drafter.path:
     _check_draft_vocabulary(config, loaded.target.vocab_size)
     folder = pathlib.Path(config.drafter.path).expanduser()
-    found = models.load_hf(
-        folder, dtype=dtype(config.dtype), layout=layout, int8=config.int8
-    )
+    found = models.load_hf(folder, dtype=dtype(config.dtype), layout=layout, int8=int8)
     if not config.drafter.translate:
       return found
     return drafters.translate(
@@ -225,7 +224,7 @@ def draft(config: ConfigDict, loaded: Loaded) -> models.LanguageModel:
   if config.drafter.draft:
     choice('drafter.draft', config.drafter.draft, tuple(sorted(loaded.pair.drafts)))
     found = loaded.pair.drafts[config.drafter.draft]
-  return sharding.place(found, layout, int8=config.int8)
+  return sharding.place(found, layout, int8=int8)
 
 
 def drafter(config: ConfigDict, loaded: Loaded, *, reference=None, reference_lengths=None):

@@ -20,8 +20,8 @@ KINDS = ('model', 'ngram')
 
 # What costs depend on: arms that agree in these fields share a calibration.
 _SHAPE = (
-    'target', 'dtype', 'batch_size', 'prompt_tokens', 'max_new_tokens', 'cache_length',
-    'prefill_chunk',
+    'target', 'dtype', 'int8', 'mesh', 'batch_size', 'prompt_tokens', 'max_new_tokens',
+    'cache_length', 'prefill_chunk',
 )  # fmt: skip
 
 
@@ -72,7 +72,8 @@ def of_arms(
 def _group_key(config, arm: arms_lib.Arm) -> str:
   settings = arm.settings
   values = {name: settings.to_dict()[name] for name in _SHAPE}
-  draft = (settings.drafter.draft, settings.drafter.path, settings.drafter.min_confidence)
+  names = ('draft', 'path', 'int8', 'min_confidence')
+  draft = [settings.drafter[name] for name in names]
   sampled = bool(settings.sampling.temperature)
   controls = {k: v for k, v in settings.sampling.to_dict().items() if k != 'temperature'}
   return arms_lib.digest(

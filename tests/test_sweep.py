@@ -1,5 +1,6 @@
 """The algebra of sweeps, and every named sweep of configs/sweeps.py."""
 
+import jax
 import ml_collections
 import pytest
 
@@ -8,6 +9,7 @@ from experiments import arm_run
 from experiments import arms as arms_lib
 from experiments import build
 from experiments import sweep
+from tests import tiny_pair
 
 
 def test_products_vary_the_last_sweep_fastest():
@@ -82,3 +84,12 @@ class TestNamedSweeps:
     assert [arm.key for arm in arms_lib.arms_of(made)] == keys[::-1]
     made.max_new_tokens += 1
     assert not set(keys) & {arm.key for arm in arms_lib.arms_of(made)}
+
+
+def test_a_draft_alone_can_have_eight_bits():
+  loaded = tiny_pair.loaded()
+  made = sweeps.get_config('quantisation')
+  size = lambda model: sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+  before = size(build.draft(made, loaded))
+  made.drafter.int8 = True
+  assert size(build.draft(made, loaded)) < before == size(loaded.pair.draft)
