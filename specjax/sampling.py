@@ -227,7 +227,7 @@ def bisect(
 
   def step(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
     below, enough = bounds  # measure(below) < goal <= measure(enough)
-    middle = below + (enough - below) // 2
+    middle = below + ((enough - below) >> 1)
     kept = measure(threshold(middle))
     enough = jnp.where(kept >= goal, middle, enough)
     below = jnp.where(kept >= goal, below, middle)

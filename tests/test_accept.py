@@ -36,6 +36,7 @@ class XlaTest(accept_suite.AcceptSuite):
   IMPLEMENTATION = 'xla'
   # The last one is prime and longer than a tile, so that a tile is filled up.
   VOCABULARIES = (7, 300, 4999)
+  KINDS = ('logits', 'law', 'one_hot')
 
 
 class DefinitionTest(parameterized.TestCase):
@@ -81,14 +82,27 @@ class DefinitionTest(parameterized.TestCase):
       for law, right in zip(laws, expected):
         self.assertLess(testing.max_difference(law, right), 1e-6)
 
+  @parameterized.parameters('with_replacement', 'without_replacement', 'rank')
+  def test_law_of_trees_in_the_engine(self, siblings):
+    target, draft = testing.table_model(seed=1), testing.table_model(seed=9)
+    drafter = drafters.model_tree(draft, tree=[(0,), (1,), (0, 0)], siblings=siblings)
+    sampling = sampling_lib.make(batch_size=2, temperature=[1.0, 0.5], top_p=[1.0, 0.8])
+    prompts = [(0, 1, 0)] * 2
+    expected = testing.plain_law(target, prompts, sampling=sampling, max_new_tokens=3)
+    laws = testing.output_law(
+        target, prompts, rule=accept_lib.through(verify.recursive(), 'xla'), drafter=drafter,
+        sampling=sampling, max_new_tokens=3,
+    )
+    for law, right in zip(laws, expected):
+      self.assertLess(testing.max_difference(law, right), 1e-6)
+
   def test_the_enumeration_sees_a_fault_of_the_op(self):
     """A residual that forgets the draft's law."""
 
     class Faulty(xla.Xla):
 
-      def finish(self, inputs, scan, decision, source):
-        decision = decision.replace(is_bonus=jnp.ones_like(decision.is_bonus))
-        return super().finish(inputs, scan, decision, source)
+      def finish(self, inputs, scan, draw, source):
+        return super().finish(inputs, scan, draw.or_target(draw.scale >= 0), source)
 
     target, draft = testing.table_model(seed=1), testing.table_model(seed=9)
     with absltest.mock.patch.object(xla, 'Xla', Faulty):

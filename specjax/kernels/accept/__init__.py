@@ -11,5 +11,15 @@ from specjax.kernels.accept.base import Accepted
 from specjax.kernels.accept.base import Noise
 from specjax.kernels.accept.base import Uniforms
 from specjax.kernels.accept.rule import through
+from specjax.kernels.accept.sharded import Split
 
-__all__ = ['IMPLEMENTATIONS', 'RULES', 'Accepted', 'Noise', 'Uniforms', 'accept', 'through']
+__all__ = [
+    'IMPLEMENTATIONS',
+    'RULES',
+    'Accepted',
+    'Noise',
+    'Split',
+    'Uniforms',
+    'accept',
+    'through',
+]

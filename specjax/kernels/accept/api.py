@@ -1,5 +1,6 @@
 """The front of the op: arguments, checks, and which implementation runs."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,10 @@ import jax.numpy as jnp
 from specjax import tree
 from specjax import types
 from specjax.kernels.accept import base
+from specjax.kernels.accept import mosaic_tpu
+from specjax.kernels.accept import recursive
 from specjax.kernels.accept import rules
+from specjax.kernels.accept import sharded
 from specjax.kernels.accept import streams
 from specjax.kernels.accept import xla
 from specjax.verify import acceptance
@@ -28,7 +32,9 @@ def accept(
     draft_rows: Array | None = None,
     valid: Array | None = None,
     parents: Array | None = None,
+    without_replacement: bool = False,
     implementation: str | None = None,
+    split: sharded.Split | None = None,
 ) -> base.Accepted:
   """Decides how many drafted tokens stay, and draws the token that follows them.
 
@@ -44,8 +50,8 @@ def accept(
     target_logits: [B * (K + 1), V] bfloat16 or float32; flat, for `[B, K + 1, V]` is laid out
       anew as a whole on TPUs.
     draft_tokens: [B, K] int32.
-    rule: 'greedy', 'rejection', 'block' or 'coupled', as in `specjax.verify`.
-    numbers: `Uniforms` for rejection and block, `Noise` for coupled, None for greedy.
+    rule: 'greedy', 'rejection', 'block', 'coupled' or 'recursive', as in `specjax.verify`.
+    numbers: `Noise` for coupled, None for greedy, `Uniforms` for the others.
     sampling: settings, one a sequence. The greedy rule ignores them, but for the
       log-probabilities.
     draft_logits: [B * M, V] that the tokens were drawn from under the same settings, or None
@@ -54,9 +60,13 @@ def accept(
     draft_rows: [B, K] int32, the row among a sequence's M that each token was drawn from;
       None for 0 … K - 1.
     valid: [B, K] bool, None for all. A prefix in a chain; an invalid token ends the draft.
-    parents: [B, K] int32 of a tree (`specjax.types`), greedy and coupled only; None is a chain.
+    parents: [B, K] int32 of a tree (`specjax.types`), not for rejection and block; None is a
+      chain.
+    without_replacement: static; siblings were drawn without replacement (recursive only).
     implementation: one of `IMPLEMENTATIONS`; None takes the best for the default device. A
       named one runs or raises.
+    split: how the logits lie on a mesh, if their vocabulary is sharded; then the
+      implementation is `xla`, on every shard.
 
   Returns:
     What was decided.
@@ -69,13 +79,41 @@ def accept(
       target_logits, draft_tokens, rule, numbers, sampling, draft_logits, draft_is_law,
       draft_rows, valid, parents,
   )
-  chosen = best() if implementation is None else implementation
-  return run(backend(chosen, inputs), inputs, rule, numbers, parents)[0]
+  return decide(
+      inputs, rule, numbers, parents, implementation, split, without_replacement
+  )[0]
+
+
+def decide(
+    inputs: base.Inputs, rule: str, source, parents: Array | None, implementation: str | None,
+    split: sharded.Split | None, without_replacement: bool = False,
+) -> tuple[base.Accepted, Any]:
+  """`run` by the implementation of a name, or on the shards of a mesh; see `accept`.
+
+  Raises:
+    ValueError: if there is no implementation of this name, or not for these inputs.
+  """
+  if split is not None:
+    if implementation not in (None, 'xla'):
+      raise ValueError(
+          f'A sharded vocabulary is decided by xla on every shard; got {implementation!r}. Leave '
+          'implementation out.'
+      )
+    decision = functools.partial(run, without_replacement=without_replacement)
+    return sharded.run(split, decision, inputs, rule, source, parents), source
+  return run(
+      backend(implementation or best(), inputs), inputs, rule, source, parents,
+      without_replacement,
+  )
 
 
 def best() -> str:
-  """The best implementation for the default device."""
-  return 'xla'
+  """The best implementation for the default device.
+
+  That is the kernels on TPUs. On GPUs it is `xla`, also from Hopper on, until `mosaic_gpu` has
+  run and been timed on one (`scripts/check_accept_gpu.py`): ask for it by name.
+  """
+  return 'mosaic_tpu' if jax.default_backend() == 'tpu' else 'xla'
 
 
 def backend(implementation: str, inputs: base.Inputs):
@@ -86,6 +124,12 @@ def backend(implementation: str, inputs: base.Inputs):
   """
   if implementation == 'xla':
     return xla.Xla(streams.Stream(inputs.target.shape[-1]))
+  if implementation == 'mosaic_tpu':
+    return mosaic_tpu.MosaicTpu()
+  if implementation == 'mosaic_gpu':
+    # Imported here, for it is not part of every build of JAX.
+    from specjax.kernels.accept import mosaic_gpu
+    return mosaic_gpu.implementation(inputs.target.shape[1])
   raise ValueError(
       f'implementation must be one of {base.IMPLEMENTATIONS}, or None for the best on this '
       f'device; got {implementation!r}.'
@@ -93,7 +137,8 @@ def backend(implementation: str, inputs: base.Inputs):
 
 
 def run(
-    backend, inputs: base.Inputs, rule: str, source, parents: Array | None = None
+    backend, inputs: base.Inputs, rule: str, source, parents: Array | None = None,
+    without_replacement: bool = False,
 ) -> tuple[base.Accepted, Any]:
   """The op by one implementation.
 
@@ -104,6 +149,7 @@ def run(
     source: numbers as for `accept`. In jnp any `specjax.types.Source` will do for rejection
       and block, which is how the output's law is enumerated.
     parents: as for `accept`.
+    without_replacement: as for `accept`.
 
   Returns:
     What was decided, and the source to use next.
@@ -111,21 +157,25 @@ def run(
   if rule in ('greedy', 'coupled'):
     return _follow(backend, inputs, rule, source, parents), source
   batch, size = inputs.tokens.shape
-  if size:
-    scan = backend.scan(inputs, rule)
-    if rule == 'block':
-      decision, source = rules.block(scan.prefix, scan.surplus, inputs.valid, source)
-    else:
-      decision, source = rules.rejection(scan.target, scan.draft, inputs.valid, source)
+  chain = tree.chain_parents(batch, size)
+  if rule == 'recursive':
+    return recursive.recursive(
+        backend, inputs, chain if parents is None else parents, source,
+        without_replacement=without_replacement,
+    )
+  scan = backend.scan(inputs, rule, chain)
+  if not size:
+    decision = rules.nothing_drafted(batch)
+  elif rule == 'block':
+    decision, source = rules.block(scan.prefix, scan.surplus, inputs.valid, source)
   else:
-    scan, decision = None, rules.nothing_drafted(batch)
-  token, last, source = backend.finish(inputs, scan, decision, source)
-  drafted = jnp.zeros((batch, 0)) if scan is None else scan.target
+    decision, source = rules.rejection(scan.target, scan.draft, inputs.valid, source)
+  token, last, source = backend.finish(inputs, scan, rules.draw_of(decision, inputs), source)
   nodes = jnp.arange(1, size + 1, dtype=jnp.int32)
   return base.Accepted(
       num_accepted=decision.num_accepted,
       next_token=token,
-      log_probs=rules.emitted_log_probs(decision.num_accepted, drafted, last),
+      log_probs=rules.emitted_log_probs(decision.num_accepted, scan.target, last),
       is_bonus=decision.is_bonus,
       accept_probs=decision.accept_probs,
       path=jnp.where(nodes <= decision.num_accepted[:, None], nodes, 0),
@@ -171,7 +221,7 @@ def _checked(
   for name, logits in (('target_logits', target), ('draft_logits', draft)):
     if logits is not None and logits.dtype not in (jnp.float32, jnp.bfloat16):
       raise ValueError(f'{name} must be float32 or bfloat16; got {logits.dtype}.')
-  wanted = {'rejection': base.Uniforms, 'block': base.Uniforms, 'coupled': base.Noise}.get(rule)
+  wanted = {'greedy': None, 'coupled': base.Noise}.get(rule, base.Uniforms)
   if wanted and not isinstance(numbers, wanted):
     raise ValueError(
         f'rule={rule!r} takes numbers={wanted.__name__}(...); got {type(numbers).__name__}.'
@@ -181,8 +231,8 @@ def _checked(
         f'{wanted.__name__} must be for [B, K + 1] = {(batch, size + 1)}; got '
         f'{jnp.shape(jax.tree.leaves(numbers)[1])}.'
     )
-  if parents is not None and rule not in ('greedy', 'coupled'):
-    raise ValueError(f'rule={rule!r} verifies chains: leave parents out, or use coupled.')
+  if parents is not None and rule in ('rejection', 'block'):
+    raise ValueError(f'rule={rule!r} verifies chains: leave parents out, or use recursive.')
   if sampling.temperature.shape != (batch,):
     raise ValueError(
         f'sampling is for {sampling.temperature.shape[0]} sequences, draft_tokens has {batch}.'
@@ -211,7 +261,6 @@ def inputs_of(
           f'draft_logits has {each} rows a sequence for {size} tokens: say in draft_rows which '
           'row each token was drawn from.'
       )
-    rows = rows + jnp.arange(batch, dtype=jnp.int32)[:, None] * each
   return base.Inputs(
       target=target,
       draft=draft,

@@ -15,27 +15,33 @@ from specjax import types
 
 Array = jax.Array
 
-RULES = ('greedy', 'rejection', 'block', 'coupled')
-IMPLEMENTATIONS = ('xla',)
+RULES = ('greedy', 'rejection', 'block', 'coupled', 'recursive')
+IMPLEMENTATIONS = ('xla', 'mosaic_tpu', 'mosaic_gpu')
 
 
 @struct.dataclass
 class Uniforms:
-  """The random numbers of rejection and block.
+  """The random numbers of rejection, block and recursive.
 
   Attributes:
     flips: [B, K] float32 in (0, 1): token j stays where its number is below its probability.
     next_token: [B, K + 1] float32 in (0, 1): what follows j accepted tokens is drawn with
-      number j by inverse CDF in the order of token ids. Each is used at most once.
+      number j by inverse CDF in the order of token ids (in a tree: what follows node j). Each
+      is used at most once.
   """
 
   flips: Array
   next_token: Array
 
-  def flip(self, probs: Array, *, purpose: int) -> tuple[Array, 'Uniforms']:
-    """As `specjax.types.Source.flip`, for `probs` [B, K]."""
+  def flip(
+      self, probs: Array, *, purpose: int, node: Array | None = None
+  ) -> tuple[Array, 'Uniforms']:
+    """As `specjax.types.Source.flip`."""
     del purpose
-    return self.flips < probs, self
+    if node is None:
+      return self.flips < probs, self
+    at = jnp.maximum(node - 1, 0)[:, None]
+    return jnp.take_along_axis(self.flips, at, axis=1)[:, 0] < probs, self
 
 
 @struct.dataclass
@@ -106,7 +112,7 @@ class Inputs:
     target: [B * (K + 1), V] bfloat16 or float32, logits.
     draft: [Q, V] bfloat16 or float32, or None where tokens were chosen.
     tokens: [B, K] int32.
-    draft_rows: [B, K] int32, the row of `draft` that each token was drawn from.
+    draft_rows: [B, K] int32, the row among its sequence's that each token was drawn from.
     valid: [B, K] bool, a prefix in a chain.
     sampling: settings, one a sequence.
     draft_is_law: static; `draft` holds the log-probabilities that tokens were drawn from, to
@@ -121,9 +127,47 @@ class Inputs:
   sampling: types.Sampling
   draft_is_law: bool = struct.field(pytree_node=False)
 
+  @property
+  def flat_draft_rows(self) -> Array:
+    """[B, K] int32, rows of `draft`."""
+    batch = self.tokens.shape[0]
+    each = 0 if self.draft is None else self.draft.shape[0] // batch
+    return self.draft_rows + jnp.arange(batch, dtype=jnp.int32)[:, None] * each
+
   def settings(self, rows_each: int) -> 'Settings':
     """The settings of rows, `rows_each` a sequence."""
     return settings_of(self.sampling, rows_each)
+
+
+@struct.dataclass
+class Draw:
+  """What each sequence's next token is drawn from.
+
+  Weights are max(scale * target - share * draft, 0), without some tokens, not normalised.
+
+  Attributes:
+    node: [B] int32, the node that the token follows; 0 is the root.
+    row: [B] int32, its row of the target.
+    draft_row: [B] int32, the row of the draft; whichever where there is no draft.
+    scale: [B] float32.
+    share: [B] float32.
+    without: [B, C] int32, tokens that are left out; -1 for none.
+  """
+
+  node: Array
+  row: Array
+  draft_row: Array
+  scale: Array
+  share: Array
+  without: Array
+
+  def or_target(self, is_empty: Array) -> 'Draw':
+    """The target's own law where `is_empty` [B]."""
+    return self.replace(
+        scale=jnp.where(is_empty, 1.0, self.scale),
+        share=jnp.where(is_empty, 0.0, self.share),
+        without=jnp.where(is_empty[:, None], -1, self.without),
+    )
 
 
 @struct.dataclass

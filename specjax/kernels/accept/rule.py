@@ -10,7 +10,9 @@ from specjax import randomness
 from specjax import types
 from specjax.kernels.accept import api
 from specjax.kernels.accept import base
+from specjax.kernels.accept import sharded
 from specjax.verify import acceptance
+from specjax.verify import siblings
 
 # On CPUs the op pays from here on: below, a round is made of small ops, and fewer are better.
 CPU_VOCABULARY = 32_768
@@ -22,6 +24,7 @@ class Through:
 
   rule: Any
   implementation: str
+  split: sharded.Split | None = None
   takes_logits: bool = True
 
   @property
@@ -46,8 +49,11 @@ class Through:
 
   def __call__(self, *, logits, sampling, proposal, positions, source):
     """As `specjax.verify.Rule`, from controlled logits [B, N + 1, V] and the settings."""
-    is_choice = self.mode != 'sample'
-    if not is_choice:
+    is_choice, is_tree = self.mode != 'sample', self.handles_trees
+    if is_tree and not is_choice:
+      kinds = (types.ONE_HOT, types.SAMPLED, types.WITHOUT_REPLACEMENT)
+      siblings.check_kind(proposal, rule=self.name, kinds=kinds)
+    elif not is_choice:
       acceptance.check_kind(proposal, rule=self.name)
     has_law = not is_choice and proposal.kind != types.ONE_HOT and proposal.num_nodes > 0
     vocab_size = logits.shape[-1]
@@ -60,10 +66,10 @@ class Through:
         draft_rows=proposal.rows,
         valid=proposal.valid,
     )
-    numbers = _numbers(self.mode, source, positions, proposal.num_nodes)
-    found, used = api.run(
-        api.backend(self.implementation, inputs), inputs, self.name, numbers,
-        proposal.parents if is_choice else None,
+    numbers = _numbers(self, source, positions, proposal.num_nodes)
+    found, used = api.decide(
+        inputs, self.name, numbers, proposal.parents if is_tree else None, self.implementation,
+        self.split, proposal.kind == types.WITHOUT_REPLACEMENT,
     )
     return types.Verification(
         num_accepted=found.num_accepted,
@@ -74,26 +80,28 @@ class Through:
     ), used if numbers is source else source
 
 
-def _numbers(mode: str, source, positions, num_nodes: int):
+def _numbers(rule: Through, source, positions, num_nodes: int):
   """What the op takes its random choices from: the engine's numbers, or any other source."""
-  if mode == 'greedy':
+  if rule.mode == 'greedy':
     return None
-  if mode == 'coupled':
+  if rule.mode == 'coupled':
     return base.Noise(source.keys, positions)
   if not hasattr(source, 'uniform'):
     return source
   return base.Uniforms(
-      flips=source.uniform(randomness.ACCEPT, jnp.arange(num_nodes)),
+      # Flips of all nodes at once are counted from 0, those of a walk by the node's number.
+      flips=source.uniform(randomness.ACCEPT, jnp.arange(num_nodes) + rule.handles_trees),
       next_token=source.uniform(randomness.NEXT, jnp.arange(num_nodes + 1)),
   )
 
 
-def through(rule: Any, implementation: str) -> Through:
+def through(rule: Any, implementation: str, split: sharded.Split | None = None) -> Through:
   """A rule that decides as `rule` does, through `specjax.kernels.accept`.
 
   Args:
-    rule: `specjax.verify.greedy()`, `rejection()`, `block()` or `coupled()`.
+    rule: `specjax.verify.greedy()`, `rejection()`, `block()`, `coupled()` or `recursive()`.
     implementation: one of `IMPLEMENTATIONS`.
+    split: how the logits lie on a mesh, where their vocabulary is sharded.
 
   Returns:
     The rule; its tokens are those of `rule`, but for rounding of sums.
@@ -109,7 +117,7 @@ def through(rule: Any, implementation: str) -> Through:
     raise ValueError(
         f'implementation must be one of {base.IMPLEMENTATIONS}; got {implementation!r}.'
     )
-  return Through(rule, implementation)
+  return Through(rule, implementation, split)
 
 
 def by_default(rule: Any, *, vocab_size: int) -> Any:
@@ -122,7 +130,8 @@ def by_default(rule: Any, *, vocab_size: int) -> Any:
   """
   if not _is_shipped(rule):
     return rule
-  implementation = api.best()
+  # A tree's refusals are compared one by one in the kernels: small trees only, by name.
+  implementation = 'xla' if rule.name == 'recursive' else api.best()
   if implementation == 'xla' and jax.default_backend() == 'cpu' and vocab_size < CPU_VOCABULARY:
     return rule
   return through(rule, implementation)

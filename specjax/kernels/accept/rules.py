@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax import randomness
+from specjax.kernels.accept import base
 from specjax.verify import acceptance
 from specjax.verify.block import conditional
 from specjax.verify.block import stop_probs
@@ -102,6 +103,31 @@ def nothing_drafted(batch_size: int) -> Decision:
 def one_hot_surplus(prefix: Array, target: Array) -> Array:
   """`surplus` [B, K - 1] where tokens were chosen: all of the target's law but the token."""
   return prefix[:, :-1] * -jnp.expm1(target[:, 1:])
+
+
+def draw_of(decision: Decision, inputs: base.Inputs) -> base.Draw:
+  """What the next token of a chain is drawn from."""
+  batch, size = inputs.tokens.shape
+  at, is_bonus = decision.num_accepted, decision.is_bonus
+  without, draft_row = jnp.full((batch, 1), -1, jnp.int32), jnp.zeros((batch,), jnp.int32)
+  scale, share = decision.scale, jnp.zeros((batch,), jnp.float32)
+  if size:
+    node = jnp.minimum(at, size - 1)[:, None]
+    if inputs.draft is None:
+      # The scaled target never exceeds 1, so that the residual is the target without the token.
+      token = jnp.take_along_axis(inputs.tokens, node, axis=1)
+      without = jnp.where(is_bonus[:, None], -1, token)
+    else:
+      draft_row = jnp.take_along_axis(inputs.flat_draft_rows, node, axis=1)[:, 0]
+      share = jnp.where(is_bonus, 0.0, 1.0)
+  return base.Draw(
+      node=at,
+      row=jnp.arange(batch, dtype=jnp.int32) * (size + 1) + at,
+      draft_row=draft_row,
+      scale=jnp.where(is_bonus, 1.0, scale),
+      share=share,
+      without=without,
+  )
 
 
 def emitted_log_probs(num_accepted: Array, drafted: Array, last: Array) -> Array:

@@ -21,16 +21,18 @@ class Stream:
 
   Attributes:
     vocab_size: V, of all shards.
-    axis_name: the mesh axis that the vocabulary is sharded over, inside `shard_map`; or None.
+    axis_name: the mesh axis, or axes, that the vocabulary is sharded over, inside `shard_map`;
+      None on one device.
+    tile: entries of a tile; 0 takes `base.tile_size`.
   """
 
   vocab_size: int
-  axis_name: str | None = None
+  axis_name: str | tuple[str, ...] | None = None
+  tile: int = 0
 
-  @property
-  def tile(self) -> int:
-    """Entries of a tile."""
-    return base.tile_size(self.vocab_size)
+  def __post_init__(self):
+    if not self.tile:
+      object.__setattr__(self, 'tile', base.tile_size(self.vocab_size))
 
   def offset(self, local_size: int) -> Array | int:
     """The first token id that is held here."""

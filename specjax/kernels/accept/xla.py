@@ -7,10 +7,10 @@ draft at the one row that the next token is drawn from. No row of probabilities 
 the largest arrays made are those two rows and one float a tile.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -27,7 +27,7 @@ Array = jax.Array
 _LARGEST = jnp.finfo(jnp.float32).max
 
 
-@struct.dataclass
+@dataclasses.dataclass(frozen=True)
 class Scan:
   """What one pass over the rows found out.
 
@@ -52,10 +52,16 @@ class Xla:
 
   stream: streams.Stream
 
-  def scan(self, inputs: base.Inputs, rule: str) -> Scan:
-    """Scalars of all drafted tokens; `inputs` has K >= 1."""
+  def scan(self, inputs: base.Inputs, rule: str, parents: Array) -> Scan:
+    """Scalars of all drafted tokens.
+
+    Args:
+      inputs: the arrays; K may be 0.
+      rule: the rule.
+      parents: [B, K] int32, the row of its sequence that each token is judged by.
+    """
     batch, size = inputs.tokens.shape
-    rows = jnp.arange(batch)[:, None] * (size + 1) + jnp.arange(size)
+    rows = jnp.arange(batch, dtype=jnp.int32)[:, None] * (size + 1) + parents
     laws = self.laws(inputs.target, inputs.settings(size + 1))
     target = self.log_prob(inputs.target, laws, rows, inputs.tokens)
     draft, draft_laws = jnp.zeros(target.shape, jnp.float32), None
@@ -64,49 +70,52 @@ class Xla:
       draft_laws = base.given_laws(count)
       if not inputs.draft_is_law:
         draft_laws = self.laws(inputs.draft, inputs.settings(count // batch))
-      draft = self.log_prob(inputs.draft, draft_laws, inputs.draft_rows, inputs.tokens)
-    prefix = surplus = None
-    if rule == 'block':
-      prefix = prefix_probs(target, draft)
-      surplus = rules.one_hot_surplus(prefix, target)
-      if inputs.draft is not None:
-        surplus = self._surplus(inputs, laws, draft_laws, prefix[:, :-1], rows[:, 1:])
-    return Scan(target, draft, prefix, surplus, (laws, draft_laws))
+      draft = self.log_prob(inputs.draft, draft_laws, inputs.flat_draft_rows, inputs.tokens)
+    scan = Scan(target, draft, None, None, (laws, draft_laws))
+    if rule != 'block' or not size:
+      return scan
+    prefix = prefix_probs(target, draft)
+    if inputs.draft is None:
+      return dataclasses.replace(
+          scan, prefix=prefix, surplus=rules.one_hot_surplus(prefix, target)
+      )
+    flat = rows[:, 1:].reshape(-1)
+    masses = self.masses(inputs, scan, base.Draw(
+        node=flat, row=flat, draft_row=inputs.flat_draft_rows[:, 1:].reshape(-1),
+        scale=prefix[:, :-1].reshape(-1), share=jnp.ones(flat.shape, jnp.float32),
+        without=jnp.full((flat.shape[0], 1), -1, jnp.int32),
+    ))
+    surplus = streams.ordered_sum(masses).reshape(batch, size - 1)
+    return dataclasses.replace(scan, prefix=prefix, surplus=surplus)
 
   def finish(
-      self, inputs: base.Inputs, scan: Scan | None, decision: rules.Decision, source
+      self, inputs: base.Inputs, scan: Scan, draw: base.Draw, source
   ) -> tuple[Array, Array, Any]:
     """The next token [B], its log-probability under the target's law [B], and the source.
 
     Args:
       inputs: as for `scan`.
-      scan: its result; None where K is 0.
-      decision: where each sequence stops.
+      scan: its result.
+      draw: what is drawn from.
       source: `base.Uniforms`, or with `draw` as a `specjax.types.Source` has it.
     """
-    batch, size = inputs.tokens.shape
-    at = decision.num_accepted
-    row = jnp.arange(batch) * (size + 1) + at
-    laws = scan.laws[0] if size else self.laws(inputs.target, inputs.settings(1))
-    final = _Final(
-        target=inputs.target, row=row, law=laws.take(row), draft=None, draft_row=row,
-        draft_law=None, scale=decision.scale, whole=decision.is_bonus,
-        without=jnp.full((batch,), -1, jnp.int32),
-    )
-    if size:
-      node = jnp.minimum(at, size - 1)[:, None]
-      take = lambda values: jnp.take_along_axis(values, node, axis=1)[:, 0]
-      if inputs.draft is None:
-        without = jnp.where(decision.is_bonus, -1, take(inputs.tokens))
-        final = final.replace(without=without)
-      else:
-        draft_row = take(inputs.draft_rows)
-        final = final.replace(
-            draft=inputs.draft, draft_row=draft_row,
-            draft_law=scan.laws[1].take(draft_row),
-        )
-    token, source = self._draw(final, at, source)
-    return token, self.log_prob(inputs.target, laws, row, token), source
+    masses = self.masses(inputs, scan, draw)
+    # An empty residual: both laws are equal but for rounding, and the target's is drawn from.
+    is_empty = jnp.max(masses, axis=-1) == 0
+    draw = draw.or_target(is_empty)
+    if isinstance(source, base.Uniforms):
+      masses = rarely(
+          jnp.any(is_empty), lambda: self.masses(inputs, scan, draw), lambda: masses
+      )
+      token = self._inverse(inputs, scan, draw, masses, source)
+    else:
+      weights = self._weights(inputs, scan, draw)
+      token, source = source.draw(jnp.log(weights), purpose=randomness.NEXT, node=draw.node)
+    return token, self.log_prob(inputs.target, scan.laws[0], draw.row, token), source
+
+  def mass(self, inputs: base.Inputs, scan: Scan, draw: base.Draw) -> Array:
+    """The sum of a draw's weights, [B]."""
+    return streams.ordered_sum(self.masses(inputs, scan, draw))
 
   def choose(self, inputs: base.Inputs, rule: str, noise: base.Noise | None):
     """The target's own choice at every row, greedy or with shared noise.
@@ -117,19 +126,28 @@ class Xla:
     batch, size = inputs.tokens.shape
     shape = (batch, size + 1)
     laws = self.laws(inputs.target, inputs.settings(size + 1))
-    ids = self.stream.ids(inputs.target.shape[-1])
     if rule == 'greedy':
-      values = inputs.target
+      tokens = self.largest_logit(inputs.target)
     else:
-      scaled, kept = _scaled(inputs.target, laws, ids)
-      values = jnp.where(kept, scaled, -jnp.inf).reshape(*shape, -1)
-      values += randomness.noise_at(noise.keys, noise.positions, ids)
-      # Made once, for the two passes that look for the largest.
-      values = jax.lax.optimization_barrier(values.reshape(inputs.target.shape))
-    tokens = self._argmax(values, self.stream.largest(values), ids)
+      words = randomness.position_keys(noise.keys, noise.positions)
+      tokens = self.largest_noisy(inputs.target, laws, *[x.reshape(-1) for x in words])
     rows = jnp.arange(tokens.shape[0])
     log_probs = self.log_prob(inputs.target, laws, rows, tokens)
     return tokens.reshape(shape), log_probs.reshape(shape)
+
+  def largest_logit(self, logits: Array) -> Array:
+    """The token [R] of the largest of logits [R, V], the smallest of equals."""
+    return self._argmax(logits, self.stream.largest(logits), self.stream.ids(logits.shape[-1]))
+
+  def largest_noisy(self, logits: Array, laws: Laws, first: Array, second: Array) -> Array:
+    """The token [R] of the largest scaled logit with the coupled noise of keys [R], [R]."""
+    ids = self.stream.ids(logits.shape[-1])
+    scaled, kept = _scaled(logits, laws, ids)
+    bits = randomness.mix(first[:, None], second[:, None], ids.astype(jnp.uint32))
+    values = jnp.where(kept, scaled, -jnp.inf) + randomness.gumbel_of(bits)
+    # Made once, for the two passes that look for the largest.
+    values = jax.lax.optimization_barrier(values)
+    return self._argmax(values, self.stream.largest(values), ids)
 
   def laws(self, logits: Array, settings: Settings) -> Laws:
     """What turns rows `logits` [R, V] into their laws."""
@@ -183,7 +201,7 @@ class Xla:
 
     everything = jnp.full(top.shape, -jnp.inf, jnp.float32)
     nothing = jnp.full(top.shape, -1, jnp.int32)
-    lowest, chosen = jax.lax.cond(
+    lowest, chosen = rarely(
         jnp.any(by_k | by_p | greedy), find, lambda: (everything, nothing)
     )
     least = jnp.where(greedy, -jnp.inf, jnp.log(settings.min_p))
@@ -196,74 +214,45 @@ class Xla:
     numbers = jnp.where(values == top[:, None], ids.astype(jnp.float32), last)
     return self.stream.smallest(jnp.min(numbers, axis=-1)).astype(jnp.int32)
 
-  def _surplus(self, inputs, laws: Laws, draft_laws: Laws, prefix: Array, rows: Array) -> Array:
-    """The sums of max(p_i target - draft, 0), [B, K - 1], at `rows` [B, K - 1] of the target."""
+  def masses(self, inputs: base.Inputs, scan: Scan, draw: base.Draw) -> Array:
+    """The sums of the tiles of a draw's weights, [B, n]."""
+    return self.stream.masses(self._weights(inputs, scan, draw))
+
+  def _weights(self, inputs: base.Inputs, scan: Scan, draw: base.Draw) -> Array:
+    """A draw's weights, [B, V_local]."""
+    draft = None if inputs.draft is None else inputs.draft[draw.draft_row]
     ids = self.stream.ids(inputs.target.shape[-1])
-    flat = rows.reshape(-1)
-    draft_rows = inputs.draft_rows[:, 1:].reshape(-1)
-    target = _probs(inputs.target[flat], laws.take(flat), ids)
-    draft = _probs(inputs.draft[draft_rows], draft_laws.take(draft_rows), ids)
-    weights = jnp.maximum(prefix.reshape(-1)[:, None] * target - draft, 0.0)
-    return self.stream.total(weights).reshape(rows.shape)
+    return _weights(inputs.target[draw.row], draft, scan.laws, draw, ids)
 
-  def _draw(self, final: '_Final', at: Array, source) -> tuple[Array, Any]:
-    """Tokens [B], drawn from the weights of `final`."""
-    local_size = final.target.shape[-1]
-    ids = self.stream.ids(local_size)
-    target = final.target[final.row]
-    draft = None if final.draft is None else final.draft[final.draft_row]
-    masses = self.stream.masses(final.weights(target, draft, ids))
-    # An empty residual: both laws are equal but for rounding, and the target's is drawn from.
-    final = final.replace(whole=final.whole | (jnp.max(masses, axis=-1) == 0))
-    if not isinstance(source, base.Uniforms):
-      weights = final.weights(target, draft, ids)
-      return source.draw(jnp.log(weights), purpose=randomness.NEXT, node=at)
-    masses = jax.lax.cond(
-        jnp.any(jnp.max(masses, axis=-1) == 0),
-        lambda: self.stream.masses(final.weights(target, draft, ids)),
-        lambda: masses,
-    )
-    uniform = jnp.take_along_axis(source.next_token, at[:, None], axis=1)[:, 0]
+  def _inverse(self, inputs, scan: Scan, draw: base.Draw, masses: Array, source) -> Array:
+    """Tokens [B] by inverse CDF, from the tiles' masses [B, n]."""
+    uniform = jnp.take_along_axis(source.next_token, draw.node[:, None], axis=1)[:, 0]
     tile, goal = streams.pick_tile(masses, uniform)
-    target, first = self.stream.tile_at(final.target, final.row, tile)
-    if draft is not None:
-      draft, _ = self.stream.tile_at(final.draft, final.draft_row, tile)
+    target, first = self.stream.tile_at(inputs.target, draw.row, tile)
+    draft = None
+    if inputs.draft is not None:
+      draft, _ = self.stream.tile_at(inputs.draft, draw.draft_row, tile)
     ids = first[:, None] + jnp.arange(self.stream.tile, dtype=jnp.int32)
-    weights = jnp.where(ids < self.stream.vocab_size, final.weights(target, draft, ids), 0.0)
+    weights = _weights(target, draft, scan.laws, draw, ids)
+    weights = jnp.where(ids < self.stream.vocab_size, weights, 0.0)
     token = first + streams.pick(weights, goal)
-    return self.stream.from_holder(tile, token, local_size), source
+    return self.stream.from_holder(tile, token, inputs.target.shape[-1])
 
 
-@struct.dataclass
-class _Final:
-  """The row that each sequence's next token is drawn from.
+def _weights(target: Array, draft: Array | None, laws, draw: base.Draw, ids: Array) -> Array:
+  """Weights [B, X] from logits [B, X] of tokens `ids` [X] or [B, X]."""
+  weights = draw.scale[:, None] * _probs(target, laws[0].take(draw.row), ids)
+  if draft is not None:
+    share = draw.share[:, None] * _probs(draft, laws[1].take(draw.draft_row), ids)
+    weights = jnp.maximum(weights - share, 0.0)
+  for column in range(draw.without.shape[1]):
+    weights = jnp.where(ids == draw.without[:, column : column + 1], 0.0, weights)
+  return weights
 
-  Attributes:
-    target: [R, V] logits; row: [B]; law: of these rows.
-    draft: [Q, V] or None; draft_row: [B]; draft_law: of these rows.
-    scale: [B] float32, the factor of the target's law.
-    whole: [B] bool, draw from the target's law itself.
-    without: [B] int32, the token that is left out; -1 for none.
-  """
 
-  target: Array
-  row: Array
-  law: Laws
-  draft: Array | None
-  draft_row: Array
-  draft_law: Laws | None
-  scale: Array
-  whole: Array
-  without: Array
-
-  def weights(self, target: Array, draft: Array | None, ids: Array) -> Array:
-    """What is drawn from, not normalised: [B, X] of entries `ids` [X] or [B, X]."""
-    whole = self.whole[:, None]
-    probs = _probs(target, self.law, ids)
-    if draft is None:
-      return jnp.where(~whole & (ids == self.without[:, None]), 0.0, probs)
-    rest = self.scale[:, None] * probs - _probs(draft, self.draft_law, ids)
-    return jnp.where(whole, probs, jnp.maximum(rest, 0.0))
+def rarely(condition: Array, unusual: Callable, usual: Callable) -> Any:
+  """`unusual()` where a bool scalar is True; the usual cost is counted without it."""
+  return jax.lax.cond(condition, unusual, usual)
 
 
 def _scaled(logits: Array, laws: Laws, ids: Array) -> tuple[Array, Array]:

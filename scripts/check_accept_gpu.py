@@ -1,0 +1,164 @@
+"""The acceptance op on a Hopper GPU: equality with its definition, and time.
+
+  python scripts/check_accept_gpu.py [--workdir=runs/check_accept_gpu]
+
+For B in 1, 8, 64 and K in 4, 8, 16 at V = 128,256 (float32, both logits 13 GB at the largest):
+
+- `equal`: decisions of `mosaic_gpu` that differ from those of `xla` with the same numbers, per
+  rule; each must lie within 1e-5 of a breakpoint, for sums are rounded differently;
+- `milliseconds` of both, of a torch port of the usual verifier (softmax, gather, compare, residual,
+  sample: one launch each) if torch with CUDA is installed, and of the bytes floor, (2K + 3) V
+  itemsize a sequence, at the bandwidth that a copy reaches on this machine.
+
+Writes `metrics.jsonl`, one row a size and rule, and prints it. Refuses to run elsewhere. It has not
+been run yet: no such machine was at hand, and no result of it is kept in the repository.
+"""
+
+import functools
+import json
+import pathlib
+import sys
+import time
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import randomness
+from specjax import sampling as sampling_lib
+from specjax.kernels import accept as accept_lib
+
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/check_accept_gpu', 'Where metrics.jsonl goes.')
+_BATCHES = flags.DEFINE_list('batches', ['1', '8', '64'], 'B.')
+_SIZES = flags.DEFINE_list('sizes', ['4', '8', '16'], 'K.')
+_VOCAB = flags.DEFINE_integer('vocab_size', 128_256, 'V.')
+_REPEATS = flags.DEFINE_integer('repetitions', 30, 'Timed calls.')
+
+RULES = ('greedy', 'rejection', 'block', 'coupled')
+
+
+def inputs(batch: int, size: int, vocab_size: int):
+  """Flat logits and tokens, made on the device."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  target = 3 * jax.random.normal(keys[0], (batch, size + 1, vocab_size))
+  draft = target[:, :size] + jax.random.normal(keys[1], (batch, size, vocab_size))
+  tokens = jax.random.categorical(keys[2], draft, axis=-1).astype(jnp.int32)
+  return target.reshape(-1, vocab_size), draft.reshape(-1, vocab_size), tokens
+
+
+def op(target, draft, tokens, seed, *, rule, implementation):
+  """The op with numbers of a seed."""
+  batch, size = tokens.shape
+  source = randomness.KeySource(
+      randomness.row_keys(seed + jnp.arange(batch)), jnp.zeros((batch,), jnp.int32)
+  )
+  numbers = accept_lib.Uniforms(
+      source.uniform(randomness.ACCEPT, jnp.arange(size)),
+      source.uniform(randomness.NEXT, jnp.arange(size + 1)),
+  )
+  if rule in ('greedy', 'coupled'):
+    positions = jnp.broadcast_to(jnp.arange(size + 1, dtype=jnp.int32), (batch, size + 1))
+    numbers, draft = accept_lib.Noise(source.keys, positions), None
+  return accept_lib.accept(
+      target, tokens, rule=rule, numbers=None if rule == 'greedy' else numbers,
+      sampling=sampling_lib.make(batch_size=batch), draft_logits=draft,
+      implementation=implementation,
+  )
+
+
+def milliseconds(call, wait, repetitions: int) -> float:
+  """Median of a call."""
+  samples = []
+  for _ in range(3):
+    wait(call())
+  for _ in range(repetitions):
+    started = time.perf_counter()
+    wait(call())
+    samples.append(1e3 * (time.perf_counter() - started))
+  return float(np.median(samples))
+
+
+def bandwidth() -> float:
+  """Bytes a second that a copy of 4 GB reads and writes."""
+  array = jnp.zeros((1 << 30,), jnp.float32)
+  copy = jax.jit(lambda x: x + 1)
+  return 2 * array.nbytes / (milliseconds(lambda: copy(array), jax.block_until_ready, 10) / 1e3)
+
+
+def torch_verifier(batch: int, size: int, vocab_size: int):
+  """A call of the usual verifier in torch, or None where there is no torch with CUDA."""
+  try:
+    import torch
+  except ImportError:
+    return None
+  if not torch.cuda.is_available():
+    return None
+  target = 3 * torch.randn(batch, size + 1, vocab_size, device='cuda')
+  draft = target[:, :size] + torch.randn(batch, size, vocab_size, device='cuda')
+  tokens = torch.distributions.Categorical(logits=draft).sample()
+
+  def call():
+    probs, draft_probs = target.softmax(-1), draft.softmax(-1)
+    take = lambda rows: rows.gather(2, tokens[..., None])[..., 0]
+    ratio = take(probs[:, :size]) / take(draft_probs)
+    count = (torch.rand_like(ratio) < ratio).int().cumprod(1).sum(1)
+    residual = (probs[:, :size] - draft_probs).clamp(min=0)
+    rows = torch.cat([residual, probs[:, size:]], 1)
+    noise = torch.empty_like(rows).exponential_()
+    recovered = (rows / noise).argmax(-1)
+    return count, recovered.gather(1, count[:, None].long())
+
+  return call, lambda _: torch.cuda.synchronize()
+
+
+def measure(batch: int, size: int, vocab_size: int, bytes_a_second: float):
+  """Rows of one size."""
+  target, draft, tokens = inputs(batch, size, vocab_size)
+  floor = (2 * size + 3) * vocab_size * 4 * batch
+  peer = torch_verifier(batch, size, vocab_size)
+  peer_time = milliseconds(*peer, _REPEATS.value) if peer else None
+  for rule in RULES:
+    found, times = {}, {}
+    for implementation in ('xla', 'mosaic_gpu'):
+      call = jax.jit(functools.partial(op, rule=rule, implementation=implementation))
+      results = [call(target, draft, tokens, seed) for seed in range(20)]
+      found[implementation] = jax.tree.map(lambda *x: np.stack(x), *results)
+      times[implementation] = milliseconds(
+          lambda call=call: call(target, draft, tokens, 0), jax.block_until_ready, _REPEATS.value
+      )
+    one, two = found['xla'], found['mosaic_gpu']
+    differs = (one.num_accepted != two.num_accepted) | (one.next_token != two.next_token)
+    yield dict(
+        name=f'{rule}, B={batch}, K={size}', batch=batch, num_speculative_tokens=size,
+        vocab_size=vocab_size, decisions=int(differs.size), different=int(differs.sum()),
+        equal=int(differs.sum()) <= 1e-4 * differs.size,
+        largest_log_prob_difference=float(np.abs(
+            np.where(differs[..., None], 0.0, one.log_probs - two.log_probs)
+        ).max()),
+        milliseconds=times['mosaic_gpu'], milliseconds_xla=times['xla'],
+        milliseconds_torch=peer_time, milliseconds_floor=1e3 * floor / bytes_a_second,
+        bandwidth=bytes_a_second, device=jax.devices()[0].device_kind, jax=jax.__version__,
+    )
+
+
+def main(argv):
+  del argv
+  device = jax.devices()[0]
+  if device.platform != 'gpu' or float(device.compute_capability) < 9.0:
+    sys.exit(f'This check needs a Hopper GPU or newer; this is {device.device_kind}.')
+  folder = pathlib.Path(_WORKDIR.value)
+  folder.mkdir(parents=True, exist_ok=True)
+  bytes_a_second = bandwidth()
+  with open(folder / 'metrics.jsonl', 'w', encoding='utf-8') as file:
+    for batch in map(int, _BATCHES.value):
+      for size in map(int, _SIZES.value):
+        for row in measure(batch, size, _VOCAB.value, bytes_a_second):
+          file.write(json.dumps(row) + '\n')
+          file.flush()
+          print(json.dumps(row), flush=True)
+
+
+if __name__ == '__main__':
+  app.run(main)
