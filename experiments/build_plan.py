@@ -64,7 +64,8 @@ def case(config: ConfigDict, name: str) -> Case:
   """
   where = chips.slice_of(name)
   compiled = where.chip.is_tpu and config.compile
-  build.choice('drafter.kind', config.drafter.kind, ('model', 'eagle3'))
+  kinds = ('model',) if heads_eagle is None else ('model', 'eagle3')
+  build.choice('drafter.kind', config.drafter.kind, kinds)
   target, kind = _preset(config.target), jnp.dtype(config.dtype)
   is_head = config.drafter.kind == 'eagle3'
   head = _head(config, target) if is_head else None

@@ -68,9 +68,12 @@ def load(folder: str, int8: bool) -> None:
 
   from specjax import models
   from specjax import sharding
+  from specjax.models import quantization
 
   layouts = sharding.make('tensor', model=DEVICES)
-  jnp.zeros(8).block_until_ready()
+  # What the compiler takes for its first programs is not the checkpoint's.
+  small = jnp.zeros((64, 64), jnp.bfloat16, device=layouts.target.sharding(('vocab', None)))
+  jax.block_until_ready(jax.jit(quantization.quantize)(small))
   start, peak, over = _resident(), [0], threading.Event()
 
   def watch():
