@@ -35,9 +35,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.target = ml_collections.ConfigDict(dict(name='stdlib', path=''))
   config.drafter = ml_collections.ConfigDict(
       dict(
-          kind='model',  # none, model, model_tree, ngram, suffix, combined, synthetic
+          # none, model, model_tree, ngram, suffix, combined, synthetic, eagle, medusa,
+          # early_exit, and these three with _tree.
+          kind='model',
           num_speculative_tokens=4,
-          # model: one of the pair's drafts by name ('' is its default), or a folder.
+          # model: one of the pair's drafts by name ('' is its default), or a folder; heads
+          # (eagle, medusa, early_exit): the pair's, or a folder.
           draft='',
           path='',
           int8=False,  # its weights in eight bits; the output stays the target's

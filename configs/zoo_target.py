@@ -29,6 +29,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     raise ValueError(f"configs/zoo_target.py takes no argument or ':smoke', not {arg!r}.")
   config = ml_collections.ConfigDict()
   config.name = 'zoo_target'
+  config.kind = 'model'  # eagle3, medusa, early_exit train heads (configs/train_*_zoo.py)
   # Of the initial weights and of the order of batches.
   config.seed = 0
   # Of activations; weights are trained in float32 and exported in export_dtype.
@@ -75,7 +76,29 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.mesh = ml_collections.ConfigDict(dict(preset='', data=1, model=0, sequence=1, draft=1))
   # A draft is distilled from the model in target.path (configs/zoo_draft.py).
   config.target = ml_collections.ConfigDict(dict(path=''))
-  config.distillation = ml_collections.ConfigDict(dict(kl_weight=0.0))
+  config.distillation = ml_collections.ConfigDict(
+      dict(
+          kl_weight=0.0,
+          loss='forward_kl',  # reverse_kl, jsd, total_variation, acceptance
+      )
+  )
+  # Train on the target's own samples instead of the text: how many, and from what prompts.
+  config.samples = ml_collections.ConfigDict(
+      dict(num_samples=0, prompt_tokens=64, new_tokens=192, temperature=1.0, batch_size=64)
+  )
+  # Features of the target, for heads: stored first, or computed in every step.
+  config.features = ml_collections.ConfigDict(
+      dict(
+          stored=False,
+          path='',  # a folder to keep or find them in; '' is features/ in the workdir
+          layers=(),  # stored beside those that the head reads, so that others can use them
+          max_windows=0,  # of seq_len tokens, from the beginning of the corpus; 0 takes all
+      )
+  )
+  # Greedy decoding of held-out prompts with what is trained, at every evaluation.
+  config.measure = ml_collections.ConfigDict(
+      dict(num_prompts=0, prompt_tokens=64, new_tokens=64, num_speculative_tokens=4)
+  )
   if arg == 'smoke':
     shrink(config)
   return config

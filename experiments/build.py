@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 import tokenizers
 
+from experiments import build_head_drafters
 from specjax import drafters
 from specjax import models
 from specjax import sampling as sampling_lib
@@ -24,7 +25,16 @@ from specjax import zoo
 
 ConfigDict = ml_collections.ConfigDict
 
-DRAFTERS = ('none', 'model', 'model_tree', 'ngram', 'suffix', 'combined', 'synthetic')
+DRAFTERS = (
+    'none',
+    'model',
+    'model_tree',
+    'ngram',
+    'suffix',
+    'combined',
+    'synthetic',
+    *build_head_drafters.KINDS,
+)
 # Those that a combination is made of.
 FREE, LEARNED = ('suffix', 'ngram'), ('model', 'model_tree')
 RULES = (
@@ -257,6 +267,8 @@ def drafter(config: ConfigDict, loaded: Loaded, *, reference=None, reference_len
     return drafters.model_tree(
         draft(config, loaded), tree=tree(settings.tree), siblings=settings.siblings or None
     )
+  if settings.kind in build_head_drafters.KINDS:
+    return build_head_drafters.drafter(config, loaded, tree(settings.tree))
   if settings.kind == 'ngram':
     return drafters.ngram(
         num_speculative_tokens=settings.num_speculative_tokens,
@@ -285,7 +297,7 @@ def drafter(config: ConfigDict, loaded: Loaded, *, reference=None, reference_len
 def rule(config: ConfigDict):
   """The rule of `config.rule`; 'auto' is greedy at temperature 0, else the block rule.
 
-  For trees of a draft model it is the traversal rule instead, which is the block rule's kin.
+  For trees of a draft model or a head it is the traversal rule instead, the block rule's kin.
 
   Raises:
     ValueError: if there is no such rule, or greedy is asked for above temperature 0.
@@ -293,7 +305,8 @@ def rule(config: ConfigDict):
   name, temperature = config.rule.name, config.sampling.temperature
   choice('rule.name', name, RULES)
   if name == 'auto':
-    branches = 'model_tree' in (config.drafter.kind, _learned(config))
+    kinds = (config.drafter.kind, _learned(config) or '')
+    branches = any(kind.endswith('_tree') for kind in kinds)
     name = ('traversal' if branches else 'block') if temperature else 'greedy'
   if name == 'greedy' and temperature:
     raise ValueError(

@@ -86,10 +86,11 @@ def target_tokenizer_file(config: ConfigDict) -> pathlib.Path | None:
 def loss(config: ConfigDict, model: models.Transformer, target: models.LanguageModel | None):
   """The loss: next-token cross-entropy, mixed with the divergence from a target if any.
 
-  `kl_weight * KL(target || draft) + (1 - kl_weight) * cross_entropy`; the target's logits
-  are computed in the step, on the same text.
+  `kl_weight * divergence(target, draft) + (1 - kl_weight) * cross_entropy`; the target's
+  logits are computed in the step, on the same text. `distillation.loss` is the divergence.
   """
-  weight = config.distillation.kl_weight
+  weight, kind = config.distillation.kl_weight, config.distillation.loss
+  losses.check_kind(kind)
   if not 0.0 <= weight <= 1.0:
     raise ValueError(f'config.distillation.kl_weight must be in [0, 1], got {weight}.')
 
@@ -102,12 +103,12 @@ def loss(config: ConfigDict, model: models.Transformer, target: models.LanguageM
     tokens = batch[:, :-1]
     logits = model.apply({'params': params}, tokens).logits
     wanted = jax.lax.stop_gradient(target(tokens).logits)
-    divergence = losses.forward_kl(wanted, logits)
+    divergence = losses.divergence(wanted, logits, kind=kind).mean()
     cross_entropy = losses.cross_entropy(logits, batch[:, 1:])
     value = weight * divergence + (1.0 - weight) * cross_entropy
     metrics = {
         'loss': value,
-        'kl': divergence,
+        'kl' if kind == 'forward_kl' else kind: divergence,
         'cross_entropy': cross_entropy,
         'acceptance': losses.acceptance(wanted, logits),
         'agreement': (wanted.argmax(-1) == logits.argmax(-1)).mean(dtype=jnp.float32),

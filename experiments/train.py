@@ -1,36 +1,43 @@
-"""Trains a target, or distils a draft from one, and saves it as a Hugging Face folder.
+"""Trains a target, distils a draft from one, or trains heads on one, and saves the result.
 
     python -m experiments.train --config=configs/zoo_target.py --workdir=runs/zoo_target
+    python -m experiments.train --config=configs/train_eagle3_zoo.py --workdir=runs/zoo_eagle3
 
 Stop it at any time and start it again with the same command: it goes on from its newest
 checkpoint to the same losses. The workdir holds `corpus/`, `checkpoints/`, `config.json`,
-`metrics.jsonl` (the loss curve) and, at the end, `model/` with `training.json`.
+`metrics.jsonl` (the loss curve) and, at the end, `model/` with `training.json`. Heads may
+read stored features of the target (`features/`, whose size is said first).
 """
 
+import dataclasses
+import functools
 import json
 import pathlib
 import shutil
 from typing import Any
 
 import jax
+import numpy as np
 import rich.console
 
-from experiments import build
+from experiments import build_heads
 from experiments import build_training
 from experiments import cli
 from experiments import corpus as corpus_lib
 from experiments import display
 from experiments import workdir as workdir_lib
-from specjax import models
-from specjax import sharding
+import specjax
 from specjax.sharding import processes
 from specjax.training import checkpoints
 from specjax.training import data
+from specjax.training import features
+from specjax.training import samples
 from specjax.training import train
 
 # These may differ between the parts of a resumed run; everything else makes it another run.
 _MAY_CHANGE = (
-    'num_steps', 'checkpoint_every', 'evaluate_every', 'record_every', 'corpus', 'target', 'mesh'
+    'num_steps', 'checkpoint_every', 'evaluate_every', 'record_every', 'corpus', 'target', 'mesh',
+    'features', 'measure',
 )
 
 
@@ -45,10 +52,8 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
   console = rich.console.Console() if console is None else console
   say = lambda text: console.print(text, highlight=False, soft_wrap=True)
   results = workdir_lib.open_workdir(workdir, config, resume=True)
-  module = build_training.module(config)
+  task = build_heads.task(config)
   tokenizer_file = build_training.target_tokenizer_file(config)
-  target = build_training.distillation_target(config)
-  loss_fn = build_training.loss(config, module, target)
   optimizer = build_training.optimizer(config)
   first = _resume(results, config, say)
 
@@ -63,18 +68,11 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
       )
   )
   _compare_corpus(config, corpus, say)
-  batches = data.TokenBatches(
-      corpus.train, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
-  )
-  windows = data.held_out_windows(
-      corpus.held_out, seq_len=config.seq_len, n=config.held_out_windows
-  )
-  size = min(config.batch_size, len(windows))
-  held_out = [windows[i : i + size] for i in range(0, len(windows) - size + 1, size)]
-
-  params = sharding.init_params(module, jax.random.key(config.seed))
+  corpus = _with_samples(config, task, corpus, results.path, say)
+  batches, held_out = _batches(config, task, corpus, results.path, say)
+  params = task.init(jax.random.key(config.seed))
   say(
-      f'{module.config.num_parameters:,} parameters, {len(corpus.train):,} tokens, '
+      f'{task.num_parameters:,} parameters, {len(corpus.train):,} tokens, '
       f'{config.num_steps - first} of {config.num_steps} steps of '
       f'{config.batch_size} x {config.seq_len} tokens to go, on {jax.devices()[0].device_kind}.'
   )
@@ -86,20 +84,98 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
 
     state = train.fit(
         params=params,
-        loss_fn=loss_fn,
+        loss_fn=task.loss_fn,
         optimizer=optimizer,
-        batches=batches.batch,
+        batches=batches,
         num_steps=config.num_steps,
         workdir=results.path,
         held_out=lambda: iter(held_out),
+        measure=_measure(config, task, corpus),
         checkpoint_every=config.checkpoint_every,
         evaluate_every=config.evaluate_every,
         record_every=config.record_every,
         gradient_accumulation=config.gradient_accumulation,
+        train_metrics=task.train_metrics,
         record=record,
-        layout=module.layout,
+        layout=task.layout,
     )
-  return _export(config, results, models.LanguageModel(module, state.params), corpus, say)
+  return _export(config, results, task, state.params, corpus, say)
+
+
+def _with_samples(config, task, corpus, path: pathlib.Path, say):
+  """The corpus, or with `config.samples` what the target writes behind prompts from it."""
+  settings = config.samples.to_dict()
+  if not settings['num_samples']:
+    return corpus
+  if task.target is None:
+    raise ValueError(
+        'config.samples asks for samples of a target, and there is none: give '
+        '--config.target.path=FOLDER.'
+    )
+  made = samples.write(
+      path / 'samples', target=task.target, tokens=corpus.train, seed=config.seed, say=say,
+      **settings,
+  )
+  return dataclasses.replace(corpus, train=made)
+
+
+def _batches(config, task, corpus, path: pathlib.Path, say):
+  """Step -> batch, and the held-out batches: tokens, or stored features of the target."""
+  size = min(config.batch_size, config.held_out_windows)
+  chunks = range(0, config.held_out_windows - size + 1, size)
+  if not (task.feature_layers and config.features.stored):
+    batches = data.TokenBatches(
+        corpus.train, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
+    )
+    windows = data.held_out_windows(
+        corpus.held_out, seq_len=config.seq_len, n=config.held_out_windows
+    )
+    return batches.batch, [windows[i : i + size] for i in chunks]
+  layers = tuple(sorted({*task.feature_layers, *config.features.layers}))
+  write = functools.partial(
+      features.write, target=task.target, seq_len=config.seq_len, layers=layers, say=say
+  )
+  if jax.process_count() > 1:
+    raise ValueError(
+        'Several processes cannot store features together: store them with one process and give '
+        '--config.features.path, or compute them in the step with --config.features.stored=False.'
+    )
+  folder = pathlib.Path(config.features.path or path / 'features')
+  num_tokens = config.held_out_windows * config.seq_len + 1
+  held_out = write(folder / 'held_out', tokens=corpus.held_out[:num_tokens])
+  held_out = features.FeatureBatches(held_out, batch_size=size, layers=task.feature_layers)
+  most = config.features.max_windows * config.seq_len + 1
+  tokens = corpus.train[:most] if most > 1 else corpus.train
+  batches = features.FeatureBatches(
+      write(folder / 'train', tokens=tokens),
+      batch_size=config.batch_size,
+      layers=task.feature_layers,
+      seed=config.seed,
+  )
+  return batches.batch, [held_out.take(np.arange(i, i + size)) for i in chunks]
+
+
+def _measure(config, task, corpus):
+  """Params -> acceptance length of greedy decoding with them, or None."""
+  settings = config.measure
+  if task.drafter is None or not settings.num_prompts:
+    return None
+  length = settings.prompt_tokens
+  prompts = [
+      np.asarray(corpus.held_out[i * 2 * length :][:length]).tolist()
+      for i in range(settings.num_prompts)
+  ]
+
+  def measure(params) -> dict[str, float]:
+    output = specjax.generate(
+        task.target,
+        prompts,
+        drafter=task.drafter(params, settings.num_speculative_tokens),
+        max_new_tokens=settings.new_tokens,
+    )
+    return {'acceptance_length': output.mean_acceptance_length}
+
+  return measure
 
 
 def _row(name: str, progress: train.Progress) -> dict[str, Any]:
@@ -165,13 +241,14 @@ def _portable(config) -> dict[str, Any]:
   """The config without the folders of one machine."""
   fields = config.to_dict()
   fields['corpus'] = {k: v for k, v in fields['corpus'].items() if k in ('max_files', 'sha256')}
-  fields.pop('target')
+  for name in ('target', 'features'):
+    fields.pop(name)
   return fields
 
 
-def _export(config, results, model: models.LanguageModel, corpus, say) -> pathlib.Path:
-  """Saves the model as a Hugging Face folder with its tokenizer and how it was made."""
-  params = jax.tree.map(processes.whole, model.params)
+def _export(config, results, task, params, corpus, say) -> pathlib.Path:
+  """Saves what was trained with the tokenizer and how it was made."""
+  params = jax.tree.map(processes.whole, params)
   folder = results.path / 'model'
   if not results.writes:
     return folder
@@ -192,10 +269,9 @@ def _export(config, results, model: models.LanguageModel, corpus, say) -> pathli
   file = results.write_json('training.json', described)
   if folder.exists():
     shutil.rmtree(folder)
-  models.save_hf(
-      model.replace(params=params),
+  task.save(
+      params,
       folder,
-      dtype=build.dtype(config.export_dtype),
       eos_ids=(corpus.tokenizer.token_to_id(data.END_OF_TEXT),),
       extra_files=(corpus.tokenizer_file, file),
   )

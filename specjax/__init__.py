@@ -2,6 +2,7 @@
 
 from specjax import analysis
 from specjax import drafters
+from specjax import heads
 from specjax import models
 from specjax import sampling
 from specjax import testing
@@ -20,6 +21,7 @@ __all__ = [
     'decode',
     'drafters',
     'generate',
+    'heads',
     'models',
     'sampling',
     'stream',

@@ -23,6 +23,7 @@ PARAMETERS: Mapping[str, tuple[str | None, ...]] = {
     'out': ('embed', 'heads'),
     'gate_up': (None, 'mlp', 'embed'),
     'down': ('embed', 'mlp'),
+    'fuse': ('embed', None),  # of an EAGLE head
 }
 # Of activations and of a layer's cache.
 RESIDUAL = ('batch', None, None)

@@ -21,6 +21,7 @@ class ApiTest(absltest.TestCase):
             'decode',
             'drafters',
             'generate',
+            'heads',
             'models',
             'sampling',
             'stream',
@@ -36,8 +37,9 @@ class ApiTest(absltest.TestCase):
     rules = ('greedy', 'rejection', 'block', 'coupled', 'typical')
     for name in (*rules, 'recursive', 'k_sequential', 'traversal'):
       self.assertEqual(getattr(specjax.verify, name)().lossless, name != 'typical')
-    names = ('combined', 'dynamic_tree', 'model', 'model_tree', 'ngram', 'plain', 'static_tree')
-    for name in (*names, 'suffix', 'synthetic', 'translate'):
+    names = ('combined', 'dynamic_tree', 'eagle', 'early_exit', 'medusa', 'model', 'model_tree')
+    more = ('ngram', 'plain', 'static_tree', 'suffix', 'synthetic', 'translate')
+    for name in (*names, *more):
       self.assertTrue(callable(getattr(specjax.drafters, name)))
     self.assertTrue(callable(specjax.models.load_hf))
 

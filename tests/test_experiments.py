@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 import rich.console
 
+from configs import train_eagle3_zoo
+from configs import train_early_exit_zoo
+from configs import train_medusa_zoo
 from configs import zoo
 from configs import zoo_draft
 from configs import zoo_target
@@ -27,6 +30,7 @@ from experiments import generate
 from experiments import prompts
 from experiments import train
 from experiments import workdir as workdir_lib
+from specjax import heads
 from specjax import models
 from specjax.analysis import traces
 from specjax.training import data
@@ -36,11 +40,13 @@ VOCAB = 300
 TEXTS = ['def main():\n  return 1\n\n\n', 'import os\nprint(os.name)\n']
 
 
-def save(folder, seed: int, vocab_size: int = VOCAB, scale: float = 3.0, **kwargs):
+def save(
+    folder, seed: int, vocab_size: int = VOCAB, scale: float = 3.0, num_layers: int = 1, **kwargs
+):
   """A tiny random model with a tokenizer, as a Hugging Face folder."""
   config = models.TransformerConfig(
-      vocab_size=vocab_size, width=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
-      mlp_width=16, tie_embeddings=True, max_positions=256,
+      vocab_size=vocab_size, width=16, num_layers=num_layers, num_heads=2, num_kv_heads=1,
+      head_dim=8, mlp_width=16, tie_embeddings=True, max_positions=256,
   )
   module = models.Transformer(config)
   params = module.init(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))['params']
@@ -542,3 +548,60 @@ def test_auto_dtype_follows_the_release(monkeypatch):
   assert build.dtype('auto') == jnp.float32
   monkeypatch.setattr(jax, '__version__', '0.12.0.1')
   assert build.dtype('auto') == jnp.bfloat16
+
+
+# Heads.
+
+
+@pytest.mark.parametrize('kind', ['eagle3', 'medusa', 'early_exit'])
+def test_a_head_is_trained_by_its_recipe_and_resumes_bitwise(folder, tmp_path, kind):
+  """Stored features, acceptance length measured, and the head loads again for its target."""
+  deep = tmp_path / 'target'
+  save(deep, 3, num_layers=3, extra_files=[folder / 'tokenizer.json'])
+  recipe = {'eagle3': train_eagle3_zoo, 'medusa': train_medusa_zoo,
+            'early_exit': train_early_exit_zoo}[kind]
+  config = train_config(folder, recipe, num_steps=20 if kind == 'eagle3' else 10)
+  config.target.path, config.corpus.tokenizer = str(deep), ''
+  config.corpus.path = str(tmp_path / 'corpus')
+  config.batch_size, config.evaluate_every = 4, 10
+  config.features.update(stored=kind == 'eagle3', layers=(), max_windows=8)
+  config.model.update(width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_width=16)
+  if kind == 'early_exit':
+    config.head.exit_layer = 1
+  screen = console()
+  model = train.run(config, str(tmp_path / 'whole'), console=screen)
+  rows = workdir_lib.read_rows(tmp_path / 'whole')
+  assert rows[-1]['kind'] == 'held_out' and 1.0 <= rows[-1]['acceptance_length'] <= 5.0
+  assert rows[-1]['loss'] < rows[0]['loss'] and 0 < rows[-1]['acceptance_1'] < 1
+  loaded = models.load_hf(deep)
+  load = {'eagle3': heads.load_eagle, 'medusa': heads.load_medusa,
+          'early_exit': heads.load_early_exit}[kind]
+  assert load(model, loaded).config.target_width == 16
+  if kind != 'eagle3':
+    return
+  assert 'Storing features of 256 tokens' in screen.file.getvalue()
+  # Cut at step 10 and gone on with: the same curve to the last bit.
+  config.features.path = str(tmp_path / 'whole' / 'features')
+  kept = pathlib.Path('checkpoints', '10')
+  shutil.copytree(tmp_path / 'whole' / kept, tmp_path / 'cut' / kept)
+  train.run(config, str(tmp_path / 'cut'), console=console())
+  again = {r['step']: r for r in workdir_lib.read_rows(tmp_path / 'cut') if r['kind'] == 'train'}
+  whole = {r['step']: r for r in rows if r['kind'] == 'train'}
+  assert set(again) == {15, 20}
+  for step, row in again.items():
+    for name in ('loss', 'gradient_norm'):
+      assert row[name] == whole[step][name]
+
+
+def test_training_of_heads_that_cannot_work_is_refused(folder, tmp_path):
+  config = train_config(folder, train_eagle3_zoo)
+  config.target.path = ''
+  with pytest.raises(ValueError, match="kind='eagle3' trains a head of a target"):
+    train.run(config, str(tmp_path / 'a'), console=console())
+  config.kind = 'other'
+  with pytest.raises(ValueError, match='config.kind must be one of'):
+    train.run(config, str(tmp_path / 'b'), console=console())
+  config = train_config(folder)
+  config.samples.num_samples = 4
+  with pytest.raises(ValueError, match='samples of a target, and there is none'):
+    train.run(config, str(tmp_path / 'c'), console=console())

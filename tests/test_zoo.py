@@ -28,9 +28,9 @@ class PairTest(absltest.TestCase):
     text = pair.held_out[0].text
     self.assertEqual(pair.tokenizer.decode(pair.tokenizer.encode(text).ids), text)
 
-  def test_everything_shipped_is_at_most_40_megabytes(self):
+  def test_everything_shipped_is_at_most_60_megabytes(self):
     size = sum(path.stat().st_size for path in FOLDER.rglob('*') if path.is_file())
-    self.assertLess(size, 40e6)
+    self.assertLess(size, 60e6)
 
   def test_prompts_do_not_overlap(self):
     pair = zoo.load('stdlib')
@@ -39,6 +39,18 @@ class PairTest(absltest.TestCase):
     self.assertEqual(pair.prompts(3, length=64, offset=5), prompts[5:8])
     with self.assertRaisesRegex(ValueError, 'Ask for fewer'):
       pair.prompts(10_000, length=64)
+
+  def test_its_heads(self):
+    pair = zoo.load('stdlib')
+    sizes = {'eagle3': 2_868_480, 'early_exit': 860_800}
+    for name, size in sizes.items():
+      head = pair.head(name)
+      self.assertEqual(head.config.num_parameters, size)
+      self.assertEqual(head.module.dtype, jnp.bfloat16)
+    self.assertEqual(pair.head('eagle3').config.feature_layers, (2, 7, 11))
+    self.assertIsNone(pair.head('eagle3').embedding)
+    with self.assertRaisesRegex(ValueError, "no head 'nothing'"):
+      pair.head('nothing')
 
   def test_unknown_name(self):
     with self.assertRaisesRegex(ValueError, 'there are: stdlib'):

@@ -5,6 +5,9 @@ A drafter of your own is any pytree with the methods of `specjax.types.Drafter`.
 
 from specjax.drafters import expansion
 from specjax.drafters.combined import CombinedDrafter, combined
+from specjax.drafters.eagle import EagleDrafter, eagle
+from specjax.drafters.early_exit import EarlyExitDrafter, early_exit
+from specjax.drafters.medusa import MedusaDrafter, medusa
 from specjax.drafters.model import ModelDrafter, model
 from specjax.drafters.model_tree import ModelTreeDrafter, model_tree
 from specjax.drafters.ngram import NgramDrafter, ngram
@@ -16,6 +19,9 @@ from specjax.tree import dynamic_tree, static_tree
 
 __all__ = [
     'CombinedDrafter',
+    'EagleDrafter',
+    'EarlyExitDrafter',
+    'MedusaDrafter',
     'ModelDrafter',
     'ModelTreeDrafter',
     'NgramDrafter',
@@ -24,7 +30,10 @@ __all__ = [
     'SyntheticDrafter',
     'combined',
     'dynamic_tree',
+    'eagle',
+    'early_exit',
     'expansion',
+    'medusa',
     'model',
     'model_tree',
     'ngram',

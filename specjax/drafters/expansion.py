@@ -149,6 +149,27 @@ def check(shape: tree_lib.StaticTree | tree_lib.DynamicTree, siblings: str | Non
   return siblings
 
 
+def chain_or_tree(num_speculative_tokens: int | None, tree: Any, siblings: str | None):
+  """The shape of K or of a tree, one of which is given.
+
+  Raises:
+    ValueError: for K < 1, both of them, a tree that is none, or siblings that do not fit.
+  """
+  if tree is not None and num_speculative_tokens is not None:
+    raise ValueError('Give num_speculative_tokens= for a chain or tree= for a tree, not both.')
+  if tree is None:
+    count = 4 if num_speculative_tokens is None else num_speculative_tokens
+    if count < 1:
+      raise ValueError(
+          f'num_speculative_tokens must be at least 1, got {count}. For plain decoding use '
+          'specjax.decode.'
+      )
+    tree = (1,) * count
+  shape = tree_lib.as_tree(tree)
+  check(shape, siblings)
+  return shape
+
+
 def _children(
     sampler, logits: Array, path: Array, positions: Array, counts: np.ndarray, first: int, how: str
 ) -> _Children:

@@ -8,11 +8,8 @@ that of the model and one tensor. `specjax.models.hf_config` reads and writes th
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import json
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Any
 
 import jax
@@ -227,22 +224,9 @@ def save_hf(
   data['torch_dtype'] = data['dtype']  # the name before transformers 4.56
   if not eos_ids:
     data['eos_token_id'] = None  # written, for the default of Llama is token 2
-  folder = pathlib.Path(folder)
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise FileExistsError(f'{folder} exists and is not empty: remove it or choose another.')
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-  try:
-    text = json.dumps(data, indent=2, sort_keys=True) + '\n'
-    (temporary / 'config.json').write_text(text, encoding='utf-8')
-    for file in extra_files:
-      shutil.copy(file, temporary)
-    hf_files.write_folder(temporary, tensors, max_shard_bytes=max_shard_bytes)
-    temporary.chmod(0o755)
-    temporary.rename(folder)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
+  hf_files.publish(
+      folder, data, tensors, extra_files=extra_files, max_shard_bytes=max_shard_bytes
+  )
 
 
 def _layout(config: TransformerConfig) -> Iterator[_Parameter]:

@@ -11,6 +11,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +24,13 @@ _DTYPES = {
     'F16': np.dtype(np.float16),
     'BF16': np.dtype(ml_dtypes.bfloat16),
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# Vocabulary maps of draft heads; a model has none.
+_INTEGERS = {
+    'I64': np.dtype(np.int64),
+    'I32': np.dtype(np.int32),
+    'BOOL': np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in (_DTYPES | _INTEGERS).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +57,12 @@ class StoredTensor:
     return flat.view(self.dtype).reshape(self.shape)
 
 
-def open_folder(folder: pathlib.Path) -> dict[str, StoredTensor]:
+def open_folder(folder: pathlib.Path, *, integers: bool = False) -> dict[str, StoredTensor]:
   """All tensors of a folder's safetensors file or files, by name.
+
+  Args:
+    folder: the folder.
+    integers: whether tensors of int64, int32 and bool may be among them.
 
   Raises:
     FileNotFoundError: when there is no such file, or a shard of the index is missing.
@@ -58,7 +70,7 @@ def open_folder(folder: pathlib.Path) -> dict[str, StoredTensor]:
       float32, float16 and bfloat16.
   """
   if (folder / SINGLE).exists():
-    return _open_file(folder / SINGLE)
+    return open_file(folder / SINGLE, integers=integers)
   index = folder / INDEX
   if not index.exists():
     others = ('.bin', '.pth', '.gguf')
@@ -77,7 +89,7 @@ def open_folder(folder: pathlib.Path) -> dict[str, StoredTensor]:
     )
   tensors = {}
   for shard in shards:
-    tensors |= _open_file(folder / shard)
+    tensors |= open_file(folder / shard, integers=integers)
   absent = sorted(set(weight_map) - set(tensors))
   if absent:
     raise ValueError(
@@ -98,8 +110,9 @@ def read_json(path: pathlib.Path) -> dict:
   return data
 
 
-def _open_file(path: pathlib.Path) -> dict[str, StoredTensor]:
-  """The tensors of one file, its header checked against its size."""
+def open_file(path: pathlib.Path, *, integers: bool = False) -> dict[str, StoredTensor]:
+  """The tensors of one file, its header checked against its size; raises as `open_folder`."""
+  known = _DTYPES | _INTEGERS if integers else _DTYPES
   size = path.stat().st_size
   with path.open('rb') as file:
     start = file.read(8)
@@ -116,11 +129,11 @@ def _open_file(path: pathlib.Path) -> dict[str, StoredTensor]:
   end = 0
   tensors = {}
   for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
-    dtype = _DTYPES.get(entry['dtype'])
+    dtype = known.get(entry['dtype'])
     if dtype is None:
       raise ValueError(
           f'{path}: tensor {name} has dtype {entry["dtype"]}, which is not supported. '
-          f'Supported are {", ".join(_DTYPES)}; quantised models are not.'
+          f'Supported are {", ".join(known)}; quantised models are not.'
       )
     shape = tuple(entry['shape'])
     begin, stop = entry['data_offsets']
@@ -178,6 +191,50 @@ def write_folder(
   total = sum(tensor.num_bytes for shard in shards for tensor in shard)
   index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
   (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+
+
+def publish(
+    folder: str | os.PathLike,
+    config: dict,
+    tensors: Iterable[Unwritten],
+    *,
+    extra_files: Iterable[str | os.PathLike] = (),
+    max_shard_bytes: int = 5_000_000_000,
+    file_name: str = SINGLE,
+) -> None:
+  """Writes a whole folder, `config.json` included, complete or not at all.
+
+  It is written beside its place and renamed.
+
+  Args:
+    folder: must not exist yet, or be empty.
+    config: what `config.json` says.
+    tensors: to write.
+    extra_files: copied into the folder.
+    max_shard_bytes: size from which the weights are split into several files.
+    file_name: of the weights where they are not split.
+
+  Raises:
+    FileExistsError: when the folder holds something.
+  """
+  folder = pathlib.Path(folder)
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise FileExistsError(f'{folder} exists and is not empty: remove it or choose another.')
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+  try:
+    text = json.dumps(config, indent=2, sort_keys=True) + '\n'
+    (temporary / 'config.json').write_text(text, encoding='utf-8')
+    for file in extra_files:
+      shutil.copy(file, temporary)
+    write_folder(temporary, tensors, max_shard_bytes=max_shard_bytes)
+    if file_name != SINGLE:
+      (temporary / SINGLE).rename(temporary / file_name)
+    temporary.chmod(0o755)
+    temporary.rename(folder)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
 
 
 def _write_file(path: pathlib.Path, tensors: list[Unwritten]) -> None:

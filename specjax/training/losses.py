@@ -1,4 +1,19 @@
-"""Losses of language models and of drafts distilled from a target."""
+"""Losses of language models, and of drafts and heads that imitate a target.
+
+Divergences are sums over the vocabulary of a term of both laws, at temperature 1:
+
+| kind | per position | source |
+|---|---|---|
+| `forward_kl` | sum p log(p / q) | Hinton et al. 2015 |
+| `reverse_kl` | sum q log(q / p) | Gu et al. 2023 (2306.08543) |
+| `jsd` | KL(p, m) / 2 + KL(q, m) / 2, m = (p + q) / 2 | Agarwal et al. 2023 (2306.13649) |
+| `total_variation` | 1 - sum min(p, q) | Zhou et al. 2023 (2310.08461) |
+| `acceptance` | -log sum min(p, q) | likelihood of acceptance (2602.23881) |
+
+p is the target, q the draft. The last two are of what a rejection rule accepts.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +46,7 @@ def forward_kl(target_logits: Array, draft_logits: Array) -> Array:
   Returns:
     A float32 scalar, 0 exactly when both laws agree everywhere.
   """
-  target = jax.nn.log_softmax(target_logits.astype(jnp.float32))
-  draft = jax.nn.log_softmax(draft_logits.astype(jnp.float32))
-  return jnp.sum(jnp.exp(target) * (target - draft), axis=-1).mean()
+  return divergence(target_logits, draft_logits, kind='forward_kl').mean()
 
 
 def acceptance(target_logits: Array, draft_logits: Array) -> Array:
@@ -48,6 +61,63 @@ def acceptance(target_logits: Array, draft_logits: Array) -> Array:
   Returns:
     A float32 scalar in [0, 1].
   """
-  target = jax.nn.softmax(target_logits.astype(jnp.float32))
-  draft = jax.nn.softmax(draft_logits.astype(jnp.float32))
-  return jnp.minimum(target, draft).sum(-1).mean()
+  return 1.0 - divergence(target_logits, draft_logits, kind='total_variation').mean()
+
+
+def _jsd_term(target: Array, draft: Array) -> Array:
+  middle = jnp.logaddexp(target, draft) - jnp.log(2.0)
+  return 0.5 * jnp.exp(target) * (target - middle) + 0.5 * jnp.exp(draft) * (draft - middle)
+
+
+# A term of both laws' log-probabilities, to be summed over the vocabulary.
+TERMS: dict[str, Callable[[Array, Array], Array]] = {
+    'forward_kl': lambda target, draft: jnp.exp(target) * (target - draft),
+    'reverse_kl': lambda target, draft: jnp.exp(draft) * (draft - target),
+    'jsd': _jsd_term,
+    'total_variation': lambda target, draft: jnp.exp(jnp.minimum(target, draft)),
+    'acceptance': lambda target, draft: jnp.exp(jnp.minimum(target, draft)),
+}
+
+
+def finish(kind: str, total: Array) -> Array:
+  """The divergence from the sum of its terms."""
+  if kind == 'total_variation':
+    return 1.0 - total
+  if kind == 'acceptance':
+    return -jnp.log(total)
+  return total
+
+
+def divergence(target_logits: Array, draft_logits: Array, *, kind: str) -> Array:
+  """Divergence of the draft's law from the target's at each position.
+
+  Args:
+    target_logits: [..., V], finite.
+    draft_logits: [..., V], finite.
+    kind: one of `TERMS`.
+
+  Returns:
+    [...] float32; 0 where the laws agree.
+
+  Raises:
+    ValueError: for an unknown kind, or shapes that differ.
+  """
+  check_kind(kind)
+  if target_logits.shape != draft_logits.shape:
+    raise ValueError(
+        f'Target and draft logits must have one shape, got {target_logits.shape} and '
+        f'{draft_logits.shape}.'
+    )
+  target, draft = target_logits.astype(jnp.float32), draft_logits.astype(jnp.float32)
+  if kind == 'forward_kl':
+    # The same sum with an exponential less for each entry, forwards and backwards.
+    weighted = (jax.nn.softmax(target) * (target - draft)).sum(-1)
+    return weighted - jax.nn.logsumexp(target, axis=-1) + jax.nn.logsumexp(draft, axis=-1)
+  target, draft = jax.nn.log_softmax(target), jax.nn.log_softmax(draft)
+  return finish(kind, TERMS[kind](target, draft).sum(-1))
+
+
+def check_kind(kind: str) -> None:
+  """Refuses a divergence that does not exist."""
+  if kind not in TERMS:
+    raise ValueError(f'The loss must be one of {", ".join(sorted(TERMS))}; got {kind!r}.')

@@ -10,6 +10,9 @@ _DIMENSIONS = {
     'out': optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(0,)),
     'gate_up': optax.contrib.MuonDimensionNumbers(reduction_axis=(2,), output_axis=(1,)),
     'down': optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(0,)),
+    # Heads: the fusing product of EAGLE, the residual blocks of Medusa.
+    'fuse': optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(0,)),
+    'blocks': optax.contrib.MuonDimensionNumbers(reduction_axis=(3,), output_axis=(2,)),
 }
 
 

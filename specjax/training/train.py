@@ -66,14 +66,16 @@ def fit(
     params: Params,
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
-    batches: Callable[[int], np.ndarray],
+    batches: Callable[[int], Any],
     num_steps: int,
     workdir: str | pathlib.Path,
-    held_out: Callable[[], Iterator[np.ndarray]] | None = None,
+    held_out: Callable[[], Iterator[Any]] | None = None,
+    measure: Callable[[Params], dict[str, float]] | None = None,
     checkpoint_every: int = 100,
     evaluate_every: int = 100,
     record_every: int = 10,
     gradient_accumulation: int = 1,
+    train_metrics: tuple[str, ...] | None = None,
     record: Callable[[Progress], None] = lambda progress: None,
     layout: sharding.Layout | None = None,
 ) -> TrainState:
@@ -93,12 +95,16 @@ def fit(
     num_steps: steps in all.
     workdir: `checkpoints/` is made below it.
     held_out: returns a fresh iterator over held-out batches of equal size, or None.
+    measure: params -> numbers that join the held-out record, such as the acceptance length
+      of decoding with them, or None.
     checkpoint_every: steps between checkpoints, a multiple of `record_every`; the last
       step is always saved.
     evaluate_every: steps between passes over the held-out batches; one follows the last.
     record_every: steps between records.
     gradient_accumulation: equal slices of a batch whose gradients are averaged before a
       step; the result is that of the whole batch in less memory.
+    train_metrics: those of the loss's metrics that a training step computes, 'loss' in any
+      case; None takes all. The rest are computed for held-out batches alone.
     record: called with each `Progress`.
     layout: how parameters, optimiser and batches are split over devices; that of the module
       that `loss_fn` applies. A checkpoint may be resumed with another one.
@@ -126,13 +132,13 @@ def fit(
   store = checkpoints_lib.Checkpoints(pathlib.Path(workdir) / 'checkpoints')
   try:
     state = _first_state(store, params, optimizer, num_steps, layout)
-    step_fn = _make_step(optimizer, gradient_accumulation, layout)
+    step_fn = _make_step(optimizer, gradient_accumulation, layout, train_metrics)
     evaluate = jax.jit(lambda loss_fn, params, batch: loss_fn(params, batch)[1])
     meter = _Meter(num_steps)
     for step in range(int(state.step), num_steps):
       batch = sharding.put_batch(batches(step), layout)
       state, metrics = step_fn(loss_fn, state, batch)
-      meter.add(metrics, sum(np.size(leaf) for leaf in jax.tree.leaves(batch)))
+      meter.add(metrics, _num_tokens(batch))
       done = step + 1
       last = done == num_steps
       if done % record_every == 0 or last:
@@ -143,7 +149,7 @@ def fit(
               evaluate(loss_fn, state.params, sharding.put_batch(batch, layout))
               for batch in held_out()
           ]
-          means = _means(values)
+          means = _means(values) | (measure(state.params) if measure else {})
         record(Progress(done, num_steps, means, 'held_out', 0.0, meter.seconds_left(done)))
       if done % checkpoint_every == 0 or last:
         with meter.paused(state):
@@ -151,6 +157,12 @@ def fit(
   finally:
     store.close()
   return state
+
+
+def _num_tokens(batch) -> int:
+  """Tokens of a batch: its integers; features beside them are no tokens."""
+  leaves = jax.tree.leaves(batch)
+  return sum(np.size(leaf) for leaf in leaves if np.issubdtype(leaf.dtype, np.integer))
 
 
 class _Meter:
@@ -277,11 +289,21 @@ def _check_disk(directory: pathlib.Path, state: TrainState) -> None:
     raise OSError(f'{directory} cannot be written to; give another workdir.')
 
 
-def _make_step(optimizer: optax.GradientTransformation, slices: int, layout=None):
+def _make_step(
+    optimizer: optax.GradientTransformation, slices: int, layout=None, kept=None
+):
   """The jitted step (loss_fn, state, batch) -> (state, metrics), the state donated."""
 
   def step(loss_fn, state: TrainState, batch) -> tuple[TrainState, dict[str, Array]]:
-    grad_fn = jax.grad(lambda params, part: loss_fn(params, part), has_aux=True)
+
+    def loss(params, part):
+      value, metrics = loss_fn(params, part)
+      if kept is not None:
+        # What nobody reads is not computed.
+        metrics = {name: metrics[name] for name in metrics if name == 'loss' or name in kept}
+      return value, metrics
+
+    grad_fn = jax.grad(loss, has_aux=True)
     if slices == 1:
       grads, metrics = grad_fn(state.params, batch)
     else:

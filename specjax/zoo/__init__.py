@@ -11,6 +11,7 @@ import json
 import pathlib
 from typing import Any
 
+from specjax import heads
 from specjax import models
 
 _ROOT = pathlib.Path(__file__).parent
@@ -41,6 +42,7 @@ class Pair:
     tokenizer: `encode(text).ids`, `decode(ids)`.
     end_of_text: id of the token that ends a file.
     held_out: files for prompts and measurement.
+    folder: where the pair lies; its heads are read from there (`head`).
   """
 
   name: str
@@ -49,6 +51,29 @@ class Pair:
   tokenizer: Any
   end_of_text: int
   held_out: tuple[HeldOut, ...]
+  folder: pathlib.Path | None = None
+
+  def head(self, name: str) -> Any:
+    """A head that ships with the pair, read when it is asked for.
+
+    Args:
+      name: 'eagle3', 'medusa' or 'early_exit'.
+
+    Returns:
+      A `heads.Eagle`, `heads.Medusa` or `heads.EarlyExit` in the target's dtype.
+
+    Raises:
+      ValueError: if the pair has no such head.
+    """
+    loaders = {
+        'eagle3': heads.load_eagle,
+        'medusa': heads.load_medusa,
+        'early_exit': heads.load_early_exit,
+    }
+    there = sorted(key for key in loaders if self.folder and (self.folder / key).is_dir())
+    if name not in there:
+      raise ValueError(f'The pair {self.name!r} has no head {name!r}; it has {there}.')
+    return loaders[name](self.folder / name, self.target, dtype=self.target.module.dtype)
 
   @property
   def draft(self) -> models.LanguageModel:
@@ -120,4 +145,5 @@ def load(name: str = 'stdlib', *, dtype: Any = None) -> Pair:
       tokenizer=tokenizer,
       end_of_text=tokenizer.token_to_id('<|endoftext|>'),
       held_out=held_out,
+      folder=folder,
   )

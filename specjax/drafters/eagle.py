@@ -1,0 +1,276 @@
+"""EAGLE heads as drafters: chains and trees over the target's hidden features.
+
+Li et al. 2024 (EAGLE 2401.15077, EAGLE-2 2406.16858), Li et al. 2025 (EAGLE-3 2503.01840).
+The weights and their versions are in `specjax.heads.eagle`; EAGLE-2 is an EAGLE-1 head with a
+dynamic tree.
+"""
+
+from typing import Any, NamedTuple
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from specjax import kv_cache
+from specjax import types
+from specjax.drafters import expansion
+from specjax.drafters.model import fast_width
+from specjax.heads import target as target_lib
+from specjax.heads.eagle import Eagle
+from specjax.models import layers
+from specjax.models import LanguageModel
+
+Array = jax.Array
+
+
+class EagleState(NamedTuple):
+  """What lives from round to round.
+
+  Attributes:
+    cache: the head's: pair i in slot i.
+    feature: [B, F], the target's of the last token that prefill read.
+    has_feature: [B] bool.
+  """
+
+  cache: kv_cache.KVCache
+  feature: Array
+  has_feature: Array
+
+
+@struct.dataclass
+class EagleDrafter:
+  """Drafts from the target's features of what was committed, and on from its own outputs.
+
+  A round begins with the pairs that the last round committed: their features are the
+  target's, and replace what the head had made up for them in its cache.
+
+  Attributes:
+    head: the head and its weights.
+    embedding: [V, width], of the target or of the head.
+    output_head: [V_draft, width], the head's (EAGLE-3) or the target's.
+    feature_norm: parameters of the target's final norm, under which EAGLE-1 reads features;
+      None for EAGLE-3.
+    target_to_draft: [V] int32, the draft's id of each token or -1; None where the
+      vocabularies are the same.
+    shape: static, of the tree.
+    siblings: static, one of `specjax.drafters.expansion.SIBLINGS` or None.
+    step_width: static, the least pairs that a pass reads.
+    norm_offset: static, of the target's norms.
+    embedding_scale: static, the target's.
+    soft_cap: static, of the logits, where the output head is the target's.
+  """
+
+  head: Eagle
+  embedding: Array
+  output_head: Array
+  feature_norm: Any
+  target_to_draft: Array | None
+  shape: Any = struct.field(pytree_node=False)
+  siblings: str | None = struct.field(pytree_node=False, default=None)
+  step_width: int = struct.field(pytree_node=False, default=1)
+  norm_offset: float = struct.field(pytree_node=False, default=0.0)
+  embedding_scale: float = struct.field(pytree_node=False, default=1.0)
+  soft_cap: float | None = struct.field(pytree_node=False, default=None)
+
+  @property
+  def num_nodes(self) -> int:
+    return self.shape.num_nodes
+
+  @property
+  def depth(self) -> int:
+    return self.shape.depth
+
+  @property
+  def is_chain(self) -> bool:
+    return self.shape.is_chain
+
+  @property
+  def feature_layers(self) -> tuple[int, ...]:
+    return self.head.config.feature_layers
+
+  @property
+  def vocab_size(self) -> int:
+    return self.head.config.target_vocab_size
+
+  def init(self, *, batch_size: int, cache_length: int, max_append: int) -> EagleState:
+    """As `specjax.types.Drafter.init`."""
+    # Behind the longest row stand the nodes that are read, and padding.
+    extra = self.depth + 1 + self.shape.num_reads + self.step_width
+    module = self.head.module
+    cache = module.init_cache(
+        batch_size=batch_size,
+        cache_length=cache_length + extra,
+        max_append=max(max_append, extra),
+    )
+    cfg = self.head.config
+    width = len(cfg.feature_layers) * cfg.target_width
+    return EagleState(
+        cache=cache,
+        feature=jnp.zeros((batch_size, width), module.dtype),
+        has_feature=jnp.zeros((batch_size,), bool),
+    )
+
+  def prefill(self, state: EagleState, *, tokens: Array, num_new: Array, features: Array):
+    """As `specjax.types.Drafter.prefill`: token t goes with the feature of token t - 1."""
+    features = features.astype(state.feature.dtype)
+    before = jnp.concatenate([state.feature[:, None], features], axis=1)
+    # A row's first token has nothing before it: its pairs begin one later.
+    skip = jnp.where(state.has_feature, 0, 1)
+    index = jnp.arange(tokens.shape[1]) + skip[:, None]
+    paired = jnp.take_along_axis(tokens, jnp.minimum(index, tokens.shape[1] - 1), axis=1)
+    before = jnp.take_along_axis(before, index[..., None], axis=1)
+    out = self._read(state.cache, paired, before, num_new=jnp.maximum(num_new - skip, 0))
+    last = jnp.take_along_axis(features, jnp.maximum(num_new - 1, 0)[:, None, None], axis=1)[:, 0]
+    fresh = num_new > 0
+    return EagleState(
+        cache=out.cache,
+        feature=jnp.where(fresh[:, None], last, state.feature),
+        has_feature=state.has_feature | fresh,
+    )
+
+  def propose(self, context: types.Context, state: EagleState):
+    """As `specjax.types.Drafter.propose`."""
+    # The features of the last round stand at positions `start` on; each goes with the token
+    # after it, the last one with the root.
+    count = context.features_valid.sum(-1).astype(jnp.int32)
+    start = context.lengths - 1 - count
+    index = start[:, None] + 1 + jnp.arange(context.features.shape[1])
+    tokens = jnp.take_along_axis(
+        context.tokens, jnp.minimum(index, context.tokens.shape[1] - 1), axis=1
+    )
+    cache = kv_cache.roll_back(state.cache, start)
+    out = self._read(cache, tokens, context.features, num_new=count)
+    last = jnp.maximum(count - 1, 0)[:, None, None]
+    hidden = jnp.take_along_axis(out.hidden, last, axis=1)
+
+    def step(carry, frontier: expansion.Frontier):
+      cache, hidden = carry
+      width = frontier.tokens.shape[1]
+      own = jnp.take_along_axis(hidden, frontier.parents[..., None], axis=1)
+      positions = context.lengths[:, None] - 2 + frontier.depths[-width:]
+      out = self._read_level(cache, frontier, own, positions)
+      hidden = jnp.concatenate([hidden, out.hidden], axis=1)
+      return self._logits(out.hidden), (out.cache, hidden)
+
+    drafted = expansion.expand(
+        context,
+        self._logits(hidden)[:, 0],
+        step,
+        (out.cache, hidden),
+        shape=self.shape,
+        siblings=self.siblings,
+    )
+    proposal = drafted.proposal
+    # A prompt of one token has no feature yet: nothing to draft from.
+    has_pair = (context.lengths > 1) & (count > 0)
+    proposal = proposal.replace(valid=proposal.valid & has_pair[:, None])
+    return proposal, state._replace(cache=drafted.state[0]), drafted.context
+
+  def update(self, state: EagleState, verification, context):
+    """As `specjax.types.Drafter.update`; `propose` rolls back by the rows' lengths."""
+    del verification, context
+    return state
+
+  def _read(self, cache, tokens: Array, features: Array, num_new: Array):
+    """Pairs of tokens [B, T] and the target's features [B, T, F]."""
+    if self.feature_norm is not None:
+      norm = layers.RMSNorm(self.head.config.decoder.norm_epsilon, self.norm_offset)
+      features = norm.apply({'params': self.feature_norm}, features)
+    padding = max(self.step_width - tokens.shape[1], 0)
+    tokens = jnp.pad(tokens, ((0, 0), (0, padding)))
+    features = jnp.pad(features, ((0, 0), (0, padding), (0, 0)))
+    return self._apply(self._embed(tokens), features, None, cache, num_new=num_new)
+
+  def _read_level(self, cache, frontier: expansion.Frontier, own: Array, positions: Array):
+    """The nodes of a level [B, W], each with its parent's output [B, W, width]."""
+    tokens, width = frontier.tokens, frontier.tokens.shape[1]
+    padding = max(self.step_width - width, 0)
+    num_new = None
+    if padding:
+      tokens = jnp.pad(tokens, ((0, 0), (0, padding)))
+      own = jnp.pad(own, ((0, 0), (0, padding), (0, 0)))
+      positions = jnp.pad(positions, ((0, 0), (0, padding)))
+      num_new = jnp.full_like(cache.lengths, width)
+    if self.is_chain:
+      # One node a level, behind all others: what it sees is what is there.
+      tree_mask = positions = None
+    else:
+      tree_mask = jnp.pad(frontier.mask, ((0, 0), (0, padding), (0, padding)))
+    out = self._apply(
+        self._embed(tokens), own, positions, cache, tree_mask=tree_mask, num_new=num_new,
+        own_features=True,
+    )
+    return out._replace(hidden=out.hidden[:, :width])
+
+  def _apply(self, *args, **kwargs):
+    return self.head.module.apply({'params': self.head.params}, *args, **kwargs)
+
+  def _embed(self, tokens: Array) -> Array:
+    embedded = self.embedding[tokens].astype(self.head.module.dtype)
+    if self.embedding_scale != 1.0:
+      embedded = embedded * jnp.asarray(self.embedding_scale, embedded.dtype)
+    return embedded
+
+  def _logits(self, hidden: Array) -> Array:
+    """[B, T, width] to raw logits [B, T, V] in the target's vocabulary."""
+    output = self._apply(hidden, method='output')
+    logits = layers.dense(output, self.output_head, jnp.float32)
+    logits = layers.soft_cap(logits, self.soft_cap)
+    if self.target_to_draft is None:
+      return logits
+    known = self.target_to_draft >= 0
+    return jnp.where(known, logits[..., jnp.maximum(self.target_to_draft, 0)], -jnp.inf)
+
+
+def eagle(
+    head: Eagle,
+    target: LanguageModel,
+    *,
+    num_speculative_tokens: int | None = None,
+    tree: Any = None,
+    siblings: str | None = None,
+    step_width: int | None = None,
+) -> EagleDrafter:
+  """A drafter that runs an EAGLE head on a target's features.
+
+  Args:
+    head: the head, of any version.
+    target: the target that it was made for, whose embedding (and for EAGLE-1 output head and
+      final norm) it shares unless it brings its own.
+    num_speculative_tokens: K >= 1, for a chain; 4 where no tree is given either.
+    tree: instead of K, a tree as `specjax.drafters.model_tree` takes it; EAGLE-2's is
+      `specjax.tree.dynamic_tree(num_nodes=60, depth=6, width=10)`.
+    siblings: as for `specjax.drafters.model_tree`.
+    step_width: the least pairs that a pass reads; None takes 2 for bfloat16 on CPU, else 1.
+
+  Returns:
+    The drafter.
+
+  Raises:
+    ValueError: if head and target do not fit, for K < 1, or both K and a tree.
+  """
+  config, cfg = head.config, target.module.config
+  target_lib.check_fits(config, target)
+  shape = expansion.chain_or_tree(num_speculative_tokens, tree, siblings)
+  is_third = config.version == 3
+  return EagleDrafter(
+      head=head,
+      embedding=target.params['embedding'] if head.embedding is None else head.embedding,
+      output_head=head.params['head'] if is_third else target_lib.head_kernel(target),
+      feature_norm=None if is_third else target.params['final_norm'],
+      target_to_draft=_inverse(head.draft_to_target, cfg.vocab_size),
+      shape=shape,
+      siblings=siblings,
+      step_width=fast_width(head) if step_width is None else step_width,
+      norm_offset=cfg.norm_offset,
+      embedding_scale=cfg.embedding_scale if head.embedding is None else 1.0,
+      soft_cap=None if is_third else cfg.logit_soft_cap,
+  )
+
+
+def _inverse(draft_to_target: Array | None, vocab_size: int) -> Array | None:
+  """[V] int32, the draft's id of each target token, -1 where it has none."""
+  if draft_to_target is None:
+    return None
+  ids = jnp.arange(draft_to_target.shape[0], dtype=jnp.int32)
+  return jnp.full((vocab_size,), -1, jnp.int32).at[draft_to_target].set(ids)

@@ -1,0 +1,241 @@
+"""Losses of heads: `(params, batch) -> (loss, metrics)` for `specjax.training.train.fit`.
+
+A batch is either tokens int32 [B, T + 1], and the target's features are computed in the step,
+or what `FeatureBatches` serves. The target is frozen in both cases and is an argument of the
+compiled step.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax.heads import target as target_lib
+from specjax.heads.eagle import EagleHead
+from specjax.heads.early_exit import ExitAdapter
+from specjax.heads.medusa import MedusaHeads
+from specjax.models import LanguageModel
+from specjax.models import layers as layers_lib
+from specjax.training import chunked
+from specjax.training import losses
+from specjax.training.chunked import Comparison, Side
+
+Array = jax.Array
+
+
+def streams(
+    batch: Any, target: LanguageModel, layers: tuple[int, ...]
+) -> tuple[Array, dict[int, Array]]:
+  """Tokens [B, T + 1] and the residual streams [B, T, width] after the layers asked for.
+
+  Raises:
+    ValueError: if stored features are not of the target's width times the layers.
+  """
+  layers = tuple(sorted(set(layers)))
+  width = target.module.config.width
+  if isinstance(batch, dict):
+    tokens, features = batch['tokens'], batch['features']
+    if features.shape[-1] != width * len(layers):
+      raise ValueError(
+          f'The stored features are {features.shape[-1]} wide; the head reads layers {layers} '
+          f'of a target of width {width}, {width * len(layers)} in all. Store the features of '
+          'this target and these layers.'
+      )
+  else:
+    tokens = batch
+    features = target(tokens[:, :-1], feature_layers=layers, with_logits=False).features
+  features = jax.lax.stop_gradient(features)
+  parts = jnp.split(features, len(layers), axis=-1)
+  return tokens, dict(zip(layers, parts))
+
+
+def eagle3(
+    module: EagleHead,
+    target: LanguageModel,
+    *,
+    num_steps: int,
+    decay: float = 0.8,
+    kind: str = 'forward_kl',
+    num_chunks: int = 1,
+    draft_to_target: Array | None = None,
+):
+  """Training-time test (Li et al. 2025, section 3.2): `num_steps` draft steps a position.
+
+  The loss is the sum over steps of `decay ** j` times the mean divergence from the target's
+  law; a token's embedding is the target's. Where the draft vocabulary is a part of the
+  target's, the target's law is renormalised to it.
+
+  Args:
+    module: the head.
+    target: frozen.
+    num_steps: draft steps unrolled in a training step.
+    decay: weight of a step relative to the one before.
+    kind: of `specjax.training.losses.TERMS`.
+    num_chunks: parts of the vocabulary in which logits are made (`specjax.training.chunked`).
+    draft_to_target: [V_draft] int32 or None.
+
+  Returns:
+    The loss function, its arrays bound. Metrics: `loss`, `acceptance_j` (mean probability
+    that the token of step j is accepted at temperature 1, given those before) and
+    `agreement_j` (of the most likely tokens).
+
+  Raises:
+    ValueError: if head and target do not fit, or for an unknown kind.
+  """
+  losses.check_kind(kind)
+  target_lib.check_fits(module.config, target)
+  fn = functools.partial(
+      _eagle3, module=module, num_steps=num_steps, decay=decay, kind=kind, num_chunks=num_chunks
+  )
+  return jax.tree_util.Partial(fn, target=target, draft_to_target=draft_to_target)
+
+
+def _eagle3(
+    params, batch, *, target, draft_to_target, module, num_steps, decay, kind, num_chunks
+):
+  last = target.module.config.num_layers
+  reads = tuple(sorted(module.config.feature_layers))
+  tokens, by_layer = streams(batch, target, (*reads, last))
+  features = jnp.concatenate([by_layer[layer] for layer in reads], axis=-1)
+  # Pair i holds feature i and token i + 1; the last feature has no law after it to learn.
+  length = features.shape[1] - 1
+  embedded = target_lib.embed(target, tokens[:, 1:])
+  embedded = jnp.pad(embedded, ((0, 0), (0, num_steps - 1), (0, 0)))
+  hidden = module.apply(
+      {'params': params}, embedded[:, : length + num_steps - 1], features[:, :-1], num_steps,
+      method='unroll',
+  )
+  wanted = _target_side(target, by_layer[last], draft_to_target)
+  total, metrics = 0.0, {}
+  for step in range(num_steps):
+    # Row i of step j is to match the law at position i + 1 + j.
+    rows = length - step
+    output = module.apply({'params': params}, hidden[step, :, :rows], method='output')
+    goal = wanted._replace(hidden=wanted.hidden[:, 1 + step : 1 + step + rows])
+    compared = _compare(goal, Side(output, params['head']), kind, num_chunks)
+    total += decay**step * compared.divergence.mean()
+    metrics |= _metrics(compared, step)
+  return total, {'loss': total} | metrics
+
+
+def _compare(target: Side, draft: Side, kind: str, num_chunks: int) -> Comparison:
+  """`chunked.compare`, or the same on whole logits, which is faster where they are small."""
+  if num_chunks > 1:
+    return chunked.compare(target, draft, kind=kind, num_chunks=num_chunks)
+  whole = lambda side: layers_lib.soft_cap(
+      layers_lib.dense(side.hidden, side.kernel, jnp.float32), side.soft_cap
+  )
+  goal, logits = jax.lax.stop_gradient(whole(target)), whole(draft)
+  fixed = jax.lax.stop_gradient(logits)
+  return Comparison(
+      divergence=losses.divergence(goal, logits, kind=kind),
+      acceptance=1.0 - losses.divergence(goal, fixed, kind='total_variation'),
+      agrees=goal.argmax(-1) == fixed.argmax(-1),
+  )
+
+
+def _metrics(compared: Comparison, step: int) -> dict[str, Array]:
+  """Acceptance at temperature 1 and agreement of argmaxes, of one draft step."""
+  return {
+      f'acceptance_{step + 1}': compared.acceptance.mean(),
+      f'agreement_{step + 1}': compared.agrees.mean(dtype=jnp.float32),
+  }
+
+
+def _target_side(target: LanguageModel, stream: Array, draft_to_target=None) -> Side:
+  """The target's law from its last residual stream, over the draft's vocabulary."""
+  kernel = target_lib.head_kernel(target)
+  if draft_to_target is not None:
+    kernel = kernel[draft_to_target]
+  cap = target.module.config.logit_soft_cap
+  return Side(target_lib.final_norm(target, stream), kernel, cap)
+
+
+def medusa(
+    module: MedusaHeads,
+    target: LanguageModel,
+    *,
+    decay: float = 0.8,
+    kind: str = 'forward_kl',
+    num_chunks: int = 1,
+):
+  """Medusa-1 (Cai et al. 2024, section 2.2.1): heads learn, the target is frozen.
+
+  The loss is the sum over heads of `decay ** k` times the mean divergence of head k at
+  position i from the target's law at position i + 1 + k, which is what a cross-entropy on
+  the target's samples is in expectation.
+
+  Args:
+    module: the heads.
+    target: frozen.
+    decay: weight of a head relative to the one before.
+    kind: of `specjax.training.losses.TERMS`.
+    num_chunks: as for `eagle3`.
+
+  Returns:
+    The loss function, as that of `eagle3`.
+
+  Raises:
+    ValueError: if heads and target do not fit, or for an unknown kind.
+  """
+  losses.check_kind(kind)
+  target_lib.check_fits(module.config, target)
+  fn = functools.partial(
+      _medusa, module=module, decay=decay, kind=kind, num_chunks=num_chunks
+  )
+  return jax.tree_util.Partial(fn, target=target)
+
+
+def _medusa(params, batch, *, target, module, decay, kind, num_chunks):
+  last = target.module.config.num_layers
+  _, by_layer = streams(batch, target, (last,))
+  wanted = _target_side(target, by_layer[last])
+  total, metrics = 0.0, {}
+  for k in range(module.config.num_heads):
+    rows = wanted.hidden.shape[1] - 1 - k
+    hidden = module.apply({'params': params}, wanted.hidden[:, :rows], k, method='hidden')
+    goal = wanted._replace(hidden=wanted.hidden[:, 1 + k :])
+    compared = _compare(goal, Side(hidden, params['head'][k]), kind, num_chunks)
+    total += decay**k * compared.divergence.mean()
+    metrics |= _metrics(compared, k)
+  return total, {'loss': total} | metrics
+
+
+def early_exit(
+    module: ExitAdapter,
+    target: LanguageModel,
+    *,
+    kind: str = 'forward_kl',
+    num_chunks: int = 1,
+):
+  """The adapter of an early exit learns the target's law at the same position.
+
+  Args:
+    module: the adapter.
+    target: frozen.
+    kind: of `specjax.training.losses.TERMS`.
+    num_chunks: as for `eagle3`.
+
+  Returns:
+    The loss function, as that of `eagle3`.
+
+  Raises:
+    ValueError: if adapter and target do not fit, or for an unknown kind.
+  """
+  losses.check_kind(kind)
+  target_lib.check_fits(module.config, target)
+  return jax.tree_util.Partial(
+      functools.partial(_early_exit, module=module, kind=kind, num_chunks=num_chunks),
+      target=target,
+  )
+
+
+def _early_exit(params, batch, *, target, module, kind, num_chunks):
+  last, layer = target.module.config.num_layers, module.config.exit_layer
+  _, by_layer = streams(batch, target, (layer, last))
+  wanted = _target_side(target, by_layer[last])
+  hidden = module.apply({'params': params}, by_layer[layer])
+  compared = _compare(wanted, wanted._replace(hidden=hidden), kind, num_chunks)
+  value = compared.divergence.mean()
+  return value, {'loss': value} | _metrics(compared, 0)
