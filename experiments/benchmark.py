@@ -11,6 +11,7 @@ in turns, and the comparison with plain decoding token by token. The workdir get
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -20,6 +21,7 @@ import rich.console
 
 import specjax
 from experiments import build
+from experiments import build_head_drafters
 from experiments import cli
 from experiments import display
 from experiments import methods as methods_lib
@@ -105,7 +107,7 @@ def _teller(console: rich.console.Console, status) -> Callable[[str], None]:
 
 
 # Drafters whose cost the calibration measures; the others get no forecast.
-PREDICTED = ('model', 'ngram')
+PREDICTED = ('model', 'ngram', *build_head_drafters.HEADS)
 
 _NOTE = (
     "'identical': token for token what plain decoding gives; 'same law': other tokens from the "
@@ -189,6 +191,8 @@ def _calibrate(
         max_ngram=kinds['ngram'].drafter.max_ngram,
         min_ngram=kinds['ngram'].drafter.min_ngram,
     )
+  for kind in set(kinds) & set(build_head_drafters.HEADS):
+    extra[kind] = functools.partial(_of_length, kinds[kind], loaded)
   # Greedy rules look at no law: the settings of the methods that sample serve all.
   sampling = build.sampling(next((s for s in methods if s.sampling.temperature), config), 1)
   return calibration_lib.calibrate(
@@ -208,6 +212,13 @@ def _calibrate(
       repetitions=settings.repetitions,
       progress=lambda line: say(f'calibration: {line}'),
   )
+
+
+def _of_length(settings, loaded: build.Loaded, num_speculative_tokens: int):
+  """A method's drafter with another K."""
+  settings = ml_collections.ConfigDict(settings.to_dict())
+  settings.drafter.num_speculative_tokens = num_speculative_tokens
+  return build.drafter(settings, loaded)
 
 
 def _print_costs(found: calibration_lib.Calibration, console: rich.console.Console) -> None:
