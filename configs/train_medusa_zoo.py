@@ -18,7 +18,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if arg not in ('', 'smoke'):
     raise ValueError(f"configs/train_medusa_zoo.py takes no argument or ':smoke', not {arg!r}.")
   config = train_eagle3_zoo.heads_config('zoo_medusa', 'medusa')
-  config.num_steps = 500
+  config.num_steps = 300
   config.head = ml_collections.ConfigDict(
       dict(num_heads=4, num_layers=1, decay=0.8, loss='forward_kl', num_chunks=1)
   )

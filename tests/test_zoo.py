@@ -42,7 +42,7 @@ class PairTest(absltest.TestCase):
 
   def test_its_heads(self):
     pair = zoo.load('stdlib')
-    sizes = {'eagle3': 2_868_480, 'early_exit': 860_800}
+    sizes = {'eagle3': 2_868_480, 'early_exit': 860_800, 'medusa': 5_653_760}
     for name, size in sizes.items():
       head = pair.head(name)
       self.assertEqual(head.config.num_parameters, size)
