@@ -111,15 +111,19 @@ def drafter(config: ml_collections.ConfigDict) -> None:
   config.question = 'Which drafter accepts most at the same cost of a round?'
   config.x = _K
   families = chain(
-      param(_KIND, 'model', 'ngram', 'suffix'),
+      param(_KIND, 'model', 'eagle', 'early_exit', 'ngram', 'suffix'),
       fixed(drafter__kind='combined', drafter__min_match=4),
   )
   laws = zipit(param(_RULE, 'greedy', 'block'), param(_T, 0.0, 1.0))
-  config.arms = prod(families, laws, param(_K, 2, 4, 8))
+  # There are as many Medusa heads as its longest draft has tokens.
+  config.arms = chain(
+      prod(families, laws, param(_K, 2, 4, 8)),
+      prod(param(_KIND, 'medusa'), laws, param(_K, 2, 4)),
+  )
 
 
 def tree(config: ml_collections.ConfigDict) -> None:
-  """A chain of 12 tokens and trees of 12 nodes of the draft model, greedy and at T = 1."""
+  """Chain and trees of 12 nodes, of the draft model and the EAGLE-3 head, greedy and at T = 1."""
   config.title = 'Tree shapes'
   config.question = 'Which shape of 12 nodes accepts most, and does it pay?'
   config.x = 'drafter.tree'
@@ -128,7 +132,7 @@ def tree(config: ml_collections.ConfigDict) -> None:
   shapes = chain(
       fixed(drafter__kind='model', drafter__num_speculative_tokens=12, drafter__tree='1'),
       prod(
-          param(_KIND, 'model_tree'),
+          param(_KIND, 'model_tree', 'eagle_tree'),
           param('drafter.tree', '2,1,1,1,1,1', '3,1,1,1', '4,2', 'dynamic 12,6,4'),
       ),
   )
