@@ -135,6 +135,19 @@ def decide(flips, probs, valid, rule):
   return int(max([j + 1 for j in range(len(kept)) if kept[j]], default=0))
 
 
+def for_rules(test):
+  """Runs a test for each of the class's `RULES`."""
+
+  @functools.wraps(test)
+  def run(self):
+    for rule in self.RULES:
+      with self.subTest(rule):
+        test(self, rule)
+
+  del run.__wrapped__  # so that nobody asks for an argument
+  return run
+
+
 class AcceptSuite(parameterized.TestCase):
   """Inherited by one class an implementation."""
 
@@ -142,6 +155,8 @@ class AcceptSuite(parameterized.TestCase):
   # Interpreted kernels are slow: vocabularies that end inside a tile, at its end and at 7.
   VOCABULARIES = (7, 300)
   KINDS = ('logits',)
+  # Kernels do no less for the block rule than for the rejection rule.
+  RULES = ('block',)
 
   def op(self, case: Case, rule: str, numbers, *, is_law=False, dtype=None, parents=None):
     """Runs the op on a case; draft logits as laws where `is_law`."""
@@ -200,7 +215,7 @@ class AcceptSuite(parameterized.TestCase):
       np.testing.assert_allclose(np.exp(found.log_probs[row, j]), prob, rtol=2e-4, atol=1e-7)
     np.testing.assert_array_equal(found.log_probs[row, count + 1 :], 0.0)
 
-  @parameterized.parameters('rejection', 'block')
+  @for_rules
   def test_mixed_settings(self, rule):
     lengths = []
     for kind in self.KINDS:
@@ -211,7 +226,7 @@ class AcceptSuite(parameterized.TestCase):
         lengths += self.check_rows(case, rule, found, numbers)
     self.assertGreater(len(set(lengths)), 1)
 
-  @parameterized.parameters('rejection', 'block')
+  @for_rules
   def test_law_at_every_breakpoint(self, rule):
     """Flips a hair below and above each probability; draws in, and a hair off, every cell."""
     case = random_case(1, 2, 7, seed=5)
@@ -238,7 +253,7 @@ class AcceptSuite(parameterized.TestCase):
     found = self.op(case.repeat(len(points)), rule, numbers)
     self.check_rows(case.repeat(len(points)), rule, found, numbers, tolerance=STEP / 2)
 
-  @parameterized.parameters('rejection', 'block')
+  @for_rules
   def test_impossible_tokens(self, rule):
     """Target and draft exclude tokens with -inf, and give all mass to some with +inf."""
     case = random_case(6, 2, 7, seed=8)
@@ -260,7 +275,7 @@ class AcceptSuite(parameterized.TestCase):
     self.assertTrue(np.isfinite(found.accept_probs).all())
     self.assertEqual((found.num_accepted[2], found.next_token[2]), (2, 2))
 
-  @parameterized.parameters('rejection', 'block')
+  @for_rules
   def test_equal_laws_accept_everything(self, rule):
     """The residual is empty; numbers just below 1 reach for it."""
     case = random_case(4, 3, self.VOCABULARIES[-1], seed=1)
@@ -273,7 +288,7 @@ class AcceptSuite(parameterized.TestCase):
       self.assertLessEqual(found.next_token[row], last + 10**6)
       self.assertGreater(law64(case.target[row, 3])[found.next_token[row]], 0)
 
-  @parameterized.parameters('rejection', 'block')
+  @for_rules
   def test_invalid_tokens_end_a_draft(self, rule):
     case = random_case(4, 3, 7, seed=4)
     case.valid = np.arange(3) < np.arange(4)[:, None]
@@ -325,7 +340,7 @@ class AcceptSuite(parameterized.TestCase):
     self.assertEqual(found.num_accepted[0], 1 + (choices[0, 1] == 0))
     self.assertEqual(found.next_token[1], choices[1, found.num_accepted[1]])
 
-  @parameterized.parameters('rejection', 'block')
+  @for_rules
   def test_bfloat16(self, rule):
     case = random_case(5, 3, self.VOCABULARIES[-1], seed=11, dtype=jnp.bfloat16)
     numbers = self.uniforms(5, 3, seed=1)

@@ -37,6 +37,7 @@ class XlaTest(accept_suite.AcceptSuite):
   # The last one is prime and longer than a tile, so that a tile is filled up.
   VOCABULARIES = (7, 300, 4999)
   KINDS = ('logits', 'law', 'one_hot')
+  RULES = ('rejection', 'block')
 
 
 class DefinitionTest(parameterized.TestCase):
