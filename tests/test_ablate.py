@@ -17,6 +17,7 @@ from experiments import ablate_table
 from experiments import arm_run
 from experiments import arms as arms_lib
 from experiments import build
+from experiments import lossless
 from experiments import workdir as workdir_lib
 from experiments.sweep import param, prod
 from specjax import drafters
@@ -258,6 +259,30 @@ class TestPlantedMistakes:
     with pytest.raises(ValueError, match='Two arms are the same'):
       run(config_of(sampled('block') * 2), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_trees_are_held_to_the_gap_rule():
+  """The scores are what plain decoding took the argmax of; a wrong token has too large a gap."""
+  arms = prod(
+      param('drafter.kind', 'model_tree'), param('drafter.tree', '2,1'),
+      param('rule.name', 'coupled'), param('sampling.temperature', 0.5),
+  )
+  (arm,) = arms_lib.arms_of(config_of(arms))
+  settings, loaded = arm.settings, tiny_pair.loaded()
+  prompts = [tokens for _, tokens in arm_run.prompts_of(settings, loaded)]
+  batches = arm_run._batches(settings, prompts)
+  runner = arm_run.runner_of(settings, loaded, prompts)
+  method = arm_run._method(settings, loaded)
+  plain = arm_run._references(settings, arm_run.Models(), runner, method, batches)
+  seeds = [runner.options(method, 2, batch.first)['seeds'] for batch in batches]
+  for output, numbers in zip(plain, seeds):
+    for row, scores in enumerate(lossless._scores(method, runner, output, numbers)):
+      assert (scores.argmax(-1) == output.new_tokens(row)).all()
+  wrong = [dataclasses.replace(output, tokens=output.tokens.copy()) for output in plain]
+  wrong[0].tokens[0, wrong[0].lengths[0] - 1] += 1
+  assert lossless.check(method, runner, plain, plain, seeds).kind == 'identical'
+  with pytest.raises(lossless.NotLosslessError, match='one by a gap of'):
+    lossless.check(method, runner, wrong, plain, seeds)
 
 
 def test_calibrations_are_shared_and_kept(tmp_path):
