@@ -3,9 +3,10 @@ r"""Llama-3.1-70B with an EAGLE-3 head of 1 B parameters: does it fit, and how f
     python -m experiments.plan --config=configs/llama3_70b_eagle3.py --workdir=runs/plan_eagle3
 
 is `configs/llama3_70b.py` with the head instead of the draft model: it reads three layers of
-the target, drafts a chain over a vocabulary of 32,000, and keeps one layer of cache. The head has no
-layout of its own yet: its cache and its logits are gathered in every draft step (the plan says how
-large the largest gathered array is), which the roofline does not count. Arguments and fields are those of that config; `configs/llama3_70b_eagle3.py:smoke` takes seconds.
+the target, drafts a chain over a vocabulary of 32,000, and keeps one layer of cache. The head
+has no layout of its own yet: its cache and its logits are gathered in every draft step (the plan
+says how large the largest gathered array is), which the roofline does not count. Arguments and
+fields are those of that config; `configs/llama3_70b_eagle3.py:smoke` has two layers of target.
 """
 
 import ml_collections
