@@ -15,6 +15,7 @@ from specjax import generation
 from specjax import kv_cache
 from specjax import verify
 
+
 def plain_rule(rule: Any) -> Any:
   """The rule under which plain decoding is fastest, with the law of `rule`.
 
@@ -34,7 +35,7 @@ def rounds_and_passes(target, prompts, request, width, widths, rules, makers, ro
     programs['plain', plain.rule.name] = loop(plain, started)
     # What the target says itself, for the synthetic drafter to propose: all of it, or (as a
     # check, for the two must cost the same) none.
-    room = jnp.int32(request.max_new_tokens)
+    room = np.int32(request.max_new_tokens)
     reference = engine.run(plain, jax.tree.map(jnp.copy, started), room).tokens
     ruled = plain.replace(rule=rule)
     for k, names in rounds_of[rule.name].items():
@@ -82,7 +83,7 @@ def loop(setup: engine.Setup, state: engine.DecodeState) -> Callable[[int], floa
   def run(rounds: int) -> float:
     fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
     started = time.perf_counter()
-    done = jax.block_until_ready(engine.run(setup, fresh, jnp.int32(rounds)))
+    done = jax.block_until_ready(engine.run(setup, fresh, np.int32(rounds)))
     seconds = time.perf_counter() - started
     if int(done.round) != rounds:
       raise RuntimeError(f'{int(done.round)} rounds instead of {rounds}: logits are NaN?')
