@@ -190,7 +190,7 @@ def test_nothing_is_left_behind_where_nothing_was_generated(folder, tmp_path):
 @pytest.mark.parametrize(
     'fields, message',
     [
-        (dict(drafter__kind='eagle'), "config.drafter.kind must be one of 'none', 'model'"),
+        (dict(drafter__kind='eagel'), "config.drafter.kind must be one of 'none', 'model'"),
         (dict(drafter__tree='3,x'), "must be children by depth .*got '3,x'"),
         (dict(drafter__tree='dynamic 9,1,2'), '2 candidates'),
         (dict(drafter__tree='0 1.0'), r'needs \(1,\)'),
