@@ -164,7 +164,7 @@ def _blocks(vocab_size: int) -> tuple[int, int]:
   where a vocabulary that is split over devices does, and none is gathered.
 
   >>> _blocks(128_256), _blocks(4096), _blocks(7)
-  ((256, 501), (64, 64), (4, 2))
+  ((256, 501), (64, 64), (1, 7))
   """
   root = vocab_size**0.5
   powers = [2**n for n in range(24) if vocab_size % 2**n == 0 and root / 4 <= 2**n <= 4 * root]
