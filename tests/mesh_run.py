@@ -49,40 +49,48 @@ def cases(layout, pairs):
 
   shape = dict(num_layers=2, num_heads=8, num_kv_heads=2)
   target = tiny.model(0, **shape)
-  draft = tiny.model(1, **{**shape, 'num_layers': 1})
+  # The target's own first layer: what it drafts is accepted at times.
+  draft = tiny.model(0, **{**shape, 'num_layers': 1})
   prompts = tiny.PROMPTS
-  reference = specjax.decode(target, prompts, max_new_tokens=NEW_TOKENS)
+  hot_law = specjax.sampling.make(batch_size=len(prompts), temperature=0.9, top_p=0.95)
+  options = dict(max_new_tokens=NEW_TOKENS, seeds=3, cache_length=CACHE_LENGTH)
+  # What plain decoding says, for the tree to propose in part: else nothing would be accepted.
+  references = dict(
+      greedy=specjax.decode(target, prompts, **options),
+      coupled=specjax.decode(
+          target, prompts, rule=specjax.verify.coupled(), sampling=hot_law, **options
+      ),
+  )
   if layout is not None:
     target = sharding.place(target, layout.target)
     draft = sharding.place(draft, layout.draft)
   drafters = dict(
-      model=lambda: specjax.drafters.model(draft, num_speculative_tokens=3),
-      ngram=lambda: specjax.drafters.ngram(num_speculative_tokens=3),
-      plain=lambda: None,
-      tree=lambda: specjax.drafters.synthetic(
-          jnp.asarray(reference.tokens), reference_lengths=jnp.asarray(reference.lengths),
+      model=lambda _: specjax.drafters.model(draft, num_speculative_tokens=3),
+      ngram=lambda _: specjax.drafters.ngram(num_speculative_tokens=3),
+      plain=lambda _: None,
+      tree=lambda rule: specjax.drafters.synthetic(
+          jnp.asarray(references[rule].tokens),
+          reference_lengths=jnp.asarray(references[rule].lengths),
           acceptance=0.7, vocab_size=tiny.VOCAB, parents=(0, 0, 1, 1),
       ),
   )
   found = {}
   for drafter, rule in pairs:
-    hot = rule != 'greedy'
     output = specjax.generate(
         target,
         prompts,
-        drafter=drafters[drafter](),
+        drafter=drafters[drafter](rule),
         rule=getattr(specjax.verify, rule)(),
-        sampling=specjax.sampling.make(batch_size=4, temperature=0.9, top_p=0.95) if hot else None,
-        max_new_tokens=NEW_TOKENS,
-        seeds=3,
+        sampling=None if rule == 'greedy' else hot_law,
         prefill_chunk=16,
-        cache_length=CACHE_LENGTH,
         logprobs='raw',
+        **options,
     )
     found[f'{drafter}, {rule}'] = dict(
         tokens=[output.new_tokens(row).tolist() for row in range(len(prompts))],
         logprobs=output.logprobs.tolist(),
         passes=output.target_passes,
+        accepted=int(output.stats.accepted.sum()),
     )
   return found
 
