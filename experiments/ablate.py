@@ -50,7 +50,7 @@ def run(
   todo = [arm for arm in arms if results[arm.key] is None]
   _tell_what_is_there(console, arms, todo, store)
   models = arm_run.Models()
-  with _progress(console, len(arms), len(arms) - len(todo)) as progress:
+  with _Progress(console, len(arms), len(arms) - len(todo)) as progress:
     for arm in todo:
       progress.begin(arm.label)
       results[arm.key] = _run(arm, models, progress.say)
@@ -193,10 +193,6 @@ class _Progress:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _progress(console, total: int, done: int) -> _Progress:
-  return _Progress(console, total, done)
 
 
 if __name__ == '__main__':

@@ -107,6 +107,17 @@ def _model(config: ConfigDict) -> Task:
   )
 
 
+def _saver(config: ConfigDict, save: Callable[..., None], of_params: Callable[[Any], Any]):
+  """`Task.save` of a head, which has no stop tokens: `save` writes what `of_params` makes."""
+
+  def write(params, folder, *, extra_files, eos_ids):
+    del eos_ids
+    dtype = build.dtype(config.export_dtype)
+    save(of_params(params), folder, dtype=dtype, extra_files=extra_files)
+
+  return write
+
+
 def _eagle3(config: ConfigDict, target: models.LanguageModel) -> Task:
   cfg = target.module.config
   settings = config.head
@@ -139,15 +150,6 @@ def _eagle3(config: ConfigDict, target: models.LanguageModel) -> Task:
         heads.Eagle(module, params), target, num_speculative_tokens=num_tokens
     )
 
-  def save(params, folder, *, extra_files, eos_ids):
-    del eos_ids
-    heads.save_eagle(
-        heads.Eagle(module, params),
-        folder,
-        dtype=build.dtype(config.export_dtype),
-        extra_files=extra_files,
-    )
-
   return Task(
       init=init,
       loss_fn=loss_fn,
@@ -155,7 +157,7 @@ def _eagle3(config: ConfigDict, target: models.LanguageModel) -> Task:
       target=target,
       feature_layers=(*chosen, cfg.num_layers),
       drafter=drafter,
-      save=save,
+      save=_saver(config, heads.save_eagle, functools.partial(heads.Eagle, module)),
   )
 
 
@@ -182,15 +184,6 @@ def _medusa(config: ConfigDict, target: models.LanguageModel) -> Task:
         heads.Medusa(module, params), target, num_speculative_tokens=num_tokens
     )
 
-  def save(params, folder, *, extra_files, eos_ids):
-    del eos_ids
-    heads.save_medusa(
-        heads.Medusa(module, params),
-        folder,
-        dtype=build.dtype(config.export_dtype),
-        extra_files=extra_files,
-    )
-
   return Task(
       init=functools.partial(
           medusa.init_params, module, head=target_lib.head_kernel(target)
@@ -200,7 +193,7 @@ def _medusa(config: ConfigDict, target: models.LanguageModel) -> Task:
       target=target,
       feature_layers=(cfg.num_layers,),
       drafter=drafter,
-      save=save,
+      save=_saver(config, heads.save_medusa, functools.partial(heads.Medusa, module)),
   )
 
 
@@ -221,15 +214,6 @@ def _early_exit(config: ConfigDict, target: models.LanguageModel) -> Task:
         heads.EarlyExit(module, params), target, num_speculative_tokens=num_tokens
     )
 
-  def save(params, folder, *, extra_files, eos_ids):
-    del eos_ids
-    heads.save_early_exit(
-        heads.EarlyExit(module, params),
-        folder,
-        dtype=build.dtype(config.export_dtype),
-        extra_files=extra_files,
-    )
-
   return Task(
       init=functools.partial(early_exit.init_params, module, target=target),
       loss_fn=loss_fn,
@@ -237,5 +221,5 @@ def _early_exit(config: ConfigDict, target: models.LanguageModel) -> Task:
       target=target,
       feature_layers=(head_config.exit_layer, cfg.num_layers),
       drafter=drafter,
-      save=save,
+      save=_saver(config, heads.save_early_exit, functools.partial(heads.EarlyExit, module)),
   )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from specjax import kv_cache
 from specjax import types
+from specjax.drafters import base
 from specjax.drafters import expansion
 from specjax.drafters.model import fast_width
 from specjax.heads import target as target_lib
@@ -38,7 +39,7 @@ class EagleState(NamedTuple):
 
 
 @struct.dataclass
-class EagleDrafter:
+class EagleDrafter(base.Shaped):
   """Drafts from the target's features of what was committed, and on from its own outputs.
 
   A round begins with the pairs that the last round committed: their features are the
@@ -71,18 +72,6 @@ class EagleDrafter:
   norm_offset: float = struct.field(pytree_node=False, default=0.0)
   embedding_scale: float = struct.field(pytree_node=False, default=1.0)
   soft_cap: float | None = struct.field(pytree_node=False, default=None)
-
-  @property
-  def num_nodes(self) -> int:
-    return self.shape.num_nodes
-
-  @property
-  def depth(self) -> int:
-    return self.shape.depth
-
-  @property
-  def is_chain(self) -> bool:
-    return self.shape.is_chain
 
   @property
   def feature_layers(self) -> tuple[int, ...]:

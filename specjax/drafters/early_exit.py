@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax import types
+from specjax.drafters import base
 from specjax.drafters import expansion
 from specjax.drafters.model import fast_width
 from specjax.heads import early_exit as exit_lib
@@ -22,7 +23,7 @@ Array = jax.Array
 
 
 @struct.dataclass
-class EarlyExitDrafter:
+class EarlyExitDrafter(base.Shaped, base.Stateless):
   """Drafts with the target's first layers; it keeps no state.
 
   Attributes:
@@ -39,30 +40,8 @@ class EarlyExitDrafter:
   feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
   @property
-  def num_nodes(self) -> int:
-    return self.shape.num_nodes
-
-  @property
-  def depth(self) -> int:
-    return self.shape.depth
-
-  @property
-  def is_chain(self) -> bool:
-    return self.shape.is_chain
-
-  @property
   def vocab_size(self) -> int:
     return self.exit.config.target_vocab_size
-
-  def init(self, *, batch_size: int, cache_length: int, max_append: int) -> Any:
-    """As `specjax.types.Drafter.init`: the target's cache is the state."""
-    del batch_size, cache_length, max_append
-    return ()
-
-  def prefill(self, state, *, tokens, num_new, features):
-    """As `specjax.types.Drafter.prefill`: the target reads the prompt."""
-    del tokens, num_new, features
-    return state
 
   def propose(self, context: types.Context, state):
     """As `specjax.types.Drafter.propose`; the target's cache comes back in the context."""
@@ -101,11 +80,6 @@ class EarlyExitDrafter:
     )
     target_cache = exit_lib.put_back(context.target_cache, drafted.state)
     return drafted.proposal, state, drafted.context.replace(target_cache=target_cache)
-
-  def update(self, state, verification, context):
-    """As `specjax.types.Drafter.update`."""
-    del verification, context
-    return state
 
 
 def early_exit(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax import types
+from specjax.drafters import base
 from specjax.drafters import expansion
 from specjax.drafters.model import fast_width
 from specjax.heads import target as target_lib
@@ -22,7 +23,7 @@ Array = jax.Array
 
 
 @struct.dataclass
-class MedusaDrafter:
+class MedusaDrafter(base.Shaped, base.Stateless):
   """Drafts from the target's last feature; it keeps no state.
 
   Attributes:
@@ -44,34 +45,12 @@ class MedusaDrafter:
   norm_offset: float = struct.field(pytree_node=False, default=0.0)
 
   @property
-  def num_nodes(self) -> int:
-    return self.shape.num_nodes
-
-  @property
-  def depth(self) -> int:
-    return self.shape.depth
-
-  @property
-  def is_chain(self) -> bool:
-    return self.shape.is_chain
-
-  @property
   def feature_layers(self) -> tuple[int, ...]:
     return self.heads.config.feature_layers
 
   @property
   def vocab_size(self) -> int:
     return self.heads.config.target_vocab_size
-
-  def init(self, *, batch_size: int, cache_length: int, max_append: int) -> Any:
-    """As `specjax.types.Drafter.init`: nothing to keep."""
-    del batch_size, cache_length, max_append
-    return ()
-
-  def prefill(self, state, *, tokens, num_new, features):
-    """As `specjax.types.Drafter.prefill`."""
-    del tokens, num_new, features
-    return state
 
   def propose(self, context: types.Context, state):
     """As `specjax.types.Drafter.propose`."""
@@ -96,11 +75,6 @@ class MedusaDrafter:
     # A prompt of one token has no feature yet: nothing to draft from.
     valid = drafted.proposal.valid & (count > 0)[:, None]
     return drafted.proposal.replace(valid=valid), state, drafted.context
-
-  def update(self, state, verification, context):
-    """As `specjax.types.Drafter.update`."""
-    del verification, context
-    return state
 
 
 def medusa(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from specjax import kv_cache
 from specjax import tree as tree_lib
 from specjax import types
+from specjax.drafters import base
 from specjax.drafters import expansion
 from specjax.drafters.model import fast_width
 from specjax.drafters.model import read_last
@@ -35,7 +36,7 @@ class ModelTreeState:
 
 
 @struct.dataclass
-class ModelTreeDrafter:
+class ModelTreeDrafter(base.Shaped):
   """Drafts a tree of N nodes with a language model and its own cache.
 
   A level is read in one pass behind those before it. After the round the nodes of the
@@ -56,18 +57,6 @@ class ModelTreeDrafter:
   step_width: int = struct.field(pytree_node=False, default=1)
   reread: int = struct.field(pytree_node=False, default=2)
   feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
-
-  @property
-  def num_nodes(self) -> int:
-    return self.shape.num_nodes
-
-  @property
-  def depth(self) -> int:
-    return self.shape.depth
-
-  @property
-  def is_chain(self) -> bool:
-    return self.shape.is_chain
 
   @property
   def vocab_size(self) -> int:

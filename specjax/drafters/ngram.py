@@ -3,20 +3,19 @@
 Saxena 2023, "Prompt lookup decoding"; the match runs over prompt and output inside the loop.
 """
 
-from typing import Any
-
 from flax import struct
 import jax
 import jax.numpy as jnp
 
 from specjax import tree
 from specjax import types
+from specjax.drafters import base
 
 Array = jax.Array
 
 
 @struct.dataclass
-class NgramDrafter:
+class NgramDrafter(base.Stateless):
   """Proposes the continuation of the longest, then latest, earlier match.
 
   Attributes:
@@ -35,16 +34,6 @@ class NgramDrafter:
   @property
   def depth(self) -> int:
     return self.num_nodes
-
-  def init(self, *, batch_size: int, cache_length: int, max_append: int) -> Any:
-    """As `specjax.types.Drafter.init`: the tokens themselves are the state."""
-    del batch_size, cache_length, max_append
-    return ()
-
-  def prefill(self, state, *, tokens, num_new, features):
-    """As `specjax.types.Drafter.prefill`."""
-    del tokens, num_new, features
-    return state
 
   def propose(self, context: types.Context, state):
     """As `specjax.types.Drafter.propose`."""
@@ -65,11 +54,6 @@ class NgramDrafter:
         kind=types.ONE_HOT,
     )
     return proposal, state, context
-
-  def update(self, state, verification, context):
-    """As `specjax.types.Drafter.update`."""
-    del verification, context
-    return state
 
 
 def longest_match(tokens: Array, lengths: Array, max_ngram: int) -> tuple[Array, Array]:

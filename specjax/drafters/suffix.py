@@ -17,6 +17,7 @@ import numpy as np
 
 from specjax import tree as tree_lib
 from specjax import types
+from specjax.drafters import base
 from specjax.drafters import expansion
 
 Array = jax.Array
@@ -42,7 +43,7 @@ class SuffixState:
 
 
 @struct.dataclass
-class SuffixDrafter:
+class SuffixDrafter(base.Shaped):
   """Proposes what most often followed the longest match.
 
   All places whose match is as long as the longest one vote, where matches of `max_match` and
@@ -64,18 +65,6 @@ class SuffixDrafter:
   min_match: int = struct.field(pytree_node=False, default=1)
   max_match: int = struct.field(pytree_node=False, default=16)
   feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
-
-  @property
-  def num_nodes(self) -> int:
-    return self.shape.num_nodes
-
-  @property
-  def depth(self) -> int:
-    return self.shape.depth
-
-  @property
-  def is_chain(self) -> bool:
-    return self.shape.is_chain
 
   def remember(self, sequences: Sequence[Sequence[int]]) -> 'SuffixDrafter':
     """The drafter with more past outputs; the oldest tokens make room. Nothing recompiles.
