@@ -84,7 +84,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   # Train on the target's own samples instead of the text: how many, and from what prompts.
   config.samples = ml_collections.ConfigDict(
-      dict(num_samples=0, prompt_tokens=64, new_tokens=192, temperature=1.0, batch_size=64)
+      dict(
+          num_samples=0,
+          prompt_tokens=64,
+          new_tokens=192,
+          temperature=1.0,
+          batch_size=64,
+          with_text=False,  # behind the text instead of in its place
+      )
   )
   # Features of the target, for heads: stored first, or computed in every step.
   config.features = ml_collections.ConfigDict(

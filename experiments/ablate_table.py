@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments import arms as arms_lib
+from experiments import forecasts
 from experiments import prompts as prompts_lib
 from experiments import sweep as sweep_lib
 from specjax.analysis import costs as costs_lib
@@ -65,7 +66,7 @@ def rows(
     row |= dict(result['record']) | _own(result)
     row |= _gain(arm, arms, results, baseline)
     if calibrations and arm.key in calibrations:
-      row |= _predicted(result, calibrations[arm.key])
+      row |= _predicted(arm.settings, result, calibrations[arm.key])
     found.append(row)
   return found
 
@@ -172,24 +173,24 @@ def _gain(arm, arms, results, baseline) -> dict[str, Any]:
   )
 
 
-def _predicted(result: Result, calibration: costs_lib.Calibration) -> dict[str, Any]:
+def _predicted(
+    settings, result: Result, calibration: costs_lib.Calibration
+) -> dict[str, Any]:
   """The formula's terms, and the modelled seconds of a round beside the measured ones."""
   record = result['record']
-  rule, drafter, k = record['rule'], record['drafter'], record['num_speculative_tokens']
-  if drafter not in calibration.rule(rule).drafting:
-    return {}
   rounds = int(np.sum(result['rounds']))
   rates = theory.conditional_rates(np.asarray(result['accepted_at']).sum(0), rounds)
-  drafted = np.asarray(result['proposed_at']).sum(0)
-  steps = 1 + int(drafted[:-1].sum()) / rounds if drafter == 'model' else float(k)
-  prediction = calibration.predict(rule, k, rates, drafter=drafter, num_drafted=steps)
+  steps = forecasts.steps_of(settings, np.asarray(result['proposed_at']).sum(0), rounds)
+  prediction = forecasts.predict(
+      calibration, settings, rates, num_drafted=steps, free_share=result['free_rounds'] / rounds
+  )
   # A plain step as it was measured in turns with the arm: every row emits one token.
   plain = np.sum(result['plain_seconds']) / np.sum(result['plain_tokens']) * result['batch_size']
   return dict(
       predicted_speedup=prediction.speedup,
       prediction=dataclasses.asdict(prediction),
       round_seconds=dict(
-          draft=float(steps * prediction.draft_cost * plain),
+          draft=float(prediction.num_drafted * prediction.draft_cost * plain),
           verify=float(prediction.pass_cost * plain),
           rest=float(prediction.overhead * plain),
           measured=float(np.sum(result['seconds'])) / record['target_passes'],

@@ -263,6 +263,7 @@ def _counts(outputs: Sequence[GenerateOutput], method: methods_lib.Method) -> di
       rounds=stats.rounds,
       proposed_at=stats.proposed_at,
       accepted_at=stats.accepted_at,
+      free_rounds=sum(output.drafter_state for output in outputs),
       expected={},
   )
   size = report_plots.STRETCH

@@ -11,7 +11,6 @@ in turns, and the comparison with plain decoding token by token. The workdir get
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 import re
 from typing import Any
 
@@ -21,15 +20,14 @@ import rich.console
 
 import specjax
 from experiments import build
-from experiments import build_head_drafters
 from experiments import cli
 from experiments import display
+from experiments import forecasts
 from experiments import methods as methods_lib
 from experiments import peers
 from experiments import prompts as prompts_lib
 from experiments import report
 from experiments import workdir as workdir_lib
-from specjax import drafters
 from specjax import generation
 from specjax.analysis import calibration as calibration_lib
 from specjax.analysis import records
@@ -98,16 +96,14 @@ def _teller(console: rich.console.Console, status) -> Callable[[str], None]:
 
   def say(line: str) -> None:
     status.update(line)
-    kind = re.split(r'[\d:,]', line)[0].strip()
+    # Counts and names that follow are the status line's; what is going on is said once.
+    kind = re.split(r'[:,]| \d', line)[0].strip()
     if not console.is_terminal and kind not in said:
       said.add(kind)
       console.print(f'{kind} …', highlight=False)
 
   return say
 
-
-# Drafters whose cost the calibration measures; the others get no forecast.
-PREDICTED = ('model', 'ngram', *build_head_drafters.HEADS)
 
 _NOTE = (
     "'identical': token for token what plain decoding gives; 'same law': other tokens from the "
@@ -171,42 +167,20 @@ def _calibrate(
   if not settings.enabled:
     return None
   methods = [methods_lib.method_settings(config, key) for key in config.order]
-  methods = [each for each in methods if each.drafter.kind in PREDICTED]
+  methods = [each for each in methods if forecasts.is_predicted(each)]
   if not methods:
     return None
-  largest = max(
-      settings.max_num_speculative_tokens,
-      *(each.drafter.num_speculative_tokens for each in methods),
-  )
-  rules = {build.rule(each).name: build.rule(each) for each in methods}
-  cases = [
-      (build.rule(each).name, each.drafter.kind, each.drafter.num_speculative_tokens or largest)
-      for each in methods
-  ]
-  kinds = {each.drafter.kind: each for each in methods}
-  extra = {}
-  if 'ngram' in kinds:
-    extra['ngram'] = lambda k: drafters.ngram(
-        num_speculative_tokens=k,
-        max_ngram=kinds['ngram'].drafter.max_ngram,
-        min_ngram=kinds['ngram'].drafter.min_ngram,
-    )
-  for kind in set(kinds) & set(build_head_drafters.HEADS):
-    extra[kind] = functools.partial(_of_length, kinds[kind], loaded)
   # Greedy rules look at no law: the settings of the methods that sample serve all.
   sampling = build.sampling(next((s for s in methods if s.sampling.temperature), config), 1)
-  return calibration_lib.calibrate(
-      loaded.target,
-      build.draft(kinds['model'], loaded) if 'model' in kinds else None,
+  return forecasts.calibrate(
+      methods,
+      loaded,
       prompts=[prompts[0]],
-      max_num_speculative_tokens=largest,
+      max_num_speculative_tokens=settings.max_num_speculative_tokens,
       widths=None if settings.curve else (),
       cache_length=cache_length,
       prefill_chunk=config.prefill_chunk,
       dtypes=settings.dtypes,
-      rules=list(rules.values()),
-      drafters=extra,
-      cases=cases,
       sampling=sampling,
       rounds=settings.rounds,
       repetitions=settings.repetitions,
@@ -214,25 +188,23 @@ def _calibrate(
   )
 
 
-def _of_length(settings, loaded: build.Loaded, num_speculative_tokens: int):
-  """A method's drafter with another K."""
-  settings = ml_collections.ConfigDict(settings.to_dict())
-  settings.drafter.num_speculative_tokens = num_speculative_tokens
-  return build.drafter(settings, loaded)
-
-
 def _print_costs(found: calibration_lib.Calibration, console: rich.console.Console) -> None:
   rows = []
   for costs in found.rules:
-    for drafter, k in ((name, k) for name, points in costs.drafting.items() for k, _ in points):
-      cost = found.cost(costs.rule, k, drafter=drafter)
+    points = [(name, k) for name, points in costs.drafting.items() for k, _ in points]
+    terms = [(name, k, found.cost(costs.rule, k, drafter=name)) for name, k in points]
+    terms += [
+        (name, tree.num_nodes, found.predict_tree(costs.rule, name, 0.0))
+        for name, tree in costs.trees.items()
+    ]
+    for drafter, k, cost in terms:
       rows.append({
           'rule': costs.rule,
           'drafter': drafter,
-          'K': k,
+          'K or N': k,
           'plain step, ms': 1000 * costs.plain,
           'c': cost.draft_cost,
-          'r(K+1)': cost.pass_cost,
+          'r': cost.pass_cost,
           'o': cost.overhead,
       })
   title = f'Calibration: {found.dtype}, {found.width} tokens a plain pass (c, r, o in plain steps)'
@@ -254,7 +226,7 @@ def _methods(config, loaded, runner, calibration, other, say):
   found, predictions = [], {}
   for key in config.order:
     method = methods_lib.method(config, key, loaded, num_speculative_tokens=1)
-    if calibration is None or method.kind not in PREDICTED:
+    if calibration is None or not forecasts.is_predicted(method.settings):
       found.append(method)
       continue
     learn = lambda method: methods_lib.acceptance(
@@ -269,17 +241,18 @@ def _methods(config, loaded, runner, calibration, other, say):
       largest = calibration.max_num_speculative_tokens
       longest = methods_lib.method(config, key, loaded, num_speculative_tokens=largest)
       rates = learn(longest).rates
-      best = calibration.best_length(method.rule.name, rates, drafter=method.kind)
+      name = forecasts.name_of(method.settings)
+      best = calibration.best_length(method.rule.name, rates, drafter=name)
       k = max(best.num_speculative_tokens, 1)
       method = methods_lib.method(config, key, loaded, num_speculative_tokens=k)
     seen = learn(method)
     found.append(method)
-    predictions[key] = calibration.predict(
-        method.rule.name,
-        method.num_speculative_tokens,
+    predictions[key] = forecasts.predict(
+        calibration,
+        method.settings,
         seen.rates,
-        drafter=method.kind,
         num_drafted=seen.num_drafted,
+        free_share=seen.free_share,
     )
   return methods_lib.plain_methods(config, found) + found, predictions
 

@@ -36,7 +36,8 @@ DRAFTERS = (
     *build_head_drafters.KINDS,
 )
 # Those that a combination is made of.
-FREE, LEARNED = ('suffix', 'ngram'), ('model', 'model_tree')
+FREE = ('suffix', 'ngram')
+LEARNED = ('model', 'model_tree', *build_head_drafters.KINDS)
 RULES = (
     'auto',
     'greedy',
@@ -172,7 +173,7 @@ def load(config: ConfigDict) -> Loaded:
 
 def _check_draft_vocabulary(config: ConfigDict, vocab_size: int) -> None:
   """Refuses a draft folder with another vocabulary, before any weight is read."""
-  uses_draft = config.drafter.kind in ('combined', *LEARNED)
+  uses_draft = {config.drafter.kind, _learned(config)} & {'model', 'model_tree'}
   if not uses_draft or not config.drafter.path or config.drafter.translate:
     return
   draft = models.load_config(pathlib.Path(config.drafter.path).expanduser())

@@ -9,6 +9,7 @@ import numpy as np
 
 import specjax
 from experiments import build
+from experiments import forecasts
 from specjax import verify
 from specjax.analysis import programs
 from specjax.analysis import records
@@ -73,12 +74,16 @@ class Runner:
   seed: int
 
   def __call__(self, method: Method, prompts: Prompts, first: int = 0, **more) -> GenerateOutput:
-    """One run over a batch of prompts, the first of which has number `first`."""
+    """One run over a batch of prompts, the first of which has number `first`.
+
+    Of the drafter's state only `forecasts.free_rounds` is kept.
+    """
     output = specjax.generate(
         self.target, prompts, **(self.options(method, len(prompts), first) | more)
     )
     # Outputs are kept, and with them a draft's cache would be.
-    return dataclasses.replace(output, drafter_state=None)
+    count = forecasts.free_rounds(output.drafter_state)
+    return dataclasses.replace(output, drafter_state=count)
 
   def options(self, method: Method, batch_size: int, first: int = 0) -> dict[str, Any]:
     """What `specjax.generate` takes beside target and prompts."""
@@ -210,10 +215,12 @@ class Acceptance:
   Attributes:
     rates: conditional acceptance rates, one a position.
     num_drafted: mean draft steps a round.
+    free_share: of a combination, the share of rounds that its free part drafted.
   """
 
   rates: tuple[float, ...]
   num_drafted: float
+  free_share: float = 0.0
 
 
 def acceptance(
@@ -227,12 +234,11 @@ def acceptance(
     outputs.append(runner(method, rows, first=first + start))
   stats = records.merge_stats(outputs)
   rounds = int(stats.rounds.sum())
-  drafted = stats.proposed_at.sum(0)
-  # A draft model reads once to draft its first token, and once more for every token that
-  # it goes on from, kept or not; the last one of K is not read.
-  steps = 1 + int(drafted[:-1].sum()) / rounds if method.kind == 'model' else len(drafted)
-  rates = theory.conditional_rates(stats.accepted_at.sum(0), rounds)
-  return Acceptance(tuple(rates), steps)
+  return Acceptance(
+      rates=tuple(theory.conditional_rates(stats.accepted_at.sum(0), rounds)),
+      num_drafted=forecasts.steps_of(method.settings, stats.proposed_at.sum(0), rounds),
+      free_share=sum(output.drafter_state for output in outputs) / rounds,
+  )
 
 
 def identical_to_plain(

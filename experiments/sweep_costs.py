@@ -8,15 +8,11 @@ from typing import Any
 from experiments import arm_run
 from experiments import arms as arms_lib
 from experiments import build
+from experiments import forecasts
 from experiments import workdir as workdir_lib
-from specjax import drafters
-from specjax.analysis import calibration as calibration_lib
 from specjax.analysis import costs as costs_lib
 
 FOLDER = 'calibrations'
-
-# Kinds of drafter that a calibration knows how to make at any K.
-KINDS = ('model', 'ngram')
 
 # What costs depend on: arms that agree in these fields share a calibration.
 _SHAPE = (
@@ -37,8 +33,8 @@ def of_arms(
 
   Args:
     config: of the sweep; `calibration.enabled`, `rounds` and `repetitions` are read.
-    arms: of the sweep; those that failed, branch, or draft in ways that are not calibrated
-      are left out.
+    arms: of the sweep; those that failed or draft in ways that are not calibrated are
+      left out.
     results: by arm key.
     models: loads targets.
     results_dir: keeps calibrations, whole or not at all.
@@ -52,18 +48,18 @@ def of_arms(
   groups: dict[str, list[arms_lib.Arm]] = {}
   for arm in arms:
     done = (results.get(arm.key) or {}).get('status') == 'done'
-    if done and arm.settings.drafter.kind in KINDS:
+    if done and forecasts.is_predicted(arm.settings):
       groups.setdefault(_group_key(config, arm), []).append(arm)
   found = {}
   for key, group in groups.items():
     # The cases of arms that are still missing would be another calibration: the key says which.
-    cases = sorted({_case(arm) for arm in group})
+    cases = sorted({forecasts.case_of(arm.settings) for arm in group})
     name = f'{FOLDER}/{key}-{arms_lib.digest(cases)[:8]}.json'
     path = results_dir.path / name
     if path.exists():
       made = costs_lib.from_json(json.loads(path.read_text(encoding='utf-8')))
     else:
-      made = _measure(config, group, cases, models, say)
+      made = _measure(config, group, models, say)
       results_dir.write_json(name, dataclasses.asdict(made))
     found |= {arm.key: made for arm in group}
   return found
@@ -81,37 +77,19 @@ def _group_key(config, arm: arms_lib.Arm) -> str:
   )
 
 
-def _case(arm: arms_lib.Arm) -> tuple[str, str, int]:
-  settings = arm.settings
-  kind = settings.drafter.kind
-  return build.rule(settings).name, kind, settings.drafter.num_speculative_tokens
-
-
-def _measure(config, group, cases, models, say) -> costs_lib.Calibration:
+def _measure(config, group, models, say) -> costs_lib.Calibration:
   settings = group[0].settings
   loaded = models.load(settings)
   prompts = [list(tokens) for _, tokens in arm_run.prompts_of(settings, loaded)]
   prompts = prompts[: settings.batch_size]
   runner = arm_run.runner_of(settings, loaded, prompts)
-  rules = {build.rule(arm.settings).name: build.rule(arm.settings) for arm in group}
-  kinds = {arm.settings.drafter.kind: arm.settings for arm in group}
-  extra = {}
-  if 'ngram' in kinds:
-    looked_up = kinds['ngram'].drafter
-    extra['ngram'] = lambda k: drafters.ngram(
-        num_speculative_tokens=k, max_ngram=looked_up.max_ngram, min_ngram=looked_up.min_ngram
-    )
-  return calibration_lib.calibrate(
-      loaded.target,
-      build.draft(kinds['model'], loaded) if 'model' in kinds else None,
+  return forecasts.calibrate(
+      [arm.settings for arm in group],
+      loaded,
       prompts=prompts,
-      max_num_speculative_tokens=max(k for _, _, k in cases),
       widths=(),
       cache_length=runner.cache_length,
       prefill_chunk=settings.prefill_chunk,
-      rules=list(rules.values()),
-      drafters=extra,
-      cases=cases,
       sampling=build.sampling(settings, len(prompts)),
       rounds=config.calibration.rounds,
       repetitions=config.calibration.repetitions,

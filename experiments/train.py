@@ -103,8 +103,9 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
 
 
 def _with_samples(config, task, corpus, path: pathlib.Path, say):
-  """The corpus, or with `config.samples` what the target writes behind prompts from it."""
+  """The corpus, or with `config.samples` what the target writes behind prompts from it, or both."""
   settings = config.samples.to_dict()
+  with_text = settings.pop('with_text')
   if not settings['num_samples']:
     return corpus
   if task.target is None:
@@ -116,6 +117,8 @@ def _with_samples(config, task, corpus, path: pathlib.Path, say):
       path / 'samples', target=task.target, tokens=corpus.train, seed=config.seed, say=say,
       **settings,
   )
+  if with_text:
+    made = np.concatenate([np.asarray(corpus.train), np.asarray(made)])
   return dataclasses.replace(corpus, train=made)
 
 

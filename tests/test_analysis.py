@@ -15,10 +15,12 @@ from specjax import drafters
 from specjax import engine
 from specjax import generation
 from specjax import models
+from specjax import tree as tree_lib
 from specjax import verify
 from specjax.analysis import calibration
 from specjax.analysis import costs
 from specjax.analysis import identity
+from specjax.analysis import programs
 from specjax.analysis import records
 from specjax.analysis import statistics
 from specjax.analysis import theory
@@ -376,6 +378,7 @@ class TestCalibration:
         rules=(verify.greedy(),),
         drafters={'lookup': lambda k: drafters.ngram(num_speculative_tokens=k)},
         cases=[('greedy', 'model', 2), ('greedy', 'lookup', 1)],
+        trees={('greedy', 'tree'): drafters.model_tree(draft, tree=(2, 2))},
         rounds=4,
         repetitions=2,
         progress=lines.append,
@@ -388,6 +391,15 @@ class TestCalibration:
         model=2, lookup=1
     )
     assert found.rounds == 4 and found.repetitions == 2
+    # A tree of six nodes, its pass timed apart from those of chains.
+    tree = costs.trees['tree']
+    assert (tree.num_nodes, tree.depth) == (6, 2) and tree.pass_seconds > 0
+    predicted = found.predict_tree('greedy', 'tree', [0.5, 0.5])
+    assert predicted.tokens_per_round == 1.75
+    seconds = tree.pass_seconds + tree.overhead + tree.drafting
+    assert 1.75 / predicted.speedup == pytest.approx(seconds / costs.plain)
+    kept = json.loads(json.dumps(dataclasses.asdict(found)))
+    assert specjax.analysis.costs.from_json(kept) == found
     assert found.predict('greedy', 2, 1.0).tokens_per_round == 3.0
     assert any('timing 2/2' in line for line in lines)
     assert found.hardware == records.hardware()
@@ -405,6 +417,24 @@ class TestCalibration:
       calibration.calibrate(target, prompts=[[1]], max_num_speculative_tokens=0)
     with pytest.raises(ValueError, match='cache_length of at least 12'):
       calibration.calibrate(target, prompts=[[1, 2, 3]], cache_length=8)
+
+  def test_a_stand_in_is_as_wide_and_deep(self, target):
+    tree = drafters.dynamic_tree(num_nodes=9, depth=4, width=3)
+    dynamic = drafters.model_tree(language_model(1), tree=tree)
+    parents = programs.stand_in(dynamic)
+    assert parents == (0, 0, 0, 1, 2, 4, 5, 6, 7)
+    shape = tree_lib.StaticTree(parents)
+    assert (shape.num_nodes, shape.depth) == (9, 4)
+    static = drafters.model_tree(language_model(1), tree=[(0,), (0, 0), (0, 1)])
+    assert programs.stand_in(static) == (0, 1, 1)
+
+  def test_trees_of_unknown_rules_and_names_are_refused(self, target):
+    with pytest.raises(ValueError, match="under .'recursive'.; the rules are .'greedy'."):
+      calibration.calibrate(
+          target, prompts=[[1]], trees={('recursive', 'tree'): types.SimpleNamespace(depth=2)}
+      )
+    with pytest.raises(ValueError, match="'tree' was not calibrated under 'greedy'; there are"):
+      example().predict_tree('greedy', 'tree', 0.5)
 
   def test_cases(self):
     rules, makers = [verify.greedy(), verify.block()], {'model': None, 'lookup': None}

@@ -13,6 +13,7 @@ from configs import benchmark_zoo
 from configs import quickstart
 from experiments import benchmark
 from experiments import build
+from experiments import forecasts
 from experiments import methods as methods_lib
 from specjax import verify
 from specjax.analysis import theory
@@ -45,7 +46,8 @@ def console() -> rich.console.Console:
 def finished(loaded, tmp_path_factory):
   """A run of everything: calibration, streaming, timing, comparison, report."""
   path = tmp_path_factory.mktemp('run') / 'benchmark'
-  config = config_of(stream_method='draft_greedy', order=('draft_greedy', 'ngram_coupled'))
+  order = ('draft_greedy', 'tree_greedy', 'combined_greedy', 'ngram_coupled')
+  config = config_of(stream_method='draft_greedy', order=order)
   config.methods.ngram_coupled.drafter.num_speculative_tokens = 2
   screen = console()
   with pytest.MonkeyPatch.context() as patch:
@@ -62,9 +64,11 @@ class TestRun:
         ('plain decode', 'greedy', 0.0),
         ('plain decode', 'sampling', 1.0),
         ('draft model', 'greedy', 0.0),
+        ('draft tree', 'greedy', 0.0),
+        ('suffix or draft', 'greedy', 0.0),
         ('prompt lookup', 'coupled', 1.0),
     ]
-    assert [row.identical_to_plain for row in finished.rows] == [None, None, True, True]
+    assert [row.identical_to_plain for row in finished.rows] == [None, None, *[True] * 4]
     for row in finished.rows:
       assert row.new_tokens == 2 * 12 and row.prompts == 2 and row.seconds > 0
       assert (row.speedup == 1.0) == (row.drafter == 'none')
@@ -84,13 +88,60 @@ class TestRun:
     assert [trace['name'] for trace in traces] == ['draft model, greedy, T = 0']
     assert sum(len(each['emitted']) for each in traces[0]['rounds']) <= 12
     calibration = json.loads((finished.path / 'calibration.json').read_text())
-    assert [costs['rule'] for costs in calibration['rules']] == ['greedy', 'coupled']
+    greedy, coupled = calibration['rules']
+    assert (greedy['rule'], coupled['rule']) == ('greedy', 'coupled')
+    # A combination is predicted from its own rounds and from those of its free part.
+    assert set(greedy['drafting']) == {'model', 'suffix', 'suffix or model'}
+    assert list(greedy['trees']) == ['model_tree 3,2,1,1'] and not coupled['trees']
     assert 'prompt lookup' in (finished.path / 'report.html').read_text()
 
   def test_what_is_shown(self, finished):
     for wanted in ('accepted draft tokens in colour', 'plain decode', 'reference', 'yes', 'o '):
       assert wanted in finished.text
     assert str(finished.path) in finished.text.replace('\n', '')
+
+
+class TestForecasts:
+
+  def settings(self, key, **drafter):
+    config = config_of()
+    config.methods[key].drafter.update(drafter)
+    return methods_lib.method_settings(config, key)
+
+  def test_a_combination_costs_what_its_parts_cost_in_their_rounds(self):
+    settings = self.settings('combined_greedy', num_speculative_tokens=4)
+    calibration = types.SimpleNamespace(
+        cost=lambda rule, k, drafter: types.SimpleNamespace(
+            draft_cost={'suffix': 0.01, 'suffix or model': 0.1}[drafter]
+        ),
+        predict=lambda rule, k, rates, **options: options,
+    )
+    for share, seconds in ((0.0, 0.4), (0.25, 0.31), (1.0, 0.04)):
+      found = forecasts.predict(
+          calibration, settings, [0.5] * 4, num_drafted=4, free_share=share
+      )
+      assert found['drafter'] == 'suffix or model'
+      assert found['num_drafted'] * 0.1 == pytest.approx(seconds)
+
+  def test_what_is_predicted(self):
+    assert forecasts.is_predicted(self.settings('tree_greedy'))
+    assert forecasts.is_predicted(self.settings('combined_greedy'))
+    assert not forecasts.is_predicted(self.settings('combined_greedy', learned='model_tree'))
+    assert not forecasts.is_predicted(self.settings('draft_greedy', kind='synthetic'))
+    assert forecasts.case_of(self.settings('draft_greedy', num_speculative_tokens=4)) == (
+        'greedy', 'model', 4
+    )
+
+  def test_rounds_of_the_free_part_are_counted(self, loaded):
+    settings = dict(num_speculative_tokens=3, min_match=1)
+    config = config_of()
+    config.methods.combined_greedy.drafter.update(settings)
+    method = methods_lib.method(config, 'combined_greedy', loaded)
+    runner = TestMethods().runner(loaded, max_new_tokens=40, cache_length=64)
+    found = methods_lib.acceptance(
+        runner, method, loaded.pair.prompts(2, length=8), batch_size=2, first=0
+    )
+    assert 0 < found.free_share <= 1
 
 
 class TestMethods:

@@ -9,17 +9,24 @@ from specjax import drafters
 from specjax import generation
 from specjax import types
 from specjax import verify
+import test_heads
 import test_lossless as lossless
 import tiny
 
 OPTIONS = dict(max_new_tokens=48, prefill_chunk=8)
 TREE = [(0,), (1,), (0, 0), (0, 1), (0, 0, 0)]
+HEADS = {
+    'eagle3': ('eagle3', {}),
+    'exit tree': ('exit', dict(tree=TREE)),
+}
 
 
 def make(learned, draft=None):
   """Seven nodes are the free drafter's, fewer the other's."""
-  draft = tiny.related_draft() if draft is None else draft
   free = drafters.suffix(vocab_size=tiny.VOCAB, num_speculative_tokens=7, min_match=3)
+  if learned in HEADS:
+    return drafters.combined(free, test_heads.make(*HEADS[learned][:1], **HEADS[learned][1]))
+  draft = tiny.related_draft() if draft is None else draft
   if learned == 'tree':
     return drafters.combined(free, drafters.model_tree(draft, tree=TREE))
   return drafters.combined(free, drafters.model(draft, num_speculative_tokens=3))
@@ -43,7 +50,10 @@ def run(learned, rule=verify.greedy(), perfect=False):
 
 
 @pytest.mark.parametrize('learned, rule', [
-    ('chain', verify.greedy()), ('tree', verify.coupled())
+    ('chain', verify.greedy()),
+    ('tree', verify.coupled()),
+    ('eagle3', verify.greedy()),
+    ('exit tree', verify.greedy()),
 ])
 def test_output_is_plain_decodings(learned, rule):
   output = run(learned, rule)
@@ -70,6 +80,29 @@ def test_a_learned_drafter_reads_what_the_free_one_had_accepted(learned):
   assert any(s[1] is not None and s[1][0] and s[1][1] > 0 for s in sources if len(s) == 2)
 
 
+def test_a_head_drafts_the_same_whoever_drafted_before():
+  """What a fresh pass would say, in rounds behind those of the free drafter too."""
+  output = run('eagle3')
+  trace, behind_free = output.trace, 0
+  for row in range(2):
+    rounds = np.flatnonzero(trace.starts[row])
+    by_free = trace.valid[row, rounds].sum(-1) > test_heads.K
+    behind = [turn for turn in range(1, len(rounds)) if by_free[turn - 1] and not by_free[turn]]
+    for turn in behind[:2]:
+      length = trace.starts[row, rounds[turn]]
+      expected = test_heads.fresh_chain('eagle3', output.tokens[row, :length].tolist())
+      assert trace.tokens[row, rounds[turn]].tolist()[: test_heads.K] == expected, (row, turn)
+      behind_free += 1
+  assert behind_free
+
+
+def test_rounds_are_counted_by_who_drafted():
+  output = run('chain')
+  by_free = (output.trace.valid.sum(-1) > 3) & (output.trace.starts > 0)
+  np.testing.assert_array_equal(output.drafter_state.free_rounds, by_free.sum(-1))
+  assert 0 < by_free.sum() < output.stats.rounds.sum()
+
+
 def test_the_free_proposal_pays():
   """Its rounds are longer than what the other one could draft."""
   trace = run('chain').trace
@@ -88,6 +121,15 @@ CASES = {
 }
 
 
+class Unable:
+  """A drafter whose proposals everybody has to wait for."""
+
+  vocab_size = tiny.VOCAB
+
+  def propose(self, context, state):
+    raise NotImplementedError
+
+
 @pytest.mark.parametrize('case', CASES)
 def test_output_law_is_the_targets(case):
   """Rows of one batch, some looked up and some drawn."""
@@ -104,6 +146,8 @@ def test_refusals():
   branching = drafters.suffix(vocab_size=tiny.VOCAB, tree=(2, 1))
   with pytest.raises(ValueError, match='proposes a chain'):
     drafters.combined(branching, learned)
+  with pytest.raises(ValueError, match='Unable cannot be the learned drafter'):
+    drafters.combined(drafters.suffix(vocab_size=tiny.VOCAB), Unable())
   with pytest.raises(ValueError, match='vocabularies of 9 and 64'):
     drafters.combined(drafters.suffix(vocab_size=9), learned)
 

@@ -15,6 +15,7 @@ from specjax import sampling
 from specjax import tree as tree_lib
 from specjax import types
 from specjax import verify
+from specjax.drafters import expansion
 import tiny
 
 OPTIONS = dict(max_new_tokens=40, prefill_chunk=8)
@@ -202,6 +203,38 @@ def propose(siblings, tree=PATHS, **settings):
 
   proposal = first_round(context, cache)
   return jax.tree.map(np.asarray, proposal)
+
+
+@pytest.mark.parametrize('shape', [(2, 1, 1), 'dynamic'])
+def test_no_level_is_read_where_no_row_wants_a_tree(shape):
+  if shape == 'dynamic':
+    shape = tree_lib.dynamic_tree(num_nodes=5, depth=3, width=2)
+  nothing = jnp.zeros((2, 5), bool)
+  sampler = sampling.Sampler(
+      source=None,
+      sampling=sampling.make(batch_size=2),
+      history=types.History(nothing, nothing.astype(jnp.int32)),
+      mode='greedy',
+  )
+  context = types.Context(
+      None, jnp.full((2,), 3), jnp.zeros((2,), bool), sampler, None, None, None, None
+  )
+
+  def step(count, frontier):
+    return jnp.zeros((*frontier.tokens.shape, 5)), count + 1
+
+  @jax.jit
+  def levels(active):
+    drafted = expansion.expand(
+        context, jnp.zeros((2, 5)), step, jnp.int32(0), shape=tree_lib.as_tree(shape),
+        active=active,
+    )
+    return drafted.state, drafted.proposal.valid.any(-1)
+
+  for active, count in (([False, False], 0), ([True, False], 2), ([True, True], 2)):
+    read, valid = levels(jnp.asarray(active))
+    assert int(read) == count
+    assert valid.tolist() == active
 
 
 @pytest.mark.parametrize('siblings', ['with_replacement', 'without_replacement', 'coupled'])

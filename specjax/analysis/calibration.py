@@ -27,7 +27,7 @@ from specjax import generation
 from specjax import verify
 from specjax.analysis import programs as programs_lib
 from specjax.analysis import records
-from specjax.analysis.costs import MODEL, Calibration, Candidate, RuleCosts
+from specjax.analysis.costs import MODEL, Calibration, Candidate, RuleCosts, TreeCosts
 from specjax.drafters.model import fast_width
 from specjax.models import LanguageModel
 
@@ -45,6 +45,7 @@ def calibrate(
     rules: Sequence[Any] = (verify.greedy(),),
     drafters: Mapping[str, Callable[[int], Any]] | None = None,
     cases: Sequence[tuple[str, str, int]] | None = None,
+    trees: Mapping[tuple[str, str], Any] | None = None,
     sampling: Any = None,
     rounds: int = 32,
     repetitions: int = 7,
@@ -67,6 +68,8 @@ def calibrate(
     drafters: more drafters by name, each made from K.
     cases: (rule name, drafter name, K) of the rounds that are run; None runs every drafter
       under every rule at the largest K. Costs at other K are interpolated.
+    trees: drafters of one shape (trees, and whatever has no K) by rule and a name, for
+      `Calibration.predict_tree`.
     sampling: as in `specjax.generate`.
     rounds: timed in one go; fewer where the cache holds no more.
     repetitions: of each program.
@@ -76,13 +79,15 @@ def calibrate(
     The `Calibration`.
 
   Raises:
-    ValueError: if K < 1, the cache is too short for one round after the prompts, or a case
-      names what there is not.
+    ValueError: if K < 1, the cache is too short for one round after the prompts, or a case or
+      a tree names what there is not.
   """
   say = progress or (lambda line: None)
   _check(prompts, max_num_speculative_tokens, cache_length, repetitions)
+  trees = dict(trees or {})
   room = cache_length - max(len(prompt) for prompt in prompts)
-  rounds = min(rounds, room // (max_num_speculative_tokens + 1))
+  deepest = max([max_num_speculative_tokens, *(each.depth for each in trees.values())])
+  rounds = min(rounds, room // (deepest + 1))
   request = generation.Request(
       sampling=sampling,
       max_new_tokens=room,
@@ -109,11 +114,15 @@ def calibrate(
   if cases is None:
     cases = [(rule.name, name, largest) for rule in rules for name in makers]
   rounds_of = _check_cases(cases, rules, makers, largest)
+  if unknown := {rule for rule, _ in trees} - {rule.name for rule in rules}:
+    raise ValueError(
+        f'Trees are to be calibrated under {sorted(unknown)}; the rules are {sorted(rounds_of)}.'
+    )
   widths = _widths(largest) if widths is None else widths
   needed = {k + 1 for lengths in rounds_of.values() for k in lengths}
   widths = tuple(sorted({*widths, width, largest + 1, *needed}))
   programs = programs_lib.rounds_and_passes(
-      target, prompts, request, width, widths, rules, makers, rounds_of
+      target, prompts, request, width, widths, rules, makers, rounds_of, trees
   )
   seconds = timer.time(programs)
   return Calibration(
@@ -122,7 +131,7 @@ def calibrate(
       candidates=candidates,
       widths=widths,
       pass_seconds=tuple(seconds['pass', m] for m in widths),
-      rules=tuple(_rule_costs(rule, rounds_of[rule.name], seconds) for rule in rules),
+      rules=tuple(_rule_costs(rule, rounds_of[rule.name], trees, seconds) for rule in rules),
       batch_size=len(prompts),
       cache_length=cache_length,
       rounds=rounds,
@@ -201,7 +210,7 @@ def _candidates(target, prompts, request, dtypes, widest: int, timer) -> tuple[C
   )
 
 
-def _rule_costs(rule, lengths: dict[int, set[str]], seconds) -> RuleCosts:
+def _rule_costs(rule, lengths: dict[int, set[str]], trees, seconds) -> RuleCosts:
   name = rule.name
   overhead, drafting = [], {}
   for k in sorted(lengths):
@@ -214,4 +223,22 @@ def _rule_costs(rule, lengths: dict[int, set[str]], seconds) -> RuleCosts:
       plain=seconds['plain', programs_lib.plain_rule(rule).name],
       overhead=tuple(overhead),
       drafting={drafter: tuple(drafting[drafter]) for drafter in sorted(drafting)},
+      trees={
+          tree: _tree_costs(name, tree, drafter, seconds)
+          for (of_rule, tree), drafter in trees.items()
+          if of_rule == name
+      },
+  )
+
+
+def _tree_costs(rule: str, name: str, drafter, seconds) -> TreeCosts:
+  shape = programs_lib.stand_in(drafter)
+  free = (seconds[rule, 'all', shape] + seconds[rule, 'none', shape]) / 2
+  passed = seconds['pass', drafter.num_nodes + 1]
+  return TreeCosts(
+      num_nodes=drafter.num_nodes,
+      depth=drafter.depth,
+      pass_seconds=passed,
+      overhead=free - passed,
+      drafting=seconds[rule, name, 'tree'] - free,
   )

@@ -25,6 +25,26 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
+class TreeCosts:
+  """What a round of one tree costs, in seconds.
+
+  Attributes:
+    num_nodes: N.
+    depth: D, levels of drafting.
+    pass_seconds: of a target pass over N + 1 tokens.
+    overhead: a round that drafts for free, less that pass: the tree's mask, sampling,
+      verification, and moving the accepted path to its place.
+    drafting: all draft steps of a round.
+  """
+
+  num_nodes: int
+  depth: int
+  pass_seconds: float
+  overhead: float
+  drafting: float
+
+
+@dataclasses.dataclass(frozen=True)
 class RuleCosts:
   """What rounds under one rule cost, in seconds.
 
@@ -33,12 +53,14 @@ class RuleCosts:
     plain: a step of plain decoding at its fastest: greedy, or with the fastest sampler.
     overhead: (K, a round less its target pass and its drafting), K ascending.
     drafting: by drafter, (K, all draft steps of a round), K ascending.
+    trees: by name, of the drafters of one shape.
   """
 
   rule: str
   plain: float
   overhead: tuple[tuple[int, float], ...]
   drafting: dict[str, tuple[tuple[int, float], ...]]
+  trees: dict[str, TreeCosts] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +196,37 @@ class Calibration:
         overhead=cost.overhead,
     )
 
+  def predict_tree(
+      self, rule: str, name: str, acceptance: theory.Acceptance
+  ) -> theory.Prediction:
+    """Predicted speed-up of a tree over plain decoding with the same rule.
+
+    Args:
+      rule: name of the rule.
+      name: of the tree, as in `calibrate`.
+      acceptance: conditional rates a depth, measured on other prompts, or one α.
+
+    Returns:
+      The terms, a draft step being a level of the tree.
+
+    Raises:
+      ValueError: if the rule or the tree was not calibrated.
+    """
+    costs = self.rule(rule)
+    if name not in costs.trees:
+      raise ValueError(
+          f'The tree {name!r} was not calibrated under {rule!r}; there are: '
+          f'{sorted(costs.trees)}.'
+      )
+    tree = costs.trees[name]
+    return theory.Prediction(
+        tokens_per_round=theory.expected_tokens(acceptance, tree.depth),
+        num_drafted=tree.depth,
+        draft_cost=tree.drafting / tree.depth / costs.plain,
+        pass_cost=tree.pass_seconds / costs.plain,
+        overhead=tree.overhead / costs.plain,
+    )
+
   def best_length(
       self, rule: str, acceptance: theory.Acceptance, *, drafter: str | None = MODEL
   ) -> theory.BestLength:
@@ -198,6 +251,7 @@ def from_json(values: Mapping[str, Any]) -> Calibration:
           plain=entry['plain'],
           overhead=tuple(map(tuple, entry['overhead'])),
           drafting={name: tuple(map(tuple, points)) for name, points in entry['drafting'].items()},
+          trees={name: TreeCosts(**tree) for name, tree in entry.get('trees', {}).items()},
       )
       for entry in values['rules']
   )

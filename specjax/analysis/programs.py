@@ -13,6 +13,7 @@ from specjax import drafters as drafters_lib
 from specjax import engine
 from specjax import generation
 from specjax import kv_cache
+from specjax import tree as tree_lib
 from specjax import verify
 
 
@@ -24,10 +25,27 @@ def plain_rule(rule: Any) -> Any:
   return verify.greedy() if rule.mode == 'greedy' else verify.rejection()
 
 
-def rounds_and_passes(target, prompts, request, width, widths, rules, makers, rounds_of):
+def stand_in(drafter: Any) -> tuple[int, ...]:
+  """Parents of a tree that costs what the drafter's does: its own, if they are always the same.
+
+  A tree whose shape changes from round to round gets its nodes spread over its levels.
+  """
+  shape = getattr(drafter, 'shape', None)
+  if isinstance(shape, tree_lib.StaticTree):
+    return shape.parents
+  parents, before, start = [], [0], 1
+  for level in np.array_split(np.arange(drafter.num_nodes), drafter.depth):
+    parents += [before[index % len(before)] for index in range(len(level))]
+    before = list(range(start, start + len(level)))
+    start += len(level)
+  return tuple(parents)
+
+
+def rounds_and_passes(target, prompts, request, width, widths, rules, makers, rounds_of, trees):
   """Everything to time, by key."""
   setup, state, _, _ = generation.prepare(target, prompts, request)
-  programs = {('pass', m): bare(setup, state, m, request) for m in widths}
+  every = sorted({*widths, *(drafter.num_nodes + 1 for drafter in trees.values())})
+  programs = {('pass', m): bare(setup, state, m, request) for m in every}
   vocab_size = target.vocab_size
   for rule in rules:
     plain = setup.replace(rule=plain_rule(rule), width=width)
@@ -38,15 +56,29 @@ def rounds_and_passes(target, prompts, request, width, widths, rules, makers, ro
     room = np.int32(request.max_new_tokens)
     reference = engine.run(plain, jax.tree.map(jnp.copy, started), room).tokens
     ruled = plain.replace(rule=rule)
+    free = functools.partial(_free_rounds, ruled, state, reference, vocab_size, request)
     for k, names in rounds_of[rule.name].items():
-      for name, acceptance in (('all', 1.0), ('none', 0.0)):
-        drafter = drafters_lib.synthetic(
-            reference, acceptance=acceptance, vocab_size=vocab_size, num_speculative_tokens=k
-        )
-        programs[rule.name, name, k] = loop(*with_drafter(ruled, state, drafter, request))
+      programs |= free(k, num_speculative_tokens=k)
       for name in sorted(names):
         made = with_drafter(ruled, state, makers[name](k), request)
         programs[rule.name, name, k] = loop(*made)
+    for (of_rule, name), drafter in trees.items():
+      if of_rule == rule.name:
+        shape = stand_in(drafter)
+        programs |= free(shape, parents=shape)
+        programs[rule.name, name, 'tree'] = loop(*with_drafter(ruled, state, drafter, request))
+  return programs
+
+
+def _free_rounds(setup, state, reference, vocab_size: int, request, key, **shape):
+  """Rounds that draft for nothing, with everything accepted and with nothing."""
+  programs = {}
+  for name, acceptance in (('all', 1.0), ('none', 0.0)):
+    drafter = drafters_lib.synthetic(
+        reference, acceptance=acceptance, vocab_size=vocab_size, **shape
+    )
+    made = with_drafter(setup, state, drafter, request)
+    programs[setup.rule.name, name, key] = loop(*made)
   return programs
 
 

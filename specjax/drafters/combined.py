@@ -5,6 +5,7 @@ nothing, by looking it up; what is new, by a model. Which of them drafts is deci
 and before anything is drawn, so the output's law does not notice.
 """
 
+import inspect
 from typing import Any
 
 from flax import struct
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 
 from specjax import tree as tree_lib
 from specjax import types
-from specjax.drafters.model import ModelDrafter
 
 Array = types.Array
 
@@ -25,11 +25,13 @@ class CombinedState:
     free: the free drafter's state.
     learned: the learned one's.
     use_free: [B] bool, which rows the free one drafted last.
+    free_rounds: [B] int32, in how many rounds it did.
   """
 
   free: Any
   learned: Any
   use_free: Array
+  free_rounds: Array
 
 
 @struct.dataclass
@@ -39,7 +41,8 @@ class CombinedDrafter:
   Attributes:
     free: a chain drafter with one-hot laws, whose first node is valid where its match is long
       enough.
-    learned: any drafter whose rounds begin by reading what was committed.
+    learned: any drafter whose rounds begin by reading what was committed, and whose `propose`
+      takes the rows that want it (`active`).
   """
 
   free: Any
@@ -68,8 +71,12 @@ class CombinedDrafter:
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> CombinedState:
     """As `specjax.types.Drafter.init`."""
     sizes = dict(batch_size=batch_size, cache_length=cache_length, max_append=max_append)
-    use_free = jnp.zeros((batch_size,), bool)
-    return CombinedState(self.free.init(**sizes), self.learned.init(**sizes), use_free)
+    return CombinedState(
+        free=self.free.init(**sizes),
+        learned=self.learned.init(**sizes),
+        use_free=jnp.zeros((batch_size,), bool),
+        free_rounds=jnp.zeros((batch_size,), jnp.int32),
+    )
 
   def prefill(self, state: CombinedState, **chunk) -> CombinedState:
     """As `specjax.types.Drafter.prefill`."""
@@ -82,11 +89,11 @@ class CombinedDrafter:
     """As `specjax.types.Drafter.propose`."""
     looked_up, free, context = self.free.propose(context, state.free)
     use_free = looked_up.valid[:, 0]
-    # A chain's loop ends early where no row needs it.
-    rows = dict(active=~use_free) if isinstance(self.learned, ModelDrafter) else {}
-    drafted, learned, context = self.learned.propose(context, state.learned, **rows)
+    # What was committed is read in any case; nothing is drafted where no row needs it.
+    drafted, learned, context = self.learned.propose(context, state.learned, active=~use_free)
     proposal = choose(use_free, looked_up, drafted)
-    return proposal, CombinedState(free, learned, use_free), context
+    free_rounds = state.free_rounds + (use_free & ~context.done)
+    return proposal, CombinedState(free, learned, use_free, free_rounds), context
 
   def update(self, state: CombinedState, verification: types.Verification, context):
     """As `specjax.types.Drafter.update`."""
@@ -144,7 +151,8 @@ def combined(free: Any, learned: Any) -> CombinedDrafter:
     The drafter.
 
   Raises:
-    ValueError: if the free drafter proposes trees, or shares no vocabulary with the other.
+    ValueError: if the free drafter proposes trees, or shares no vocabulary with the other, or
+      the learned one cannot leave rows out.
   """
   if not free.is_chain:
     raise ValueError(
@@ -156,6 +164,11 @@ def combined(free: Any, learned: Any) -> CombinedDrafter:
     raise ValueError(
         f'The drafters have vocabularies of {sizes[0]} and {sizes[1]} tokens; both must be '
         "the target's."
+    )
+  if 'active' not in inspect.signature(learned.propose).parameters:
+    raise ValueError(
+        f'{type(learned).__name__} cannot be the learned drafter of a combination: its propose '
+        'does not take active=, the rows that want it. Give a draft model or a head.'
     )
   if hasattr(learned, 'reread'):
     # What the other one had accepted was not read: it is, when the next round begins.

@@ -117,8 +117,10 @@ class EagleDrafter(base.Shaped):
         has_feature=state.has_feature | fresh,
     )
 
-  def propose(self, context: types.Context, state: EagleState):
-    """As `specjax.types.Drafter.propose`."""
+  def propose(
+      self, context: types.Context, state: EagleState, *, active: Array | None = None
+  ):
+    """As `specjax.types.Drafter.propose`; `active` [B] as in `expansion.expand`."""
     # The features of the last round stand at positions `start` on; each goes with the token
     # after it, the last one with the root.
     count = context.features_valid.sum(-1).astype(jnp.int32)
@@ -130,7 +132,9 @@ class EagleDrafter(base.Shaped):
     cache = kv_cache.roll_back(state.cache, start)
     out = self._read(cache, tokens, context.features, num_new=count)
     last = jnp.maximum(count - 1, 0)[:, None, None]
-    hidden = jnp.take_along_axis(out.hidden, last, axis=1)
+    root = jnp.take_along_axis(out.hidden, last, axis=1)
+    # Of the root and of every node, in the order of reading.
+    hidden = jnp.pad(root, ((0, 0), (0, self.shape.num_reads), (0, 0)))
 
     def step(carry, frontier: expansion.Frontier):
       cache, hidden = carry
@@ -138,16 +142,18 @@ class EagleDrafter(base.Shaped):
       own = jnp.take_along_axis(hidden, frontier.parents[..., None], axis=1)
       positions = context.lengths[:, None] - 2 + frontier.depths[-width:]
       out = self._read_level(cache, frontier, own, positions)
-      hidden = jnp.concatenate([hidden, out.hidden], axis=1)
+      before = 1 + len(frontier.depths) - width
+      hidden = hidden.at[:, before : before + width].set(out.hidden)
       return self._logits(out.hidden), (out.cache, hidden)
 
     drafted = expansion.expand(
         context,
-        self._logits(hidden)[:, 0],
+        self._logits(root)[:, 0],
         step,
         (out.cache, hidden),
         shape=self.shape,
         siblings=self.siblings,
+        active=active,
     )
     proposal = drafted.proposal
     # A prompt of one token has no feature yet: nothing to draft from.

@@ -43,8 +43,11 @@ class EarlyExitDrafter(base.Shaped, base.Stateless):
   def vocab_size(self) -> int:
     return self.exit.config.target_vocab_size
 
-  def propose(self, context: types.Context, state):
-    """As `specjax.types.Drafter.propose`; the target's cache comes back in the context."""
+  def propose(self, context: types.Context, state, *, active: Array | None = None):
+    """As `specjax.types.Drafter.propose`; the target's cache comes back in the context.
+
+    `active` [B] as in `expansion.expand`.
+    """
     num_layers = self.exit.config.exit_layer
     draft = exit_lib.first_layers(context.target, num_layers)
 
@@ -76,7 +79,8 @@ class EarlyExitDrafter(base.Shaped, base.Stateless):
     root = jnp.take_along_axis(context.tokens, context.lengths[:, None] - 1, axis=1)
     logits, cache = read(exit_lib.first_cache(context.target_cache, num_layers), root)
     drafted = expansion.expand(
-        context, logits[:, 0], step, cache, shape=self.shape, siblings=self.siblings
+        context, logits[:, 0], step, cache, shape=self.shape, siblings=self.siblings,
+        active=active,
     )
     target_cache = exit_lib.put_back(context.target_cache, drafted.state)
     return drafted.proposal, state, drafted.context.replace(target_cache=target_cache)

@@ -70,14 +70,12 @@ class Expansion(NamedTuple):
     context: with its sampler advanced.
     reads: [B, N] int32, where in the order of reading each node stands, 0 if it was not
       read. A node that was read has a parent that was.
-    num_reads: static, R of all levels together.
   """
 
   proposal: types.Proposal
   state: PyTree
   context: types.Context
   reads: Array
-  num_reads: int
 
 
 class _Children(NamedTuple):
@@ -104,6 +102,7 @@ def expand(
     *,
     shape: tree_lib.StaticTree | tree_lib.DynamicTree,
     siblings: str | None = None,
+    active: Array | None = None,
 ) -> Expansion:
   """Drafts a tree.
 
@@ -112,10 +111,12 @@ def expand(
     logits: [B, V] raw logits behind the root, in the target's vocabulary (-inf for tokens
       that the drafter does not know; where all are, there are no children).
     step: reads a level; called once for each depth at which a node has children.
-    state: handed to the first call of `step`.
+    state: handed to the first call of `step`, which gives it back with the same shapes.
     shape: from `specjax.tree`.
     siblings: one of `SIBLINGS`; None takes `RANK` for a dynamic tree and
       `WITHOUT_REPLACEMENT` for a static one.
+    active: [B] bool, rows whose tree is wanted; None is all. The others' nodes are not valid,
+      and where no row is active no level is read.
 
   Returns:
     An `Expansion`.
@@ -127,7 +128,34 @@ def expand(
   is_static = isinstance(shape, tree_lib.StaticTree)
   grow = _static if is_static else _dynamic
   how = {'greedy': RANK, 'coupled': types.COUPLED}.get(context.sampler.mode, siblings)
-  return grow(context, logits, step, state, shape, how)
+  if active is None:
+    return grow(context, logits, step, state, shape, how)
+
+  def drafted(sampler, state) -> Expansion:
+    return grow(context.replace(sampler=sampler), logits, step, state, shape, how)
+
+  return _where_any(active, drafted, context, state)
+
+
+def _where_any(active: Array, drafted: Callable[..., Expansion], context, state) -> Expansion:
+  """`drafted(sampler, state)` where any row is active, else no node at all.
+
+  A loop of one turn or none: a conditional would copy the caches that it hands through.
+  """
+
+  def parts(expansion: Expansion):
+    return expansion.state, expansion.context.sampler, expansion.proposal, expansion.reads
+
+  def turn(carry):
+    _, (state, sampler, *_) = carry
+    return jnp.bool_(False), parts(drafted(sampler, state))
+
+  made = jax.eval_shape(lambda *args: parts(drafted(*args)), context.sampler, state)
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made[2:])
+  start = active.any(), (state, context.sampler, *nothing)
+  _, (state, sampler, proposal, reads) = jax.lax.while_loop(lambda carry: carry[0], turn, start)
+  proposal = proposal.replace(valid=proposal.valid & active[:, None])
+  return Expansion(proposal, state, context.replace(sampler=sampler), reads)
 
 
 def check(shape: tree_lib.StaticTree | tree_lib.DynamicTree, siblings: str | None) -> str:
@@ -278,7 +306,7 @@ def _static(context, logits, step, state, shape: tree_lib.StaticTree, how: str) 
   )
   order = {node: index for index, node in enumerate(read, start=1)}
   reads = each_row([order.get(node, 0) for node in range(1, shape.num_nodes + 1)])
-  return Expansion(proposal, state, context.replace(sampler=sampler), reads, len(read))
+  return Expansion(proposal, state, context.replace(sampler=sampler), reads)
 
 
 def _static_frontier(shape, depth: int, rows, read: list[int], tokens: Array) -> Frontier:
@@ -367,8 +395,7 @@ def _dynamic(context, logits, step, state, shape: tree_lib.DynamicTree, how: str
   candidates = _Candidates(*(jnp.concatenate(parts, axis=1) for parts in zip(*levels)))
   law = None if laws[0] is None else jnp.concatenate(laws, axis=1)
   proposal, reads = _keep_best(candidates, law, shape.num_nodes, _kind(how, width))
-  num_reads = width * (shape.depth - 1)
-  return Expansion(proposal, state, context.replace(sampler=sampler), reads, num_reads)
+  return Expansion(proposal, state, context.replace(sampler=sampler), reads)
 
 
 def _keep_best(candidates: _Candidates, law, num_nodes: int, kind: str):

@@ -52,8 +52,8 @@ class MedusaDrafter(base.Shaped, base.Stateless):
   def vocab_size(self) -> int:
     return self.heads.config.target_vocab_size
 
-  def propose(self, context: types.Context, state):
-    """As `specjax.types.Drafter.propose`."""
+  def propose(self, context: types.Context, state, *, active: Array | None = None):
+    """As `specjax.types.Drafter.propose`; `active` [B] as in `expansion.expand`."""
     count = context.features_valid.sum(-1)
     last = jnp.maximum(count - 1, 0)[:, None, None]
     feature = jnp.take_along_axis(context.features, last, axis=1)
@@ -70,7 +70,8 @@ class MedusaDrafter(base.Shaped, base.Stateless):
       return jnp.broadcast_to(of_depth, wide), state
 
     drafted = expansion.expand(
-        context, logits[:, 0], step, (), shape=self.shape, siblings=self.siblings
+        context, logits[:, 0], step, (), shape=self.shape, siblings=self.siblings,
+        active=active,
     )
     # A prompt of one token has no feature yet: nothing to draft from.
     valid = drafted.proposal.valid & (count > 0)[:, None]

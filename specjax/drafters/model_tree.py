@@ -79,8 +79,10 @@ class ModelTreeDrafter(base.Shaped):
     out = self.draft(tokens, cache=state.cache, num_new=num_new, with_logits=False)
     return state.replace(cache=out.cache)
 
-  def propose(self, context: types.Context, state: ModelTreeState):
-    """As `specjax.types.Drafter.propose`."""
+  def propose(
+      self, context: types.Context, state: ModelTreeState, *, active: Array | None = None
+  ):
+    """As `specjax.types.Drafter.propose`; `active` [B] as in `expansion.expand`."""
     logits, cache = read_last(self.draft, context, state.cache, count=self.reread)
 
     def step(cache: kv_cache.KVCache, frontier: expansion.Frontier) -> tuple[Array, Any]:
@@ -97,7 +99,7 @@ class ModelTreeDrafter(base.Shaped):
       return out.logits[:, :width], out.cache
 
     drafted = expansion.expand(
-        context, logits, step, cache, shape=self.shape, siblings=self.siblings
+        context, logits, step, cache, shape=self.shape, siblings=self.siblings, active=active
     )
     state = ModelTreeState(drafted.state, drafted.reads)
     return drafted.proposal, state, drafted.context
