@@ -4,10 +4,10 @@ r"""Every drafter on the shipped target, as chains and trees, greedy and at temp
 
 Batch 1, 100 new tokens for each of 8 held-out prompts, otherwise as `configs/benchmark_zoo.py`:
 one table with mean acceptance length, tokens/s, speed-up over plain decoding at the same
-temperature, predicted speed-up (from costs measured first and acceptance on other prompts) and, for
-greedy, whether the tokens are those of plain decoding. Chains are K=4; static trees have 15 nodes, 3 deep;
-the dynamic one is EAGLE-2's with 60 nodes, 6 deep. A tree is as wide as its nodes: on a CPU,
-where wide passes are not free, its longer acceptance does not pay.
+temperature, predicted speed-up (from costs measured first and acceptance on other prompts) and,
+for greedy, whether the tokens are those of plain decoding. Chains are K=4; static trees have 15
+nodes, 3 deep; the dynamic one is EAGLE-2's with 60 nodes, 6 deep. A tree is as wide as its nodes:
+on a CPU, where wide passes are not free, its longer acceptance does not pay.
 
     … --config.order="('draft_greedy','eagle_greedy')"                     # these rows only
     … --config.calibration.enabled=False                                # no prediction

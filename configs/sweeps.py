@@ -10,7 +10,7 @@ The argument names the sweep:
     drafter          which drafter accepts most at the same cost of a round?
     tree             which shape of 12 nodes accepts most, and does it pay?
     quantisation     what do eight-bit weights cost a draft in acceptance, and bring in speed?
-    draft_loss       does a draft distilled from the target accept more than one trained on text?
+    draft_loss       which loss makes a draft whose tokens are accepted?
     batch_size       from which batch size on does speculation no longer pay?
     context_length   does acceptance hold as prompts grow?
 
@@ -33,6 +33,7 @@ _K = 'drafter.num_speculative_tokens'
 _T = 'sampling.temperature'
 _RULE = 'rule.name'
 _KIND = 'drafter.kind'
+_OTHER_LOSSES = ('reverse_kl', 'jsd', 'total_variation', 'acceptance')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -151,21 +152,24 @@ def quantisation(config: ml_collections.ConfigDict) -> None:
 
 
 def draft_loss(config: ml_collections.ConfigDict) -> None:
-  r"""Drafts of one shape by the weight of the distillation in their loss: 0 (text alone), 0.9, 1.
+  r"""Drafts of one shape by the divergence from the target that they were trained to lower.
 
-  That of 0.9 ships. The others are trained first; an arm whose
-  draft is missing fails and says which folder it looked for:
+  'text' has none: next-token cross-entropy alone. All are trained first, equally long; an arm
+  whose draft is missing fails and says which folder it looked for:
 
-      for weight in 0.0 1.0; do python -m experiments.train --config=configs/zoo_draft.py \
-          --config.distillation.kl_weight=$weight --workdir=runs/draft_kl_$weight; done
+      for loss in forward_kl reverse_kl jsd total_variation acceptance; do
+        python -m experiments.train --config=configs/train_distill_zoo.py --config.num_steps=300 \
+            --config.distillation.loss=$loss --workdir=runs/draft_loss/$loss; done
+      python -m experiments.train --config=configs/train_distill_zoo.py --config.num_steps=300 \
+          --config.distillation.kl_weight=0.0 --workdir=runs/draft_loss/text
   """
   config.title = 'Loss of the draft'
-  config.question = 'Does a draft distilled from the target accept more than one trained on text?'
-  config.x = _K
-  config.baseline = (('drafter.path', ''),)
-  paths = param('drafter.path', '', 'runs/draft_kl_0.0/model', 'runs/draft_kl_1.0/model')
+  config.question = 'Which loss makes a draft whose tokens are accepted?'
+  config.x = 'drafter.path'
+  paths = [f'runs/draft_loss/{name}/model' for name in ('forward_kl', 'text', *_OTHER_LOSSES)]
+  config.baseline = (('drafter.path', paths[0]),)
   laws = zipit(param(_RULE, 'greedy', 'block'), param(_T, 0.0, 1.0))
-  config.arms = prod(laws, paths, param(_K, 2, 4, 8))
+  config.arms = prod(laws, param('drafter.path', *paths), param(_K, 4))
 
 
 def batch_size(config: ml_collections.ConfigDict) -> None:

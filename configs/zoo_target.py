@@ -74,12 +74,13 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   # Over several devices: preset fsdp or tensor; model=0 takes those that data leaves.
   config.mesh = ml_collections.ConfigDict(dict(preset='', data=1, model=0, sequence=1, draft=1))
-  # A draft is distilled from the model in target.path (configs/zoo_draft.py).
+  # A draft is distilled from the model in target.path (configs/train_distill_zoo.py).
   config.target = ml_collections.ConfigDict(dict(path=''))
   config.distillation = ml_collections.ConfigDict(
       dict(
           kl_weight=0.0,
           loss='forward_kl',  # reverse_kl, jsd, total_variation, acceptance
+          num_chunks=1,  # parts of the vocabulary in which logits are made; many for 128k tokens
       )
   )
   # Train on the target's own samples instead of the text: how many, and from what prompts.

@@ -2,18 +2,16 @@
 
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 
 from experiments import build
 from specjax import models
 from specjax import sharding
+from specjax.training import drafts as draft_losses
 from specjax.training import losses
 from specjax.training import optimizers
 
 ConfigDict = ml_collections.ConfigDict
-
 
 
 def module(config: ConfigDict) -> models.Transformer:
@@ -84,38 +82,19 @@ def target_tokenizer_file(config: ConfigDict) -> pathlib.Path | None:
 
 
 def loss(config: ConfigDict, model: models.Transformer, target: models.LanguageModel | None):
-  """The loss: next-token cross-entropy, mixed with the divergence from a target if any.
-
-  `kl_weight * divergence(target, draft) + (1 - kl_weight) * cross_entropy`; the target's
-  logits are computed in the step, on the same text. `distillation.loss` is the divergence.
-  """
-  weight, kind = config.distillation.kl_weight, config.distillation.loss
-  losses.check_kind(kind)
-  if not 0.0 <= weight <= 1.0:
-    raise ValueError(f'config.distillation.kl_weight must be in [0, 1], got {weight}.')
-
-  def plain(params, batch):
-    logits = model.apply({'params': params}, batch[:, :-1]).logits
-    value = losses.cross_entropy(logits, batch[:, 1:])
-    return value, {'loss': value}
-
-  def distilled(params, batch, *, target):
-    tokens = batch[:, :-1]
-    logits = model.apply({'params': params}, tokens).logits
-    wanted = jax.lax.stop_gradient(target(tokens).logits)
-    divergence = losses.divergence(wanted, logits, kind=kind).mean()
-    cross_entropy = losses.cross_entropy(logits, batch[:, 1:])
-    value = weight * divergence + (1.0 - weight) * cross_entropy
-    metrics = {
-        'loss': value,
-        'kl' if kind == 'forward_kl' else kind: divergence,
-        'cross_entropy': cross_entropy,
-        'acceptance': losses.acceptance(wanted, logits),
-        'agreement': (wanted.argmax(-1) == logits.argmax(-1)).mean(dtype=jnp.float32),
-    }
-    return value, metrics
-
+  """The loss of `config.distillation`: of the text alone, where there is no target."""
+  settings = config.distillation
+  losses.check_kind(settings.loss)
+  if not 0.0 <= settings.kl_weight <= 1.0:
+    raise ValueError(
+        f'config.distillation.kl_weight must be in [0, 1], got {settings.kl_weight}.'
+    )
   if target is None:
-    return plain
-  # Bound, not closed over: the target's weights are arguments of the compiled step.
-  return jax.tree_util.Partial(distilled, target=target)
+    return draft_losses.language_model(model, num_chunks=settings.num_chunks)
+  return draft_losses.distilled(
+      model,
+      target,
+      weight=settings.kl_weight,
+      kind=settings.loss,
+      num_chunks=settings.num_chunks,
+  )

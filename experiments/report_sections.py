@@ -139,17 +139,23 @@ def speedups(rows: Sequence[Row]) -> str:
     measured = charts.Bar(
         row['speedup'], 'measured', f'{label}: measured', row['speedup_low'], row['speedup_high']
     )
-    predicted = charts.Bar(row['predicted_speedup'], 'predicted', f'{label}: predicted')
-    groups.append((label, (measured, predicted)))
+    bars = [measured]
+    if row['predicted_speedup'] is not None:
+      bars.append(charts.Bar(row['predicted_speedup'], 'predicted', f'{label}: predicted'))
+    groups.append((label, tuple(bars)))
   if not groups:
     return ''
   chart = charts.bars(groups, unit='×', reference=1.0)
-  return (
-      '<section><h2>Speed-up, measured and predicted</h2><p class="muted">Predicted from the '
-      'costs of the calibration and the acceptance on other prompts.</p><div class="legend">'
-      '<span><i class="measured"></i>measured, with its interval</span>'
-      f'<span><i class="predicted"></i>predicted</span></div>{chart}</section>'
-  )
+  legend = '<span><i class="measured"></i>measured, with its interval</span>'
+  title, note = 'Speed-up, measured', ''
+  if any(len(bars) > 1 for _, bars in groups):
+    legend += '<span><i class="predicted"></i>predicted</span>'
+    title = 'Speed-up, measured and predicted'
+    note = (
+        '<p class="muted">Predicted from the costs of the calibration and the acceptance on other '
+        'prompts.</p>'
+    )
+  return f'<section><h2>{title}</h2>{note}<div class="legend">{legend}</div>{chart}</section>'
 
 
 def terms(rows: Sequence[Row]) -> str:

@@ -42,7 +42,7 @@ def test_an_unknown_argument_is_refused(file):
     load(file).get_config('nonsense')
 
 
-@pytest.mark.parametrize('name, millions', [('zoo_target', 16.8), ('zoo_draft', 1.75)])
+@pytest.mark.parametrize('name, millions', [('zoo_target', 16.8), ('train_distill_zoo', 1.75)])
 def test_the_recipes_are_of_the_shipped_sizes(name, millions):
   file = next(file for file in FILES if file.stem == name)
   config = load(file).get_config()

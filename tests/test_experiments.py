@@ -20,7 +20,7 @@ from configs import train_eagle3_zoo
 from configs import train_early_exit_zoo
 from configs import train_medusa_zoo
 from configs import zoo
-from configs import zoo_draft
+from configs import train_distill_zoo
 from configs import zoo_target
 from experiments import build
 from experiments import cli
@@ -446,7 +446,7 @@ def test_training_resumes_after_sigkill_to_the_same_curve(folder, tmp_path):
 
 
 def test_a_draft_is_distilled_from_a_target(folder, tmp_path):
-  config = train_config(folder, zoo_draft, num_steps=10)
+  config = train_config(folder, train_distill_zoo, num_steps=10)
   config.target.path = str(folder / 'target')
   config.corpus.tokenizer = ''
   screen = console(force_terminal=True, color_system=None)

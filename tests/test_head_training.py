@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from specjax.heads import eagle as eagle_lib
 from specjax.heads import target as target_lib
 from specjax.training import chunked
+from specjax.training import drafts
 from specjax.training import features
 from specjax.training import heads as head_losses
 from specjax.training import losses
@@ -73,12 +75,44 @@ def test_divergences_are_their_definitions_whole_and_in_parts(kind):
   np.testing.assert_allclose(compared.acceptance.mean(), losses.acceptance(goal, logits), rtol=1e-5)
 
 
+@pytest.mark.parametrize('kind', ['forward_kl', 'acceptance'])
+def test_the_loss_of_a_distilled_draft_is_its_definition_whole_and_in_parts(kind):
+  target, draft = tiny.target(), tiny.related_draft()
+  batch = jnp.asarray(np.random.default_rng(0).integers(tiny.VOCAB, size=(2, 9)), jnp.int32)
+
+  def by_definition(params):
+    logits = draft.module.apply({'params': params}, batch[:, :-1]).logits
+    goal = target(batch[:, :-1]).logits
+    divergence = losses.divergence(goal, logits, kind=kind).mean()
+    return 0.7 * divergence + 0.3 * losses.cross_entropy(logits, batch[:, 1:])
+
+  right = jax.value_and_grad(by_definition)(draft.params)
+  for num_chunks in (1, 4):
+    loss = drafts.distilled(
+        draft.module, target, weight=0.7, kind=kind, num_chunks=num_chunks
+    )
+    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(draft.params, batch)
+    np.testing.assert_allclose(value, right[0], rtol=1e-5)
+    chex.assert_trees_all_close(gradients, right[1], rtol=1e-3, atol=1e-5)
+    logits = draft(batch[:, :-1]).logits
+    expected = losses.acceptance(target(batch[:, :-1]).logits, logits)
+    np.testing.assert_allclose(metrics['acceptance'], expected, rtol=1e-5)
+    plain = drafts.language_model(draft.module, num_chunks=num_chunks)
+    value, _ = plain(draft.params, batch)
+    np.testing.assert_allclose(value, losses.cross_entropy(logits, batch[:, 1:]), rtol=1e-5)
+
+
 def test_a_loss_that_cannot_be_is_refused():
   target, draft = laws()
   with pytest.raises(ValueError, match="must be one of .*; got 'other'"):
     losses.divergence(target, draft, kind='other')
   with pytest.raises(ValueError, match='must have one shape'):
     losses.divergence(target, draft[..., 1:], kind='jsd')
+  small = tiny.model(0, vocab_size=8)
+  with pytest.raises(ValueError, match='vocabulary of 8 tokens, the target of 64'):
+    drafts.distilled(small.module, tiny.target())
+  with pytest.raises(ValueError, match=r'must be in \[0, 1\], got 2'):
+    drafts.distilled(small.module, small, weight=2)
   side = chunked.Side(jnp.ones((1, 4)), jnp.ones((12, 4)))
   with pytest.raises(ValueError, match='num_chunks=5 does not divide'):
     chunked.compare(side, side, kind='jsd', num_chunks=5)
@@ -90,7 +124,9 @@ def test_no_array_over_the_whole_vocabulary_is_made():
   side = lambda h, k: chunked.Side(h, k)
   fn = lambda h, k: chunked.compare(
       side(h, k), side(h * 2, k), kind='acceptance', num_chunks=8
-  ).divergence.sum()
+  ).divergence.sum() + chunked.cross_entropy(
+      side(h, k), jnp.zeros(64, jnp.int32), num_chunks=8
+  ).sum()
   text = jax.jit(jax.grad(fn)).lower(jnp.ones((64, 8)), jnp.ones((vocab, 8))).compile().as_text()
   assert f'f32[64,{vocab // 8}]' in text
   assert f'[64,{vocab}]' not in text and f'[8,64,{vocab // 8}]' not in text

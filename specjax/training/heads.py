@@ -16,7 +16,6 @@ from specjax.heads.eagle import EagleHead
 from specjax.heads.early_exit import ExitAdapter
 from specjax.heads.medusa import MedusaHeads
 from specjax.models import LanguageModel
-from specjax.models import layers as layers_lib
 from specjax.training import chunked
 from specjax.training import losses
 from specjax.training.chunked import Comparison, Side
@@ -106,33 +105,18 @@ def _eagle3(
       {'params': params}, embedded[:, : length + num_steps - 1], features[:, :-1], num_steps,
       method='unroll',
   )
-  wanted = _target_side(target, by_layer[last], draft_to_target)
+  wanted = chunked.side_of(target, by_layer[last], draft_to_target)
   total, metrics = 0.0, {}
   for step in range(num_steps):
     # Row i of step j is to match the law at position i + 1 + j.
     rows = length - step
     output = module.apply({'params': params}, hidden[step, :, :rows], method='output')
     goal = wanted._replace(hidden=wanted.hidden[:, 1 + step : 1 + step + rows])
-    compared = _compare(goal, Side(output, params['head']), kind, num_chunks)
+    side = Side(output, params['head'])
+    compared = chunked.compare(goal, side, kind=kind, num_chunks=num_chunks)
     total += decay**step * compared.divergence.mean()
     metrics |= _metrics(compared, step)
   return total, {'loss': total} | metrics
-
-
-def _compare(target: Side, draft: Side, kind: str, num_chunks: int) -> Comparison:
-  """`chunked.compare`, or the same on whole logits, which is faster where they are small."""
-  if num_chunks > 1:
-    return chunked.compare(target, draft, kind=kind, num_chunks=num_chunks)
-  whole = lambda side: layers_lib.soft_cap(
-      layers_lib.dense(side.hidden, side.kernel, jnp.float32), side.soft_cap
-  )
-  goal, logits = jax.lax.stop_gradient(whole(target)), whole(draft)
-  fixed = jax.lax.stop_gradient(logits)
-  return Comparison(
-      divergence=losses.divergence(goal, logits, kind=kind),
-      acceptance=1.0 - losses.divergence(goal, fixed, kind='total_variation'),
-      agrees=goal.argmax(-1) == fixed.argmax(-1),
-  )
 
 
 def _metrics(compared: Comparison, step: int) -> dict[str, Array]:
@@ -141,15 +125,6 @@ def _metrics(compared: Comparison, step: int) -> dict[str, Array]:
       f'acceptance_{step + 1}': compared.acceptance.mean(),
       f'agreement_{step + 1}': compared.agrees.mean(dtype=jnp.float32),
   }
-
-
-def _target_side(target: LanguageModel, stream: Array, draft_to_target=None) -> Side:
-  """The target's law from its last residual stream, over the draft's vocabulary."""
-  kernel = target_lib.head_kernel(target)
-  if draft_to_target is not None:
-    kernel = kernel[draft_to_target]
-  cap = target.module.config.logit_soft_cap
-  return Side(target_lib.final_norm(target, stream), kernel, cap)
 
 
 def medusa(
@@ -190,13 +165,14 @@ def medusa(
 def _medusa(params, batch, *, target, module, decay, kind, num_chunks):
   last = target.module.config.num_layers
   _, by_layer = streams(batch, target, (last,))
-  wanted = _target_side(target, by_layer[last])
+  wanted = chunked.side_of(target, by_layer[last])
   total, metrics = 0.0, {}
   for k in range(module.config.num_heads):
     rows = wanted.hidden.shape[1] - 1 - k
     hidden = module.apply({'params': params}, wanted.hidden[:, :rows], k, method='hidden')
     goal = wanted._replace(hidden=wanted.hidden[:, 1 + k :])
-    compared = _compare(goal, Side(hidden, params['head'][k]), kind, num_chunks)
+    side = Side(hidden, params['head'][k])
+    compared = chunked.compare(goal, side, kind=kind, num_chunks=num_chunks)
     total += decay**k * compared.divergence.mean()
     metrics |= _metrics(compared, k)
   return total, {'loss': total} | metrics
@@ -234,8 +210,10 @@ def early_exit(
 def _early_exit(params, batch, *, target, module, kind, num_chunks):
   last, layer = target.module.config.num_layers, module.config.exit_layer
   _, by_layer = streams(batch, target, (layer, last))
-  wanted = _target_side(target, by_layer[last])
+  wanted = chunked.side_of(target, by_layer[last])
   hidden = module.apply({'params': params}, by_layer[layer])
-  compared = _compare(wanted, wanted._replace(hidden=hidden), kind, num_chunks)
+  compared = chunked.compare(
+      wanted, wanted._replace(hidden=hidden), kind=kind, num_chunks=num_chunks
+  )
   value = compared.divergence.mean()
   return value, {'loss': value} | _metrics(compared, 0)

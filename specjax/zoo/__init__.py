@@ -2,7 +2,7 @@
 
 `stdlib` is a 16.8 M-parameter Llama-architecture code model with distilled drafts and a
 tokenizer of its own, trained by this project's own code on the source of Python's standard
-library (`configs/zoo_target.py`, `configs/zoo_draft.py`). `specjax/zoo/stdlib/README.md`
+library (`configs/zoo_target.py`, `configs/train_distill_zoo.py`). `specjax/zoo/stdlib/README.md`
 says how, with the loss curves and the licence of the corpus.
 """
 

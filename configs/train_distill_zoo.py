@@ -1,6 +1,6 @@
 r"""The shipped draft: one layer of width 256, 1.75 M parameters, distilled from the target.
 
-    python -m experiments.train --config=configs/zoo_draft.py --workdir=runs/zoo_draft
+    python -m experiments.train --config=configs/train_distill_zoo.py --workdir=runs/zoo_draft
 
 reads the shipped target; `--config.target.path=runs/zoo_target/model` takes your own. The
 corpus is made as for the target, with the target's tokenizer (`--config.corpus.path=
@@ -10,7 +10,7 @@ shows `acceptance`, the probability that one drafted token is accepted at temper
 `agreement`, the same for greedy decoding. On held-out text at steps 100, 300, 500, 700 and
 900: acceptance 0.325, 0.449, 0.491, 0.523, 0.561; agreement 0.259, 0.386, 0.427, 0.461, 0.512.
 
-    python -m experiments.train --config=configs/zoo_draft.py:smoke \
+    python -m experiments.train --config=configs/train_distill_zoo.py:smoke \
         --config.target.path=FOLDER --workdir=/tmp/smoke
 
 is the same in seconds: a tiny draft, a few files, 20 steps, but the target as it is.
@@ -24,7 +24,7 @@ from configs import zoo_target
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """The config; `arg` is '' or 'smoke'."""
   if arg not in ('', 'smoke'):
-    raise ValueError(f"configs/zoo_draft.py takes no argument or ':smoke', not {arg!r}.")
+    raise ValueError(f"configs/train_distill_zoo.py takes no argument or ':smoke', not {arg!r}.")
   config = zoo_target.get_config()
   config.name = 'zoo_draft'
   config.num_steps = 900
