@@ -1,7 +1,6 @@
 """Trees from a draft model: shapes, laws, dynamic selection, caches from round to round."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -295,37 +294,6 @@ def test_sliding_windows_and_rings():
   for row in range(4):
     rounds = np.flatnonzero(output.trace.starts[row])
     assert (output.trace.num_accepted[row, rounds] == 3).all()
-
-
-def test_sixty_nodes_compile_once_and_stay_on_the_device():
-  shape = drafters.dynamic_tree(num_nodes=60, depth=6, width=10)
-  options = dict(
-      drafter=drafters.model_tree(tiny.related_draft(), tree=shape),
-      rule=verify.greedy(),
-      max_new_tokens=24,
-      prefill_chunk=16,
-  )
-  prepare = lambda prompts: generation.prepare(
-      tiny.target(), prompts, generation.Request(**options)
-  )[:2]
-  engine.run.clear_cache()
-  setup, state = prepare(tiny.PROMPTS)
-  compiled = engine.run.lower(setup, state, jnp.int32(100)).compile()
-  text = compiled.as_text()
-  assert re.search(r'callback|infeed|outfeed|\bsend\(|\brecv\(', text) is None
-  memory, cache = compiled.memory_analysis(), state.target_cache
-  held = sum(x.nbytes for x in (*cache.keys, *cache.values))
-  assert memory.alias_size_in_bytes >= held
-  output = generation.generate(tiny.target(), tiny.PROMPTS, **options)
-  expected = generation.decode(tiny.target(), tiny.PROMPTS, max_new_tokens=24, prefill_chunk=16)
-  np.testing.assert_array_equal(output.tokens, expected.tokens)
-  rounds = jnp.int32(100)  # the number of rounds on the device, as the guard wants it
-  engine.run(setup, state, rounds)
-  before = engine.run._cache_size()
-  setup, state = prepare([[8, 3], list(range(20)), [7] * 9, [1]])
-  with jax.transfer_guard('disallow'):
-    state = engine.run(setup, state, rounds)
-  assert bool(state.done.all()) and engine.run._cache_size() == before
 
 
 def test_a_tree_copies_no_cache():

@@ -192,6 +192,7 @@ def chain(rule: str, kind: str):
 
 @pytest.mark.parametrize('rule, kind, shape', [
     *[(rule, kind, 'uneven') for rule, kind in CASES if kind != 'dynamic'],
+    ('recursive', 'rank', 'uneven'),
     ('k_sequential', 'with_replacement', 'even'),
 ])
 def test_never_shorter_than_the_first_branch(rule, kind, shape):
