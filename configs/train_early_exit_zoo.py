@@ -6,7 +6,8 @@ r"""The shipped early exit: after layer 2 of 14, through an adapter of 0.86 M pa
 The adapter, a gated MLP and a norm, turns the residual stream at the exit into what the
 target's own head multiplies; the loss is the KL divergence from the target's law at the same
 position: `acceptance_1` 0.407, 0.452 and 0.477 held out at steps 100, 200 and 300. Target,
-stored features, `:smoke` and what is shown are as in `configs/train_eagle3_zoo.py`.
+stored features, `:smoke` and what is shown are as in `configs/train_eagle3_zoo.py`, but for the
+text: the first 59 % of the corpus, without samples, 3.2 GB of features.
 """
 
 import ml_collections

@@ -5,7 +5,8 @@ r"""The shipped Medusa heads: four on the target's last feature, 5.7 M parameter
 Each head begins as the target's own output head. The loss is the KL divergence of head k's law
 from the target's k + 1 tokens later, 0.8 times as heavy with each head. Target, stored
 features, `:smoke` and what is shown are as in `configs/train_eagle3_zoo.py`;
-`--config.features.path=runs/zoo_eagle3/features` takes those that were stored for it.
+`--config.features.path=runs/zoo_early_exit/features` takes those that were stored for that head.
+The text is the first 59 % of the corpus, without samples: 3.2 GB of features.
 """
 
 import ml_collections

@@ -125,3 +125,5 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   )
   config.optimizer.warmup_steps = 4
   config.corpus.update(max_files=4, sha256='')
+  if config.samples.num_samples:
+    config.samples.update(num_samples=4, prompt_tokens=8, new_tokens=8, batch_size=4)
