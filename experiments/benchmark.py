@@ -241,9 +241,7 @@ def _methods(config, loaded, runner, calibration, other, say):
       largest = calibration.max_num_speculative_tokens
       longest = methods_lib.method(config, key, loaded, num_speculative_tokens=largest)
       rates = learn(longest).rates
-      name = forecasts.name_of(method.settings)
-      best = calibration.best_length(method.rule.name, rates, drafter=name)
-      k = max(best.num_speculative_tokens, 1)
+      k = forecasts.best_length(calibration, method.settings, rates)
       method = methods_lib.method(config, key, loaded, num_speculative_tokens=k)
     seen = learn(method)
     found.append(method)

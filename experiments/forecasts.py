@@ -1,11 +1,12 @@
 """What speed-up to expect of a method: which costs are measured for it, and what follows.
 
-A chain is timed at its K, a tree as it is. A combination of two drafters costs what its free
-part costs in the rounds that it takes, and what both cost in the others; how many those are is
-counted where acceptance is measured.
+A chain is timed at its K, a tree as it is. A combination is not timed: its parts are. It looks up
+in every round, and in every round the learned part reads what was committed, its first step; the
+others it takes where nothing was found, and how often that is, is counted with its acceptance.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -36,8 +37,6 @@ def is_tree(settings: ConfigDict) -> bool:
 def name_of(settings: ConfigDict) -> str:
   """Under which a method's costs are kept: its kind of drafter, with the shape of a tree."""
   kind = settings.drafter.kind
-  if kind == 'combined':
-    return f'{settings.drafter.free} or {settings.drafter.learned}'
   if is_tree(settings):
     return ' '.join(filter(None, (kind, settings.drafter.tree, settings.drafter.siblings)))
   return kind
@@ -68,13 +67,17 @@ def calibrate(
   Returns:
     The calibration.
   """
-  chains = [each for each in methods if not is_tree(each)]
+  chains = []
+  for each in methods:
+    if each.drafter.kind == 'combined':
+      # What stands alone is measured as it is, whatever a combination says of it.
+      chains = [_part(each, each.drafter.free), _part(each, each.drafter.learned), *chains]
+    elif not is_tree(each):
+      chains.append(each)
   lengths = [each.drafter.num_speculative_tokens for each in chains]
   largest = max([max_num_speculative_tokens, *lengths])
-  # A combination is made of its own rounds and of those of its free part.
-  parts = [_free_part(each) for each in chains if each.drafter.kind == 'combined']
   makers, cases = {}, set()
-  for each in (*parts, *chains):
+  for each in chains:
     rule, name, length = case_of(each)
     makers[name] = functools.partial(_of_length, each, loaded)
     cases.add((rule, name, length or largest))
@@ -113,12 +116,25 @@ def predict(
   rule, name, length = case_of(settings)
   if is_tree(settings):
     return calibration.predict_tree(rule, name, rates)
-  if settings.drafter.kind == 'combined':
-    both = calibration.cost(rule, length, drafter=name).draft_cost
-    free = calibration.cost(rule, length, drafter=settings.drafter.free).draft_cost
-    # In draft steps of a round in which both draft.
-    num_drafted = length * (1 - free_share + free_share * free / both)
-  return calibration.predict(rule, length, rates, drafter=name, num_drafted=num_drafted)
+  if settings.drafter.kind != 'combined':
+    return calibration.predict(rule, length, rates, drafter=name, num_drafted=num_drafted)
+  free, learned = (
+      calibration.cost(rule, length, drafter=part).draft_cost
+      for part in (settings.drafter.free, settings.drafter.learned)
+  )
+  taken = 1 - free_share + free_share / length
+  prediction = calibration.predict(rule, length, rates, drafter=settings.drafter.learned)
+  return dataclasses.replace(prediction, draft_cost=free + taken * learned)
+
+
+def best_length(
+    calibration: calibration_lib.Calibration, settings: ConfigDict, rates: Sequence[float]
+) -> int:
+  """The fastest K >= 1 of a chain; of a combination, that of its learned part."""
+  kind = settings.drafter.kind
+  name = settings.drafter.learned if kind == 'combined' else kind
+  best = calibration.best_length(build.rule(settings).name, rates, drafter=name)
+  return max(best.num_speculative_tokens, 1)
 
 
 def steps_of(settings: ConfigDict, proposed_at: np.ndarray, num_rounds: int) -> float:
@@ -143,9 +159,10 @@ def free_rounds(state: Any) -> int:
   return int(np.sum(state.free_rounds))
 
 
-def _free_part(settings: ConfigDict) -> ConfigDict:
+def _part(settings: ConfigDict, kind: str) -> ConfigDict:
+  """A part of a combination, as a method of its own."""
   part = ConfigDict(settings.to_dict())
-  part.drafter.kind = settings.drafter.free
+  part.drafter.kind = kind
   return part
 
 

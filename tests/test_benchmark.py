@@ -16,6 +16,7 @@ from experiments import build
 from experiments import forecasts
 from experiments import methods as methods_lib
 from specjax import verify
+from specjax.analysis import costs
 from specjax.analysis import theory
 from tests import tiny_pair
 
@@ -90,8 +91,8 @@ class TestRun:
     calibration = json.loads((finished.path / 'calibration.json').read_text())
     greedy, coupled = calibration['rules']
     assert (greedy['rule'], coupled['rule']) == ('greedy', 'coupled')
-    # A combination is predicted from its own rounds and from those of its free part.
-    assert set(greedy['drafting']) == {'model', 'suffix', 'suffix or model'}
+    # A combination is predicted from its parts.
+    assert set(greedy['drafting']) == {'model', 'suffix'}
     assert list(greedy['trees']) == ['model_tree 3,2,1,1'] and not coupled['trees']
     assert 'prompt lookup' in (finished.path / 'report.html').read_text()
 
@@ -110,18 +111,24 @@ class TestForecasts:
 
   def test_a_combination_costs_what_its_parts_cost_in_their_rounds(self):
     settings = self.settings('combined_greedy', num_speculative_tokens=4)
-    calibration = types.SimpleNamespace(
-        cost=lambda rule, k, drafter: types.SimpleNamespace(
-            draft_cost={'suffix': 0.01, 'suffix or model': 0.1}[drafter]
+    calibration = costs.Calibration(
+        dtype='float32', width=1, candidates=(), widths=(1, 5), pass_seconds=(1.0, 1.0),
+        rules=(
+            costs.RuleCosts(
+                rule='greedy', plain=1.0, overhead=((4, 0.0),),
+                drafting={'model': ((4, 0.4),), 'suffix': ((4, 0.04),)},
+            ),
         ),
-        predict=lambda rule, k, rates, **options: options,
+        batch_size=1, cache_length=64, rounds=1, repetitions=1, noise=0.0, versions={},
+        hardware={},
     )
-    for share, seconds in ((0.0, 0.4), (0.25, 0.31), (1.0, 0.04)):
+    # Where nothing is found, both; where everything is, the model's first step of four.
+    for share, drafting in ((0.0, 0.44), (0.5, 0.04 + 0.25), (1.0, 0.04 + 0.1)):
       found = forecasts.predict(
           calibration, settings, [0.5] * 4, num_drafted=4, free_share=share
       )
-      assert found['drafter'] == 'suffix or model'
-      assert found['num_drafted'] * 0.1 == pytest.approx(seconds)
+      assert found.num_drafted * found.draft_cost == pytest.approx(drafting)
+      assert found.speedup == pytest.approx(1.9375 / (1 + drafting))
 
   def test_what_is_predicted(self):
     assert forecasts.is_predicted(self.settings('tree_greedy'))
