@@ -37,6 +37,9 @@ def is_tree(settings: ConfigDict) -> bool:
 def name_of(settings: ConfigDict) -> str:
   """Under which a method's costs are kept: its kind of drafter, with the shape of a tree."""
   kind = settings.drafter.kind
+  if kind == 'combined':
+    # What is timed is its learned part, which reads more a round than it would alone.
+    return f'{settings.drafter.learned} behind {settings.drafter.free}'
   if is_tree(settings):
     return ' '.join(filter(None, (kind, settings.drafter.tree, settings.drafter.siblings)))
   return kind
@@ -70,9 +73,9 @@ def calibrate(
   chains = []
   for each in methods:
     if each.drafter.kind == 'combined':
-      # What stands alone is measured as it is, whatever a combination says of it.
-      chains = [_part(each, each.drafter.free), _part(each, each.drafter.learned), *chains]
-    elif not is_tree(each):
+      # A free drafter that stands alone is measured as it is, whatever a combination says.
+      chains.insert(0, _free_part(each))
+    if not is_tree(each):
       chains.append(each)
   lengths = [each.drafter.num_speculative_tokens for each in chains]
   largest = max([max_num_speculative_tokens, *lengths])
@@ -118,22 +121,18 @@ def predict(
     return calibration.predict_tree(rule, name, rates)
   if settings.drafter.kind != 'combined':
     return calibration.predict(rule, length, rates, drafter=name, num_drafted=num_drafted)
-  free, learned = (
-      calibration.cost(rule, length, drafter=part).draft_cost
-      for part in (settings.drafter.free, settings.drafter.learned)
-  )
+  prediction = calibration.predict(rule, length, rates, drafter=name)
+  free = calibration.cost(rule, length, drafter=settings.drafter.free).draft_cost
   taken = 1 - free_share + free_share / length
-  prediction = calibration.predict(rule, length, rates, drafter=settings.drafter.learned)
-  return dataclasses.replace(prediction, draft_cost=free + taken * learned)
+  return dataclasses.replace(prediction, draft_cost=free + taken * prediction.draft_cost)
 
 
 def best_length(
     calibration: calibration_lib.Calibration, settings: ConfigDict, rates: Sequence[float]
 ) -> int:
   """The fastest K >= 1 of a chain; of a combination, that of its learned part."""
-  kind = settings.drafter.kind
-  name = settings.drafter.learned if kind == 'combined' else kind
-  best = calibration.best_length(build.rule(settings).name, rates, drafter=name)
+  rule, name, _ = case_of(settings)
+  best = calibration.best_length(rule, rates, drafter=name)
   return max(best.num_speculative_tokens, 1)
 
 
@@ -159,15 +158,16 @@ def free_rounds(state: Any) -> int:
   return int(np.sum(state.free_rounds))
 
 
-def _part(settings: ConfigDict, kind: str) -> ConfigDict:
-  """A part of a combination, as a method of its own."""
+def _free_part(settings: ConfigDict) -> ConfigDict:
+  """Of a combination, as a method of its own."""
   part = ConfigDict(settings.to_dict())
-  part.drafter.kind = kind
+  part.drafter.kind = settings.drafter.free
   return part
 
 
 def _of_length(settings: ConfigDict, loaded: build.Loaded, num_speculative_tokens: int):
-  """A method's drafter with another K."""
+  """A method's drafter with another K; of a combination, its learned part."""
   settings = ConfigDict(settings.to_dict())
   settings.drafter.num_speculative_tokens = num_speculative_tokens
-  return build.drafter(settings, loaded)
+  made = build.drafter(settings, loaded)
+  return made.learned if settings.drafter.kind == 'combined' else made

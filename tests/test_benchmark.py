@@ -92,7 +92,7 @@ class TestRun:
     greedy, coupled = calibration['rules']
     assert (greedy['rule'], coupled['rule']) == ('greedy', 'coupled')
     # A combination is predicted from its parts.
-    assert set(greedy['drafting']) == {'model', 'suffix'}
+    assert set(greedy['drafting']) == {'model', 'suffix', 'model behind suffix'}
     assert list(greedy['trees']) == ['model_tree 3,2,1,1'] and not coupled['trees']
     assert 'prompt lookup' in (finished.path / 'report.html').read_text()
 
@@ -116,7 +116,7 @@ class TestForecasts:
         rules=(
             costs.RuleCosts(
                 rule='greedy', plain=1.0, overhead=((4, 0.0),),
-                drafting={'model': ((4, 0.4),), 'suffix': ((4, 0.04),)},
+                drafting={'model behind suffix': ((4, 0.4),), 'suffix': ((4, 0.04),)},
             ),
         ),
         batch_size=1, cache_length=64, rounds=1, repetitions=1, noise=0.0, versions={},
