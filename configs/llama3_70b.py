@@ -10,6 +10,7 @@ compiled. Nothing is downloaded and no weights are made. One slice, another layo
     … --config.topology=v5p:2x2x2
     … --config.topology=v6e:4x4 --config.mesh.preset=sequence --config.mesh.sequence=2
     … --config.rule.name=greedy --config.int8
+    … --config.drafter.tree=3,2,1 --config.rule.name=traversal
 
 `configs/llama3_70b.py:published` is the case of jax-llm-examples' table (llama3/README.md): 8-bit
 weights (159 steps/s at 85.18 % of 819 GB/s on 16 chips are 70 GB a step), batch 8, context 2048,
@@ -37,7 +38,13 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.target = ml_collections.ConfigDict(dict(name='Llama-3.1-70B', num_layers=0))
   config.drafter = ml_collections.ConfigDict(
       # model: a draft by name; eagle3: a head of the target's width (specjax.heads.presets).
-      dict(kind='model', name='Llama-3.2-1B', num_layers=0, num_speculative_tokens=4)
+      dict(
+          kind='model',
+          name='Llama-3.2-1B',
+          num_layers=0,
+          num_speculative_tokens=4,
+          tree='',  # compiled instead of the chain, as experiments.generate takes it: '3,2,1'
+      )
   )
   config.rule = ml_collections.ConfigDict(dict(name='block'))
   config.batch_size = 8

@@ -156,7 +156,11 @@ def load(config: ConfigDict) -> Loaded:
   kind = dtype(config.dtype)
   if not config.target.path:
     pair = zoo.load(config.target.name, dtype=kind)
-    split = layouts(config.mesh, draft_heads=pair.draft.module.config.num_kv_heads)
+    draft_heads = pair.draft.module.config.num_kv_heads
+    if config.drafter.kind in build_head_drafters.KINDS:
+      found = pair.target.module.config
+      draft_heads = build_head_drafters.num_kv_heads(config, found, pair)
+    split = layouts(config.mesh, draft_heads=draft_heads)
     target = sharding.place(pair.target, split and split.target, int8=config.int8)
     return Loaded(target, pair.tokenizer, (pair.end_of_text,), pair.held_out, pair, split)
   folder = pathlib.Path(config.target.path).expanduser()
@@ -166,6 +170,8 @@ def load(config: ConfigDict) -> Loaded:
   draft_heads = 0
   if config.drafter.kind == 'model' and config.drafter.path:
     draft_heads = models.load_config(pathlib.Path(config.drafter.path).expanduser()).num_kv_heads
+  if config.drafter.kind in build_head_drafters.KINDS:
+    draft_heads = build_head_drafters.num_kv_heads(config, found, None)
   split = layouts(config.mesh, draft_heads=draft_heads)
   target = models.load_hf(folder, dtype=kind, layout=split and split.target, int8=config.int8)
   return Loaded(target, tokenizer, models.load_eos_ids(folder), (), None, split)

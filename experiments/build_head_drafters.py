@@ -7,6 +7,7 @@ import ml_collections
 
 from specjax import drafters
 from specjax import heads
+from specjax import sharding
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -17,6 +18,22 @@ HEADS = {
     'early_exit': ('early_exit', heads.load_early_exit, drafters.early_exit),
 }
 KINDS = (*HEADS, *(f'{kind}_tree' for kind in HEADS))
+
+
+def num_kv_heads(config: ConfigDict, target: Any, pair: Any) -> int:
+  """Into how many parts a head may be split: by the key-value heads of its layer.
+
+  Those of the shipped head, where it is the drafter, else the target's, which most heads share.
+
+  Args:
+    config: the config.
+    target: the target's configuration.
+    pair: of the zoo, or None.
+  """
+  name = HEADS[config.drafter.kind.removesuffix('_tree')][0]
+  if pair is not None and not config.drafter.path:
+    target = getattr(pair.head(name).config, 'decoder', target)
+  return target.num_kv_heads
 
 
 def drafter(config: ConfigDict, loaded: Any, tree: Any):
@@ -42,6 +59,7 @@ def drafter(config: ConfigDict, loaded: Any, tree: Any):
         f'The target in {config.target.path} comes without a head: give '
         '--config.drafter.path=FOLDER.'
     )
+  head = sharding.place_head(head, loaded.layouts and loaded.layouts.draft)
   if settings.kind.endswith('_tree'):
     return make(head, loaded.target, tree=tree, siblings=settings.siblings or None)
   return make(head, loaded.target, num_speculative_tokens=settings.num_speculative_tokens)

@@ -9,7 +9,6 @@ import ml_collections
 
 from experiments import build
 from specjax import drafters
-from specjax import layout as layout_lib
 from specjax import models
 from specjax import sharding
 from specjax import verify
@@ -31,12 +30,16 @@ class Case:
     layouts: of target and draft.
     target: the target's module.
     draft: the draft model's, or an EAGLE head.
+    depth: tokens of the longest branch: K of a chain.
+    num_nodes: drafted tokens a round.
   """
 
   where: chips.Slice
   layouts: sharding.Layouts
   target: models.Transformer
   draft: Any
+  depth: int
+  num_nodes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +75,25 @@ def case(config: ConfigDict, name: str) -> Case:
       sharding.fitted(shape, layout), dtype=kind, param_dtype=kind, layout=layout
   )
   if is_head:
-    made = heads_eagle.EagleHead(head, dtype=kind, param_dtype=kind)
+    made = heads_eagle.EagleHead(
+        head, dtype=kind, param_dtype=kind, layout=layouts.draft
+    )
   else:
     made = module(draft, layouts.draft)
-  return Case(where, layouts, module(target, layouts.target), made)
+  shape = _shape(config)
+  return Case(where, layouts, module(target, layouts.target), made, shape.depth, shape.num_nodes)
+
+
+def _shape(config: ConfigDict) -> Any:
+  """The tree that is drafted; a chain is one with a single branch."""
+  if not config.drafter.tree:
+    return drafters.static_tree(widths=(1,) * config.drafter.num_speculative_tokens)
+  if not getattr(verify, config.rule.name)().handles_trees:
+    raise ValueError(
+        f'The {config.rule.name} rule verifies chains only: for config.drafter.tree='
+        f'{config.drafter.tree!r} take --config.rule.name=traversal, recursive, greedy or coupled.'
+    )
+  return build.tree(config.drafter.tree)
 
 
 def _preset(settings: ConfigDict) -> models.TransformerConfig:
@@ -94,35 +112,28 @@ def _head(config: ConfigDict, target: models.TransformerConfig):
 
 def _drafter(config: ConfigDict, case: Case, target: models.LanguageModel):
   """The drafter, its weights shapes, and those shapes alone."""
-  k = config.drafter.num_speculative_tokens
+  drafts = dict(num_speculative_tokens=config.drafter.num_speculative_tokens)
+  if config.drafter.tree:
+    drafts = dict(tree=_shape(config))
   if config.drafter.kind == 'model':
     draft = ahead.abstract_model(case.draft, int8=config.int8)
-    return drafters.model(draft, num_speculative_tokens=k, step_width=1), draft.params
+    make = drafters.model_tree if config.drafter.tree else drafters.model
+    return make(draft, step_width=1, **drafts), draft.params
   shape = case.draft.config
-  params = jax.eval_shape(lambda: heads_eagle.init_params(case.draft, jax.random.key(0)))
+  params = sharding.abstract_params(case.draft, init=heads_eagle.init_params)
   ids = jax.ShapeDtypeStruct((shape.decoder.vocab_size,), jnp.int32)
 
   def make(params, ids, target):
     head = heads_eagle.Eagle(case.draft, params, draft_to_target=ids)
-    return drafters.eagle(head, target, num_speculative_tokens=k, step_width=1)
+    return drafters.eagle(head, target, step_width=1, **drafts)
 
   drafter = jax.eval_shape(make, params, ids, target)
-  layouts = case.layouts
-  place = lambda path, x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=_head_sharding(path, x, layouts)
+  # Shapes that were traced have lost where they lie; these are the arrays that they stand for.
+  head = heads_eagle.Eagle(case.draft, params, draft_to_target=ids)
+  drafter = drafter.replace(
+      head=head, embedding=target.params['embedding'], output_head=params['head']
   )
-  drafter = jax.tree_util.tree_map_with_path(place, drafter)
-  return drafter, drafter.head.params
-
-
-def _head_sharding(path, x, layouts: sharding.Layouts):
-  """The target's embedding lies as the target does; a head's own weights as its draft would."""
-  name = str(getattr(path[-1], 'name', getattr(path[-1], 'key', '')))
-  if name == 'embedding':
-    return layouts.target.sharding(layout_lib.PARAMETERS['embedding'], shape=x.shape)
-  name = 'head' if name == 'output_head' else name
-  spec = layouts.draft.parameter_spec((name,), x.shape)
-  return jax.sharding.NamedSharding(layouts.mesh, spec)
+  return drafter, params
 
 
 def row(config: ConfigDict, case: Case) -> dict[str, Any]:
@@ -157,7 +168,9 @@ def row(config: ConfigDict, case: Case) -> dict[str, Any]:
       'kv_repeats': case.target.config.kv_repeats,
       'batch_size': config.batch_size,
       'context': config.context,
-      'num_speculative_tokens': config.drafter.num_speculative_tokens,
+      'num_speculative_tokens': case.depth,
+      'tree': config.drafter.tree or None,
+      'num_nodes': case.num_nodes,
       'drafter': config.drafter.kind,
       'rule': config.rule.name,
       'int8': config.int8,
@@ -172,7 +185,9 @@ def _compile(config, case: Case, setup, state):
   """The compiled loop and prefill, or None; and the compiler's refusal, if any."""
   if not (case.where.chip.is_tpu and config.compile):
     return None, None, None
-  loops = {'draft': config.drafter.num_speculative_tokens - 1}
+  # A chain's draft steps are a loop; the levels of a tree or of a head's chain are unrolled.
+  looped = config.drafter.kind == 'model' and not config.drafter.tree
+  loops = {'draft': case.depth - 1} if looped else {}
   compiled = prefill = None
   try:
     compiled = ahead.compile_run(setup, state, loops=loops)
@@ -211,7 +226,7 @@ def _memory(config, case: Case, sizes: _Sizes, arguments, compiled, prefill, mes
 
 def _times(config, case: Case, sizes: _Sizes) -> dict[str, Any]:
   """Steps and tokens a second by roofline."""
-  where, context, k = case.where, config.context, config.drafter.num_speculative_tokens
+  where, context = case.where, config.context
   target = _model(case.target.config, case.layouts.target, sizes.weights, sizes.cache, config)
   layout = case.layouts.draft
   if config.drafter.kind == 'model':
@@ -222,8 +237,9 @@ def _times(config, case: Case, sizes: _Sizes) -> dict[str, Any]:
         config=shape.decoder,
         num_parameters=shape.num_parameters,
         weight_bytes=sizes.draft_weights,
-        cache_bytes=sizes.draft_cache / config.batch_size,
+        cache_bytes=sizes.draft_cache / (config.batch_size / layout.ways('batch')),
         ways=layout.ways('heads'),
+        rows_ways=layout.ways('batch'),
     )
   milliseconds = lambda model, width: 1e3 * roofline.step(
       model, where, batch_size=config.batch_size, width=width, context=context
@@ -237,7 +253,7 @@ def _times(config, case: Case, sizes: _Sizes) -> dict[str, Any]:
   return {
       'draft_step_ms': milliseconds(draft, 1),
       'target_step_ms': milliseconds(target, 1),
-      'target_pass_ms': milliseconds(target, k + 1),
+      'target_pass_ms': milliseconds(target, case.num_nodes + 1),
       'published_step_ms': config.published_step_ms or None,
       'prefill_chunk': chunk,
       'prefill_seconds': 1e-3 * -(-context // chunk) * sum(

@@ -79,7 +79,7 @@ def _show(row: dict, console) -> None:
   )
   say(
       f'  roofline: draft step {row["draft_step_ms"]:.2f} ms, target {row["target_step_ms"]:.2f} '
-      f'ms at width 1 and {row["target_pass_ms"]:.2f} at {row["num_speculative_tokens"] + 1}'
+      f'ms at width 1 and {row["target_pass_ms"]:.2f} at {row["num_nodes"] + 1}'
   )
   if row['published_step_ms']:
     difference = row['target_step_ms'] / row['published_step_ms'] - 1

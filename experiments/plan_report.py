@@ -27,9 +27,12 @@ path, polyline { fill: none; stroke-width: 2; }
 def render(rows: Sequence[Row], *, title: str) -> str:
   """One self-contained HTML page of a plan's rows."""
   first = rows[0]
+  drafted = f'K = {first["num_speculative_tokens"]}'
+  if first['tree']:
+    drafted = f'trees {first["tree"]} of {first["num_nodes"]} tokens (predicted: chains)'
   subtitle = (
-      f'batch {first["batch_size"]}, context {first["context"]}, K = '
-      f'{first["num_speculative_tokens"]}, rule {first["rule"]}. Memory and collectives of '
+      f'batch {first["batch_size"]}, context {first["context"]}, {drafted}, rule '
+      f'{first["rule"]}. Memory and collectives of '
       'compiled slices are the compiler\'s; times are a roofline. α is the chance that a drafted '
       'token is accepted, the same at every position.'
   )

@@ -23,7 +23,13 @@ PARAMETERS: Mapping[str, tuple[str | None, ...]] = {
     'out': ('embed', 'heads'),
     'gate_up': (None, 'mlp', 'embed'),
     'down': ('embed', 'mlp'),
-    'fuse': ('embed', None),  # of an EAGLE head
+    'fuse': ('embed', 'mlp'),  # of an EAGLE head
+}
+# Of parameters of heads that have more axes than those of the same name in a model.
+WIDER: Mapping[tuple[str, int], tuple[str | None, ...]] = {
+    ('out', 3): ('embed', 'heads', None),  # EAGLE: heads and their width apart
+    ('head', 3): (None, 'vocab', 'embed'),  # Medusa: its heads side by side
+    ('blocks', 4): (None, None, 'mlp', 'embed'),
 }
 # Of activations and of a layer's cache.
 RESIDUAL = ('batch', None, None)
@@ -132,12 +138,12 @@ class Layout:
     """A weight as it is when it is used: whole along gathered axes."""
     if not self.gathered or not hasattr(weight, 'ndim'):
       return weight
-    sharding = self.sharding(PARAMETERS[name], at_use=True)
+    sharding = self.sharding(_axes(name, weight.ndim), at_use=True)
     return jax.lax.with_sharding_constraint(weight, sharding)
 
   def parameter_spec(self, path: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
     """The partition of a parameter, by the last part of its path."""
-    axes = PARAMETERS.get(path[-1])
+    axes = _axes(path[-1], len(shape))
     if axes is None and len(path) > 1 and path[-1] in ('values', 'scales'):
       axes = PARAMETERS.get(path[-2])  # a quantised weight
       if axes is not None and path[-1] == 'scales':
@@ -195,6 +201,11 @@ def fitted(config: Any, layout: Layout | None) -> Any:
   for axis, size in sizes.items():
     layout.spec((axis,), shape=(size,), what=axis)
   return config
+
+
+def _axes(name: str, rank: int) -> tuple[str | None, ...] | None:
+  """The logical axes of a parameter by its name, None where it has none."""
+  return WIDER.get((name, rank), PARAMETERS.get(name))
 
 
 def divisors(size: int, *, limit: int = 1024) -> list[int]:

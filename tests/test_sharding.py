@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from scripts import make_golden_sharding
+from specjax import heads
 from specjax import layout as layout_lib
 from specjax import models
 from specjax import sharding
@@ -102,6 +103,16 @@ def test_a_batch_that_does_not_divide_is_refused_by_name():
   small = dataclasses.replace(LLAMA, num_layers=1, vocab_size=64, width=64, mlp_width=64)
   with pytest.raises(ValueError, match=r"the cache: the axis 'batch' of size 3 .* 8 devices"):
     module(small, layout).init_cache(batch_size=3, cache_length=16, max_append=1)
+
+
+def test_a_head_that_cannot_be_split_is_refused_with_sizes_that_would():
+  cfg = models.presets.get('Llama-3.2-1B')
+  head = heads.Eagle(heads.EagleHead(heads.presets.eagle3('Llama-3.2-1B')), {})
+  assert cfg.num_kv_heads == 8
+  layout = layouts(model=16, draft=16).draft
+  with pytest.raises(ValueError, match='key-value heads of the head: .* 8 .* 16 devices.*1, 2, 4'):
+    sharding.place_head(head, layout)
+  assert sharding.place_head(head, None) is head
 
 
 def test_an_optimisers_state_lies_as_its_parameters_do():

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax import kv_cache
+from specjax import layout as layout_lib
 from specjax import types
 from specjax.drafters import base
 from specjax.drafters import expansion
@@ -211,10 +212,17 @@ class EagleDrafter(base.Shaped):
     output = self._apply(hidden, method='output')
     logits = layers.dense(output, self.output_head, jnp.float32)
     logits = layers.soft_cap(logits, self.soft_cap)
+    layout = self.head.module.layout if self.head.config.version == 3 else None
+    split = lambda logits: layout_lib.constrain(layout, logits, layout_lib.LOGITS)
+    logits = split(logits)
     if self.target_to_draft is None:
       return logits
+    # Each device needs the draft's logits of its own part of the target's vocabulary, which
+    # may lie on any other: the few rows over the smaller vocabulary go round, once a step.
+    logits = layout_lib.constrain(layout, logits, layout_lib.RESIDUAL)
     known = self.target_to_draft >= 0
-    return jnp.where(known, logits[..., jnp.maximum(self.target_to_draft, 0)], -jnp.inf)
+    logits = jnp.where(known, logits[..., jnp.maximum(self.target_to_draft, 0)], -jnp.inf)
+    return split(logits)
 
 
 def eagle(

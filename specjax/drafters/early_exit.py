@@ -5,6 +5,7 @@ first layers write for drafted tokens is what the target writes there when it ve
 so the cache needs no room and no repair; everything before is shared.
 """
 
+import dataclasses
 from typing import Any
 
 from flax import struct
@@ -113,7 +114,9 @@ def early_exit(
     ValueError: if the exit is of another target, for K < 1, or a dynamic tree that reads more
       nodes than it keeps: the target's cache has no room for them.
   """
-  if exit.config.target != target.module.config:
+  # A target on a mesh may keep its key-value heads several times: it is the same target.
+  bare = lambda config: dataclasses.replace(config, kv_repeats=1)
+  if bare(exit.config.target) != bare(target.module.config):
     raise ValueError(
         'The exit was made for a target of another shape. Use the one made for this target.'
     )

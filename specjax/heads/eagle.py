@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax import kv_cache
+from specjax import layout as layout_lib
 from specjax.models import layers
 from specjax.models import transformer
 from specjax.models.config import TransformerConfig
@@ -111,6 +112,7 @@ class _Attention(nn.Module):
   config: TransformerConfig
   layer: int
   param_dtype: Any
+  layout: layout_lib.Layout | None = None
 
   @nn.compact
   def __call__(self, x, cos, sin, mask, cache, earlier):
@@ -119,7 +121,9 @@ class _Attention(nn.Module):
     repeats = cfg.num_heads // cfg.num_kv_heads
     shape = (cfg.num_kv_heads, repeats + 2, cfg.head_dim)
     kernel = self.param('qkv', layers.normal_init(fan_in), (*shape, fan_in), self.param_dtype)
-    qkv = layers.dense(x, kernel)
+    kernel = layout_lib.for_use(self.layout, 'qkv', kernel)
+    qkv = layers.dense(x, kernel, split=self.layout is not None)
+    qkv = layout_lib.constrain(self.layout, qkv, layout_lib.QKV)
     if cfg.qkv_bias:
       qkv += self.param('qkv_bias', nn.initializers.zeros, shape, self.param_dtype).astype(x.dtype)
     rotated = qkv[..., : repeats + 1, :].reshape(batch, num_new, -1, cfg.head_dim)
@@ -135,11 +139,14 @@ class _Attention(nn.Module):
     else:
       mixed = transformer.attend_causally(queries, keys, values, mask)
     mixed = mixed.reshape(batch, num_new, -1).astype(x.dtype)
+    mixed = layout_lib.constrain(self.layout, mixed, layout_lib.MIXED)
     out_shape = (cfg.width, cfg.num_heads, cfg.head_dim)
     out = self.param(
         'out', layers.normal_init(cfg.num_heads * cfg.head_dim), out_shape, self.param_dtype
     )
-    return layers.dense(mixed, out.reshape(cfg.width, -1)), cache, (keys, values)
+    out = layout_lib.for_use(self.layout, 'out', out)
+    result = layers.dense(mixed, out.reshape(cfg.width, -1))
+    return layout_lib.constrain(self.layout, result, layout_lib.RESIDUAL), cache, (keys, values)
 
 
 def attend_unrolled(queries: Array, steps: tuple[tuple[Array, Array], ...], mask: Array) -> Array:
@@ -178,6 +185,7 @@ class _Layer(nn.Module):
   config: EagleConfig
   layer: int
   param_dtype: Any
+  layout: layout_lib.Layout | None = None
 
   @nn.compact
   def __call__(self, embedded, features, cos, sin, mask, cache, earlier):
@@ -193,10 +201,13 @@ class _Layer(nn.Module):
       # The authors' first layer has no norm: the fusing product comes right before it.
       has_norm = self.layer > 0 or self.config.extra_norms
       x = norm('attention_norm')(features) if has_norm else features
-    attention = _Attention(cfg, self.layer, self.param_dtype, name='attention')
-    mixed, cache, own = attention(x, cos, sin, mask, cache, earlier)
+    attention = _Attention(cfg, self.layer, self.param_dtype, self.layout, name='attention')
+    # A norm is cheap: every device takes it whole, as in the target's blocks.
+    whole = lambda x: layout_lib.constrain(self.layout, x, layout_lib.RESIDUAL)
+    mixed, cache, own = attention(whole(x), cos, sin, mask, cache, earlier)
     x = residual + mixed
-    hidden = transformer.MLP(cfg, self.param_dtype, name='mlp')(norm('mlp_norm')(x))
+    mlp = transformer.MLP(cfg, self.param_dtype, self.layout, name='mlp')
+    hidden = mlp(whole(norm('mlp_norm')(x)))
     return x + hidden, cache, own
 
 
@@ -207,16 +218,19 @@ class EagleHead(nn.Module):
     config: its shape.
     dtype: of activations and of the cache.
     param_dtype: of the stored weights.
+    layout: how weights, cache and activations are split over devices (for drafting that of
+      the draft, see `specjax.sharding.place_head`); None leaves it to the compiler.
   """
 
   config: EagleConfig
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
+  layout: layout_lib.Layout | None = None
 
   def setup(self):
     cfg, width = self.config, self.config.decoder.width
     self.layers = [
-        _Layer(cfg, layer, self.param_dtype, name=f'layer_{layer}')
+        _Layer(cfg, layer, self.param_dtype, self.layout, name=f'layer_{layer}')
         for layer in range(cfg.decoder.num_layers)
     ]
     norm = lambda: layers.RMSNorm(cfg.decoder.norm_epsilon, 0.0, self.param_dtype)
@@ -325,7 +339,8 @@ class EagleHead(nn.Module):
     return hidden, cache, tuple(owns)
 
   def _fuse(self, x: Array) -> Array:
-    fused = layers.dense(x, self.fuse)
+    fused = layers.dense(x, layout_lib.for_use(self.layout, 'fuse', self.fuse))
+    fused = layout_lib.constrain(self.layout, fused, layout_lib.RESIDUAL)
     return fused + self.fuse_bias.astype(x.dtype) if self.config.fuse_bias else fused
 
   def output(self, hidden: Array) -> Array:
@@ -355,6 +370,7 @@ class EagleHead(nn.Module):
         windows=(None,) * cfg.num_layers,
         max_append=max_append,
         dtype=self.dtype,
+        layout=self.layout,
     )
 
 
@@ -386,7 +402,9 @@ def init_params(module: EagleHead, key: Array) -> Any:
   streams = len(cfg.feature_layers) * cfg.target_width
   embedded = jnp.zeros((1, 1, cfg.decoder.width), module.dtype)
   features = jnp.zeros((1, 1, streams), module.dtype)
-  return module.init(key, embedded, features, method='init_everything')['params']
+  # The layout is for what runs; the trace of an initialisation has a batch of its own.
+  bare = module.clone(layout=None)
+  return bare.init(key, embedded, features, method='init_everything')['params']
 
 
 def default_layers(num_layers: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax import kv_cache
+from specjax import layout as layout_lib
 from specjax.heads import target as target_lib
 from specjax.models import LanguageModel
 from specjax.models import layers
@@ -67,6 +68,7 @@ class ExitAdapter(nn.Module):
   config: ExitConfig
   dtype: Any
   param_dtype: Any
+  layout: layout_lib.Layout | None = None
 
   @nn.compact
   def __call__(self, stream: Array) -> Array:
@@ -76,7 +78,8 @@ class ExitAdapter(nn.Module):
         cfg.norm_epsilon, cfg.norm_offset, self.param_dtype, name=name
     )
     x = stream.astype(self.dtype)
-    hidden = transformer.MLP(cfg, self.param_dtype, name='mlp')(norm('mlp_norm')(x))
+    mlp = transformer.MLP(cfg, self.param_dtype, self.layout, name='mlp')
+    hidden = mlp(norm('mlp_norm')(x))
     return norm('final_norm')(x + hidden)
 
 
@@ -109,7 +112,7 @@ class EarlyExit:
 def init_params(module: ExitAdapter, key: Array, target: LanguageModel) -> Any:
   """Fresh parameters, the norm before the head being the target's; consumes `key`."""
   x = jnp.zeros((1, module.config.target.width), module.dtype)
-  params = dict(module.init(key, x)['params'])
+  params = dict(module.clone(layout=None).init(key, x)['params'])
   scale = target.params['final_norm']['scale'].astype(module.param_dtype)
   params['final_norm'] = {'scale': scale}
   return params

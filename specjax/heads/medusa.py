@@ -13,6 +13,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from specjax import layout as layout_lib
 from specjax.models import layers
 
 Array = jax.Array
@@ -61,11 +62,13 @@ class MedusaHeads(nn.Module):
     config: their shape.
     dtype: of activations.
     param_dtype: of the stored weights.
+    layout: how weights and logits are split over devices; None leaves it to the compiler.
   """
 
   config: MedusaConfig
   dtype: Any
   param_dtype: Any
+  layout: layout_lib.Layout | None = None
 
   def setup(self):
     cfg, width = self.config, self.config.target_width
@@ -83,9 +86,13 @@ class MedusaHeads(nn.Module):
   def hidden(self, features: Array, head: int) -> Array:
     """What the output head of a head multiplies: [..., width] to [..., width]."""
     x = features.astype(self.dtype)
+    blocks = layout_lib.for_use(self.layout, 'blocks', self.blocks)
+    # A few rows of the residual stream: whole on every device, for the next product.
+    whole = ('batch', *(None,) * (x.ndim - 1))
     for layer in range(self.config.num_layers):
-      inner = layers.dense(x, self.blocks[layer, head])
+      inner = layers.dense(x, blocks[layer, head])
       x = x + nn.silu(inner + self.bias[layer, head].astype(x.dtype))
+      x = layout_lib.constrain(self.layout, x, whole)
     return x
 
   def __call__(self, features: Array, num_heads: int | None = None) -> Array:
@@ -99,10 +106,13 @@ class MedusaHeads(nn.Module):
       [..., n, V] float32.
     """
     count = self.config.num_heads if num_heads is None else num_heads
-    return jnp.stack(
-        [layers.dense(self.hidden(features, k), self.head[k], jnp.float32) for k in range(count)],
+    kernel = layout_lib.for_use(self.layout, 'head', self.head)
+    logits = jnp.stack(
+        [layers.dense(self.hidden(features, k), kernel[k], jnp.float32) for k in range(count)],
         axis=-2,
     )
+    axes = ('batch', *(None,) * (logits.ndim - 2), 'vocab')
+    return layout_lib.constrain(self.layout, logits, axes)
 
 
 @struct.dataclass
@@ -132,7 +142,7 @@ def init_params(module: MedusaHeads, key: Array, head: Array | None = None) -> A
       do (the blocks begin as the identity); None draws them.
   """
   x = jnp.zeros((1, module.config.target_width), module.dtype)
-  params = dict(module.init(key, x)['params'])
+  params = dict(module.clone(layout=None).init(key, x)['params'])
   if head is not None:
     params['head'] = jnp.broadcast_to(
         head.astype(module.param_dtype), params['head'].shape

@@ -61,7 +61,7 @@ def make(
     data: parts of the batch.
     model: parts of the model, those of `draft` included.
     sequence: parts of a row's cache; above 1 only for 'sequence'.
-    draft: parts of a draft model; divides `model`. 1 repeats it on every device.
+    draft: parts of a draft model or head; divides `model`. 1 repeats it on every device.
     devices: data * sequence * model devices; None takes all of `jax.devices()`.
 
   Returns:

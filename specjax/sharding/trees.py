@@ -17,12 +17,15 @@ from specjax.models.language_model import LanguageModel
 PyTree = Any
 
 
-def abstract_params(module: Any, *, int8: bool = False) -> PyTree:
+def abstract_params(
+    module: Any, *, int8: bool = False, init: Callable[[Any, jax.Array], PyTree] | None = None
+) -> PyTree:
   """The parameters of a module as shapes, split as its layout says; nothing is allocated.
 
   Args:
-    module: a `specjax.models.Transformer`, with or without a layout.
+    module: a `specjax.models.Transformer` or a head, with or without a layout.
     int8: as `load_hf` quantises it.
+    init: (module, key) -> fresh parameters, of a head; None is a model's own.
 
   Returns:
     A tree of `jax.ShapeDtypeStruct`.
@@ -34,11 +37,12 @@ def abstract_params(module: Any, *, int8: bool = False) -> PyTree:
   # The layout is for what runs; the trace of an initialisation has a batch of its own.
   bare = module.clone(layout=None)
 
-  def init(tokens):
-    params = bare.init(jax.random.key(0), tokens)['params']
+  def make(tokens):
+    key = jax.random.key(0)
+    params = bare.init(key, tokens)['params'] if init is None else init(bare, key)
     return quantization.quantize_params(params) if int8 else params
 
-  shapes = jax.eval_shape(init, tokens)
+  shapes = jax.eval_shape(make, tokens)
   if module.layout is None:
     return shapes
   shardings = params_shardings(shapes, module.layout)
@@ -75,6 +79,26 @@ def place(model: LanguageModel, layout: Layout | None, *, int8: bool = False) ->
   return put(LanguageModel(module, params), layout)
 
 
+def place_head(head: Any, layout: Layout | None) -> Any:
+  """A head of a target, split over devices.
+
+  Args:
+    head: a `specjax.heads.Eagle`, `Medusa` or `EarlyExit`.
+    layout: that of the draft (`Layouts.draft`), on the target's mesh; None leaves it where it
+      is. A head without a layout is repeated on every device, and what it computes may be
+      split and gathered as the compiler likes.
+
+  Raises:
+    ValueError: for an axis that cannot be split evenly, naming it and what would do.
+  """
+  if layout is None:
+    return head
+  cfg = getattr(head.config, 'decoder', None)
+  if cfg is not None:
+    layout.spec(('kv_heads',), shape=(cfg.num_kv_heads,), what='key-value heads of the head')
+  return put(head.replace(module=head.module.clone(layout=layout)), layout)
+
+
 def _repeat_heads(params: PyTree, config) -> PyTree:
   """Key-value heads as often as the configuration keeps them; `params` has them once."""
   repeats = config.kv_repeats
@@ -104,7 +128,7 @@ def shardings(tree: PyTree, layout: Layout) -> PyTree:
   """Shardings of setup or state: models and caches by their own layout, the rest whole.
 
   Args:
-    tree: any tree of arrays or shapes; `LanguageModel`s and `KVCache`s may lie anywhere in it.
+    tree: any tree of arrays or shapes; models, heads and caches may lie anywhere in it.
     layout: of the target; what is neither model nor cache is repeated on all its devices,
       unless it already lies on them in some other way (a head's weights, say).
 
@@ -118,9 +142,10 @@ def shardings(tree: PyTree, layout: Layout) -> PyTree:
     return own if isinstance(own, NamedSharding) and own.mesh == layout.mesh else whole
 
   def one(node):
+    if _has_module(node):
+      own = getattr(node.module, 'layout', None)
+      return jax.tree.map(kept, node) if own is None else params_shardings(node, own)
     own = getattr(node, 'layout', None)
-    if isinstance(node, LanguageModel) and own is not None:
-      return node.replace(params=params_shardings(node.params, own))
     if isinstance(node, kv_cache.KVCache) and own is not None:
       split = lambda x: own.sharding(layout_lib.CACHE, shape=x.shape, what='cache')
       return node.replace(
@@ -130,8 +155,13 @@ def shardings(tree: PyTree, layout: Layout) -> PyTree:
       )
     return jax.tree.map(kept, node)
 
-  is_leaf = lambda node: isinstance(node, (LanguageModel, kv_cache.KVCache))
+  is_leaf = lambda node: _has_module(node) or isinstance(node, kv_cache.KVCache)
   return jax.tree.map(one, tree, is_leaf=is_leaf)
+
+
+def _has_module(node: Any) -> bool:
+  """Whether a node is a module with its weights: a model or a head."""
+  return hasattr(node, 'module') and hasattr(node, 'params')
 
 
 def constrain(tree: PyTree, layout: Layout | None) -> PyTree:
