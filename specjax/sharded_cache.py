@@ -7,12 +7,15 @@ Left to the partitioner, a slice of a split axis may be written by gathering the
 import functools
 
 import jax
+from jax.experimental import layout as device_layout
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from specjax import layout as layout_lib
 
 Array = jax.Array
+
+_LANES = 128  # of a TPU's tile
 
 
 def write(cache, layer: int, buffer: Array, new: Array, valid: Array | None) -> Array:
@@ -55,7 +58,23 @@ def write(cache, layer: int, buffer: Array, new: Array, valid: Array | None) -> 
       in_specs=(spec, layout.spec(layout_lib.NEW_ENTRIES), batch_spec),
       out_specs=spec,
   )
-  return mapped(buffer, new, slots)
+  return _unpadded(layout, mapped(buffer, new, slots))
+
+
+def _unpadded(layout: layout_lib.Layout, buffer: Array) -> Array:
+  """The buffer [B, G, S, hd], kept on a TPU as it came: narrow heads along the slots.
+
+  A TPU's tile is 128 wide. An argument whose heads are narrower lies with its slots along the
+  lanes, unpadded. Where a device holds one row of one head, the products with it are plain
+  ones, for which XLA would rather have the heads there, padded: the loop would begin and end
+  with a copy of the cache into twice its size, and read that much in every step.
+  """
+  held = layout.sharding(layout_lib.CACHE).shard_shape(buffer.shape)
+  on_tpu = layout.mesh.devices.flat[0].platform == 'tpu'
+  if not on_tpu or held[0] * held[1] > 1 or buffer.shape[3] % _LANES == 0:
+    return buffer
+  slots_last = device_layout.Layout(major_to_minor=(0, 1, 3, 2))
+  return device_layout.with_layout_constraint(buffer, slots_last)
 
 
 def _write_row(buffer, new, row: int, start, *, whole: bool):

@@ -8,7 +8,11 @@ from specjax import drafters
 from specjax import engine
 from specjax import generation
 from specjax import kv_cache
+from specjax import models
+from specjax import sharded_cache
+from specjax import sharding
 from specjax import verify
+from specjax.sharding import ahead
 from tests import tiny
 from tests import tpu_ahead
 
@@ -65,3 +69,31 @@ def test_slots_that_fill_no_tile_would_be_copied(monkeypatch):
   monkeypatch.setattr(kv_cache, 'SLOT_TILE', 1)
   _, memory = compiled_memory(4, verify.block())
   assert memory.temp_size_in_bytes >= ONE_ARRAY
+
+
+def temporaries_of_one_row_a_device() -> int:
+  """Bytes beside the caches where a device holds one row of one head, the draft's 64 wide."""
+  layouts = sharding.make('tensor', model=4, draft=4, devices=tpu_ahead.devices('v5p:2x2x1'))
+
+  def model(layout, head_dim):
+    config = models.TransformerConfig(
+        vocab_size=64, width=128, num_layers=1, num_heads=16, num_kv_heads=4, head_dim=head_dim,
+        mlp_width=128,
+    )
+    kind = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    return ahead.abstract_model(models.Transformer(config, layout=layout, **kind))
+
+  drafter = drafters.model(model(layouts.draft, 64), num_speculative_tokens=2, step_width=1)
+  setup, state = ahead.abstract_run(
+      model(layouts.target, 128), drafter=drafter, rule=verify.greedy(), batch_size=1,
+      context=8 * LENGTH,
+  )
+  return ahead.compile_run(setup, state).temporary_bytes
+
+
+def test_narrow_heads_of_one_row_are_not_copied_into_padded_ones(monkeypatch):
+  padded = 2 * 8 * LENGTH * 128 * 2  # keys and values
+  assert temporaries_of_one_row_a_device() < 0.25 * padded
+  monkeypatch.setattr(sharded_cache, '_LANES', 1)
+  jax.clear_caches()  # the run was traced with the other one
+  assert temporaries_of_one_row_a_device() > padded
