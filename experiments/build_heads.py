@@ -129,7 +129,7 @@ def _eagle3(config: ConfigDict, target: models.LanguageModel) -> Task:
       target_vocab_size=cfg.vocab_size,
       feature_layers=chosen,
   )
-  module = heads.EagleHead(head_config, dtype=build.dtype(config.dtype))
+  module = heads.EagleHead(head_config, dtype=build.dtype(config.dtype), layout=target.layout)
   loss_fn = head_losses.eagle3(
       module,
       target,
@@ -170,7 +170,9 @@ def _medusa(config: ConfigDict, target: models.LanguageModel) -> Task:
       target_vocab_size=cfg.vocab_size,
       target_layers=cfg.num_layers,
   )
-  module = heads.MedusaHeads(head_config, build.dtype(config.dtype), jnp.float32)
+  module = heads.MedusaHeads(
+      head_config, build.dtype(config.dtype), jnp.float32, target.layout
+  )
   loss_fn = head_losses.medusa(
       module,
       target,
@@ -202,7 +204,9 @@ def _early_exit(config: ConfigDict, target: models.LanguageModel) -> Task:
   head_config = heads.ExitConfig(
       exit_layer=settings.exit_layer, target=cfg, mlp_width=settings.mlp_width
   )
-  module = heads.ExitAdapter(head_config, build.dtype(config.dtype), jnp.float32)
+  module = heads.ExitAdapter(
+      head_config, build.dtype(config.dtype), jnp.float32, target.layout
+  )
   if not head_config.mlp_width:
     raise ValueError('config.head.mlp_width=0 leaves nothing to train; set the adapter\'s width.')
   loss_fn = head_losses.early_exit(

@@ -12,6 +12,7 @@ read stored features of the target (`features/`, whose size is said first).
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import shutil
 from typing import Any
@@ -164,10 +165,13 @@ def _measure(config, task, corpus):
   if task.drafter is None or not settings.num_prompts:
     return None
   length = settings.prompt_tokens
+  # On a mesh, all of them as often as rows must be for the devices that share them.
+  ways = 1 if task.layout is None else task.layout.ways('batch')
+  repeats = ways // math.gcd(ways, settings.num_prompts)
   prompts = [
       np.asarray(corpus.held_out[i * 2 * length :][:length]).tolist()
       for i in range(settings.num_prompts)
-  ]
+  ] * repeats
 
   def measure(params) -> dict[str, float]:
     output = specjax.generate(
