@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Runs one experiment as several processes on this machine, as several machines would.
 #
-#   ./scripts/launch_processes.sh 2 4 generate --config=configs/zoo.py --config.mesh.preset=tensor
+#   ./scripts/launch_processes.sh 2 4 generate --config=configs/zoo.py \
+#       --config.mesh.preset=sequence --config.mesh.model=2 --config.mesh.sequence=4
 #
 # starts 2 processes with 4 CPU devices each; the first one writes and talks, the others log to
 # a file that is named when they fail. On real machines run the same command on each of them with
 # --coordinator_address=HOST:PORT --num_processes=N --process_id=0 … N - 1; a TPU pod needs none
 # of these flags. When one process ends with an error, the others are ended too.
 set -euo pipefail
-[ $# -ge 3 ] || { sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 PROCESSES="$1" DEVICES="$2" NAME="$3"
 shift 3
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -29,15 +30,22 @@ for ((i = PROCESSES - 1; i >= 0; i--)); do
   if [ "$i" = 0 ]; then "${command[@]}" & else "${command[@]}" > "$LOGS/$i.log" 2>&1 & fi
   pids+=($!)
 done
+# Whoever ends first is seen first: an old bash cannot wait for the next one of several.
 code=0
-for ((i = 0; i < PROCESSES; i++)); do
-  one=0
-  wait -n "${pids[@]}" || one=$?
-  if [ "$one" != 0 ] && [ "$code" = 0 ]; then
-    code=$one
-    echo "A process ended with code $one; ending the others. Their logs: $LOGS" >&2
-    kill "${pids[@]}" 2> /dev/null || true
-  fi
+while [ "${#pids[@]}" -gt 0 ]; do
+  left=()
+  for pid in "${pids[@]}"; do
+    if kill -0 "$pid" 2> /dev/null; then left+=("$pid"); continue; fi
+    one=0
+    wait "$pid" || one=$?
+    if [ "$one" != 0 ] && [ "$code" = 0 ]; then
+      code=$one
+      echo "A process ended with code $one; ending the others. Their logs: $LOGS" >&2
+      kill "${pids[@]}" 2> /dev/null || true
+    fi
+  done
+  pids=(${left[@]+"${left[@]}"})
+  [ "${#pids[@]}" = 0 ] || sleep 0.2
 done
 [ "$code" != 0 ] || rm -r "$LOGS"
 exit "$code"

@@ -78,7 +78,7 @@ def command(name, workdir, *flags):
   return arguments
 
 
-def test_the_command_lines_run_on_two_processes_and_the_first_one_writes(tmp_path):
+def test_the_script_runs_a_command_on_two_processes_and_the_first_one_writes(tmp_path):
   flags = (
       '--config=configs/zoo.py:smoke', '--config.dtype=float32', '--config.mesh.preset=tensor',
       '--config.mesh.model=2', '--config.mesh.data=4', '--config.num_prompts=0',
@@ -86,7 +86,13 @@ def test_the_command_lines_run_on_two_processes_and_the_first_one_writes(tmp_pat
   )
   lines = ''.join(json.dumps({'prompt': f'def f{i}(x):'}) + '\n' for i in range(4))
   (tmp_path / 'prompts.jsonl').write_text(lines)
-  finish(start(command('generate', tmp_path / 'out', *flags)))
+  done = subprocess.run(
+      [ROOT / 'scripts/launch_processes.sh', '2', '4', 'generate', *flags,
+       f'--workdir={tmp_path / "out"}'],
+      env=ENVIRONMENT | {'SPECJAX_VENV': sys.prefix}, text=True, timeout=400,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+  )
+  assert done.returncode == 0, done.stdout[-4000:]
   rows = (tmp_path / 'out' / 'outputs.jsonl').read_text().splitlines()
   assert len(rows) == 4
   assert len((tmp_path / 'out' / 'metrics.jsonl').read_text().splitlines()) == 1

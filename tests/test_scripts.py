@@ -43,6 +43,33 @@ def shell(command: str, *, root: pathlib.Path = ROOT, **env: str) -> subprocess.
   )
 
 
+def test_launched_processes_know_their_numbers_and_end_together(tmp_path):
+  executable(tmp_path / 'venv/bin/python', """#!/bin/bash
+[ "$1" != -c ] || exec echo 4321
+id="${*: -1}"
+echo "$* $XLA_FLAGS" > "$OUT.$id"
+case "$MODE $id" in "fails --process_id=1") exit 3 ;; fails*) exec sleep 60 ;; esac
+""")
+
+  def launch(mode: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [ROOT / 'scripts/launch_processes.sh', *arguments], capture_output=True, text=True,
+        timeout=30, env=os.environ | {
+            'SPECJAX_VENV': str(tmp_path / 'venv'), 'OUT': str(tmp_path / mode), 'MODE': mode,
+        },
+    )
+
+  assert launch('works', '2', '4', 'plan', '--config=x').returncode == 0
+  for number in (0, 1):
+    said = (tmp_path / f'works.--process_id={number}').read_text()
+    assert said.startswith('-m experiments.plan --config=x --coordinator_address=localhost:4321')
+    assert '--num_processes=2' in said and 'device_count=4' in said
+  failed = launch('fails', '3', '1', 'plan')
+  assert failed.returncode == 3 and 'A process ended with code 3' in failed.stderr
+  usage = launch('works', '2')
+  assert usage.returncode == 2 and usage.stderr.rstrip().endswith('the others are ended too.')
+
+
 @pytest.fixture
 def home(tmp_path):
   """A machine with the tools of the scripts and no Python at all."""
