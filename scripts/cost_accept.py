@@ -12,10 +12,14 @@ the round, so an upper one on the share. `microseconds_overlapped` lets kernels 
 of rows while the next is fetched, as they do where there are several groups.
 
 Kernels carry no estimate of their own. Their cycles are the bundles of the final schedule, those
-of a loop times how often it runs; the branch of settings that nobody asked for is left out.
-Bytes of kernels are counted from their copies, those of XLA by its cost analysis. The XLA
-definition's tiles are made so that shards share them, not for a TPU's lanes: it lays its logits out
-anew there, which most of its cost is.
+of a loop times how often it runs; the branch of settings that nobody asked for is left out. Each
+is charged a launch too: all that XLA estimates for its smallest operation (`x + 1` of eight
+numbers), which is fixed cost. Where the schedule of a v5p says that its two cores share a kernel's
+grid (`cores`: they meet at a barrier, and the loop over the grid is as long as one core's part),
+the cycles are those of the longer part; other kernels run on one core there. Bytes of kernels
+are counted from their copies, those of XLA by its cost analysis. The XLA definition's tiles are
+made so that shards share them, not for a TPU's lanes: it lays its logits out anew there, which
+most of its cost is.
 """
 
 import contextlib
@@ -103,17 +107,28 @@ def compile_one(chip: str, rule: str, form: str) -> None:
         *arguments(chip, rule)
     ).compile()
   cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  device = jax.tree.leaves(arguments(chip, rule))[0].sharding
+  smallest = jax.jit(lambda x: x + 1).lower(
+      jax.ShapeDtypeStruct((8,), 'float32', sharding=device)
+  ).compile()
+  text = compiled.as_text()
   print('RESULT ' + json.dumps(dict(
       bytes=cost.get('bytes accessed', 0.0),
       temporary=memory.temp_size_in_bytes,
-      cycles=estimated_cycles(compiled.as_text()),
+      cycles=estimated_cycles(text),
+      launches=len(re.findall(r'custom_call_target="tpu_custom_call"', text)),
+      launch_cycles=estimated_cycles(smallest.as_text()),
   )))
 
 
 def estimated_cycles(text: str) -> int:
-  """The sum of the compiler's estimates; 2**64 - 1 stands for none, and counts as nothing."""
+  """The sum of the compiler's estimates.
+
+  Some operations have none, for which a number near 2**63 or 2**64 stands: half an hour and more
+  is no estimate, and counts as nothing.
+  """
   found = map(int, re.findall(r'"estimated_cycles":"(\d+)"', text))
-  return sum(each for each in found if each < 2**63)
+  return sum(each for each in found if each < 2**42)
 
 
 # A branch takes effect behind this many bundles.
@@ -151,14 +166,16 @@ def scheduled_cycles(path: str) -> int:
   return total
 
 
-def kernel_cycles(folder: str) -> dict[str, int]:
-  """Cycles of each kernel from the schedules in a dump folder."""
-  cycles = {}
+def kernel_cycles(folder: str) -> tuple[dict[str, int], dict[str, int]]:
+  """Cycles of each kernel, and on how many cores, from the schedules in a dump folder."""
+  cycles, cores = {}, {}
   for path in sorted(glob.glob(f'{folder}/**/*-final_bundles.txt', recursive=True)):
     name = re.search(r'accept_[a-z]+', os.path.basename(path))
     if name and 'schedule-analysis' not in path:
       cycles[name.group(0)] = scheduled_cycles(path)
-  return cycles
+      text = pathlib.Path(path).read_text(encoding='utf-8')
+      cores[name.group(0)] = 2 if 'BarrierMegacore' in text else 1
+  return cycles, cores
 
 
 def kernel_bytes(rule: str) -> int:
@@ -192,9 +209,12 @@ def measure(chip: str, rule: str, form: str) -> dict:
       raise RuntimeError(f'{chip} {rule} {form} did not compile: {done.stderr[-2000:]}')
     row = json.loads(found.group(1))
     if form == 'mosaic_tpu':
-      kernels = kernel_cycles(folder)
-      row['glue_cycles'], row['kernels'] = row['cycles'], kernels
-      row['cycles'] += sum(kernels.values())
+      kernels, cores = kernel_cycles(folder)
+      if len(kernels) != row['launches']:
+        raise RuntimeError(f'{chip} {rule}: {row["launches"]} kernels, schedules of {kernels}.')
+      row['xla_cycles'], row['kernels'], row['cores'] = row['cycles'], kernels, cores
+      row['glue_cycles'] = row['cycles'] + row['launches'] * row['launch_cycles']
+      row['cycles'] = row['glue_cycles'] + sum(kernels.values())
       row['bytes'] = kernel_bytes(rule)
   from specjax.sharding.chips import CHIPS
   of = CHIPS[chip]

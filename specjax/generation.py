@@ -257,9 +257,10 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
   tokens = np.zeros((batch, size), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt
-  if getattr(target, 'layout', None) is None:
-    # A split vocabulary stays where it is: the rules as written reduce it in place.
-    rule = accept_rule.by_default(rule, vocab_size=target.vocab_size)
+  rule = accept_rule.by_default(
+      rule, vocab_size=target.vocab_size, is_chain=drafter.is_chain,
+      layout=getattr(target, 'layout', None), batch_size=batch,
+  )
   setup = engine.Setup(
       target=target,
       drafter=drafter,

@@ -65,12 +65,14 @@ def _words(keys: Array, domain: int, first: Array, second: Array) -> tuple[Array
   """Two uint32 words of counters; `keys` [B, 2], counters [B, ...] or broadcastable to it."""
   ndim = max(jnp.ndim(first), jnp.ndim(second))
   shape = keys.shape[:1] + (1,) * (ndim - 1)
-  k0, k1 = threefry(
-      (keys[:, 0], keys[:, 1]),
-      (jnp.full_like(keys[:, 0], domain), jnp.zeros_like(keys[:, 0])),
-  )
-  key = (k0.reshape(shape), k1.reshape(shape))
+  key = _domain_key(keys[:, 0], keys[:, 1], domain)
+  key = (key[0].reshape(shape), key[1].reshape(shape))
   return threefry(key, (first.astype(jnp.uint32), second.astype(jnp.uint32)))
+
+
+def _domain_key(first: Array, second: Array, domain: int) -> tuple[Array, Array]:
+  """The key of a domain, from a row key's two words."""
+  return threefry((first, second), (jnp.full_like(first, domain), jnp.zeros_like(first)))
 
 
 def _uniform(bits: Array) -> Array:
@@ -103,6 +105,13 @@ def noise_at(keys: Array, positions: Array, tokens: Array) -> Array:
 def position_keys(keys: Array, positions: Array) -> tuple[Array, Array]:
   """The two keys, uint32 [B, ...] each, of the noise at `positions` [B, ...]."""
   return _words(keys, _COUPLED_DOMAIN, positions, jnp.zeros_like(positions))
+
+
+def position_words(first: Array, second: Array, positions: Array) -> tuple[Array, Array]:
+  """`position_keys` of a row key's two words, elementwise: kernels call it."""
+  key = _domain_key(first, second, _COUPLED_DOMAIN)
+  positions = positions.astype(jnp.uint32)
+  return threefry(key, (positions, jnp.zeros_like(positions)))
 
 
 def mix(first: Array, second: Array, counter: Array) -> Array:

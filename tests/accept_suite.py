@@ -446,7 +446,10 @@ def check_engine(test, name: str, implementation: str):
           target, tiny.PROMPTS[:2], drafter=drafter, rule=rule, max_new_tokens=8, seeds=3,
           sampling=sampling_lib.make(batch_size=2, temperature=[1.0, 0.7], top_p=[1.0, 0.9]),
       )
-      for rule in (rule, accept_lib.through(rule, implementation))
+      # As the engine does by default: these drafts are chains.
+      for rule in (rule, dataclasses.replace(
+          accept_lib.through(rule, implementation), is_chain=True
+      ))
   ]
   np.testing.assert_array_equal(outputs[0].tokens, outputs[1].tokens)
   test.assertGreater(int(outputs[0].stats.rounds.sum()), 2)

@@ -7,15 +7,18 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 import numpy as np
 
 from specjax import drafters
 from specjax import generation
+from specjax import layout as layout_lib
 from specjax import randomness
 from specjax import sampling as sampling_lib
 from specjax import testing
 from specjax import verify
 from specjax.kernels import accept as accept_lib
+from specjax.kernels.accept import api
 from specjax.kernels.accept import base
 from specjax.kernels.accept import rule as accept_rule
 from specjax.kernels.accept import streams
@@ -164,6 +167,50 @@ class DefaultTest(parameterized.TestCase):
     explicit = accept_lib.through(rule, 'xla')
     self.assertIs(choose(explicit, vocab_size=7), explicit)
     self.assertEqual(choose(verify.typical(), vocab_size=10**6), verify.typical())
+
+  @parameterized.parameters(
+      ('tpu', None, 'mosaic_tpu'), ('gpu', '9.0', 'mosaic_gpu'), ('gpu', '10.0', 'mosaic_gpu'),
+      ('gpu', '8.0', 'xla'), ('gpu', 'gfx942', 'xla'), ('cpu', None, 'xla'),
+  )
+  def test_the_best_for_a_device(self, platform, capability, wanted):
+    device = absltest.mock.Mock(compute_capability=capability)
+    with absltest.mock.patch.multiple(
+        jax, default_backend=lambda: platform, devices=lambda: [device]
+    ):
+      self.assertEqual(api.best(), wanted)
+      # Small vocabularies too, but on CPUs: there what is written in `verify` is faster.
+      rule = accept_rule.by_default(verify.block(), vocab_size=64)
+    chosen = verify.block() if platform == 'cpu' else accept_lib.through(verify.block(), wanted)
+    self.assertEqual(rule, chosen)
+
+  @parameterized.parameters('mosaic_tpu', 'mosaic_gpu')
+  def test_the_engine_takes_it(self, implementation):
+    """What `generate` hands to its loop; that loop through the kernels is the kernels' test."""
+    request = generation.Request(
+        drafter=drafters.ngram(num_speculative_tokens=3), rule=verify.coupled(), max_new_tokens=4
+    )
+    with absltest.mock.patch.object(api, 'best', return_value=implementation):
+      setup, *_ = generation.prepare(tiny.model(0, num_layers=1), tiny.PROMPTS, request)
+    self.assertEqual(setup.rule.implementation, implementation)
+    self.assertTrue(setup.rule.is_chain)
+
+  def test_on_a_mesh(self):
+    mesh = AbstractMesh((2, 4), ('data', 'model'))
+    layout = lambda *axes: layout_lib.Layout('some', mesh, (('vocab', axes), ('batch', ('data',))))
+    choose = lambda layout, rule=verify.block(), vocab_size=128_256, batch_size=2: (
+        accept_rule.by_default(
+            rule, vocab_size=vocab_size, layout=layout, batch_size=batch_size
+        )
+    )
+    self.assertEqual(choose(layout('model')), accept_lib.through(
+        verify.block(), 'xla', accept_lib.Split(mesh, ('model',), ('data',))
+    ))
+    # Not split, or not into whole tiles or rows: the rules as written reduce in place.
+    self.assertEqual(choose(layout()), verify.block())
+    self.assertEqual(choose(layout('data')), verify.block())
+    self.assertEqual(choose(layout('model'), vocab_size=128_258), verify.block())
+    self.assertEqual(choose(layout('model'), batch_size=3), verify.block())
+    self.assertEqual(choose(layout('model'), rule=verify.recursive()), verify.recursive())
 
   def test_a_class_of_ones_own_is_left_alone(self):
 

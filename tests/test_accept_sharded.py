@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -13,10 +14,18 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from specjax import drafters
+from specjax import generation
 from specjax import sampling as sampling_lib
+from specjax import sharding
+from specjax import verify
 from specjax.kernels import accept as accept_lib
 from specjax.kernels.accept import base
+from specjax.kernels.accept import rule as accept_rule
+from specjax.kernels.accept import sharded
+from specjax.models import LanguageModel
 from tests import accept_suite
+from tests import tiny
 from tests import tpu_ahead
 
 RULES = ('greedy', 'rejection', 'block', 'coupled')
@@ -54,6 +63,32 @@ def compare_with_one_device():
   print('eight equal one')
 
 
+def compare_engines():
+  """Runs in a process of its own: the engine's default on a mesh, and one device."""
+  target = tiny.model(0, num_layers=1, num_heads=8)
+  draft = LanguageModel(target.module, jax.tree.map(lambda x: 1.1 * x, target.params))
+  hot = sampling_lib.make(batch_size=len(tiny.PROMPTS), temperature=0.9, top_p=0.95)
+  # On CPUs the default is another one at a vocabulary as small as this.
+  accept_rule.CPU_VOCABULARY = 0
+  for rule in ('block', 'coupled'):
+    outputs = []
+    for layout in (None, sharding.make('tensor', data=2, model=4, draft=4)):
+      models = [target, draft]
+      if layout is not None:
+        models = [sharding.place(m, x) for m, x in zip(models, (layout.target, layout.draft))]
+      with mock.patch.object(sharded, 'run', wraps=sharded.run) as run:
+        outputs.append(generation.generate(
+            models[0], tiny.PROMPTS, rule=getattr(verify, rule)(), max_new_tokens=10, seeds=3,
+            drafter=drafters.model(models[1], num_speculative_tokens=3), prefill_chunk=16,
+            sampling=hot,
+        ))
+      assert run.called == (layout is not None), (rule, layout)
+    np.testing.assert_array_equal(*(output.tokens for output in outputs), err_msg=rule)
+    np.testing.assert_array_equal(*(output.stats.accepted for output in outputs))
+    assert int(outputs[0].stats.accepted.sum()) > 3
+  print('engines agree')
+
+
 def call(target, tokens, numbers, sampling, draft, *, rule, split):
   return accept_lib.accept(
       target, tokens, rule=rule, numbers=numbers, sampling=sampling,
@@ -63,16 +98,19 @@ def call(target, tokens, numbers, sampling, draft, *, rule, split):
 
 class ShardedTest(parameterized.TestCase):
 
-  def test_eight_devices_equal_one(self):
-    """Decisions exactly, log-probabilities to an ulp or two, for all rules and settings."""
+  @parameterized.parameters(
+      # Decisions exactly, log-probabilities to an ulp or two, for all rules and settings.
+      ('compare_with_one_device', 'eight equal one'),
+      ('compare_engines', 'engines agree'),
+  )
+  def test_eight_devices_equal_one(self, function, message):
     environment = dict(os.environ, JAX_NUM_CPU_DEVICES='8', JAX_PLATFORMS='cpu')
     found = subprocess.run(
-        [sys.executable, '-c',
-         'from tests import test_accept_sharded as t; t.compare_with_one_device()'],
+        [sys.executable, '-c', f'from tests import test_accept_sharded as t; t.{function}()'],
         env=environment, capture_output=True, text=True, check=False,
     )
     self.assertEqual(found.returncode, 0, found.stderr[-3000:])
-    self.assertIn('eight equal one', found.stdout)
+    self.assertIn(message, found.stdout)
 
   def test_what_does_not_split_is_refused(self):
     split = accept_lib.Split(AbstractMesh((2, 8), ('data', 'model')), 'model', 'data')

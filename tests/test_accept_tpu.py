@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from specjax import sampling as sampling_lib
 from specjax.kernels import accept as accept_lib
-from specjax.kernels.accept import mosaic_tpu
 from specjax.kernels.accept import tpu_rows
+from specjax.kernels.accept import tpu_scan
+from specjax.kernels.accept import tpu_stream
 from tests import accept_suite
 from tests import tpu_ahead
 
@@ -36,7 +37,7 @@ class MosaicTpuTest(accept_suite.AcceptSuite):
     self.enter_context(absltest.mock.patch.object(tpu_rows, 'TILE', 128))
     self.enter_context(interpreter())
     self.calls = self.enter_context(absltest.mock.patch.object(
-        mosaic_tpu.pl, 'pallas_call', wraps=pl.pallas_call
+        pl, 'pallas_call', wraps=pl.pallas_call
     ))
 
   def op(self, case, rule, *args, **options):
@@ -54,7 +55,7 @@ class TpuTest(parameterized.TestCase):
 
   def test_a_missing_wait_shows(self):
     """The interpreter copies when it is waited for: a row that nobody waits for is stale, NaN."""
-    fetch = mosaic_tpu._Stream.fetch
+    fetch = tpu_stream.Stream.fetch
 
     class Unwaited:
 
@@ -65,8 +66,8 @@ class TpuTest(parameterized.TestCase):
     case = accept_suite.random_case(1, 1, 7)
     right, _ = accept_suite.reference(case, 'rejection', 0)
     self.assertGreater(right[0], 0.0)
-    mosaic_tpu._scan.clear_cache()
-    with interpreter(), absltest.mock.patch.object(mosaic_tpu._Stream, 'fetch', wrong):
+    tpu_scan.scan.clear_cache()
+    with interpreter(), absltest.mock.patch.object(tpu_stream.Stream, 'fetch', wrong):
       found = accept_lib.accept(
           jnp.asarray(case.target, jnp.float32).reshape(2, 7),
           jnp.asarray(case.tokens, jnp.int32), rule='rejection', numbers=accept_lib.Uniforms(
@@ -75,7 +76,7 @@ class TpuTest(parameterized.TestCase):
           draft_logits=jnp.asarray(case.draft, jnp.float32).reshape(1, 7),
           sampling=sampling_lib.make(batch_size=1), implementation='mosaic_tpu',
       )
-    mosaic_tpu._scan.clear_cache()
+    tpu_scan.scan.clear_cache()
     self.assertEqual(found.accept_probs[0, 0], 0.0)
 
   @parameterized.parameters('rejection', 'block', 'coupled')

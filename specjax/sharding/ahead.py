@@ -84,7 +84,8 @@ def abstract_run(
   Args:
     target: of `abstract_model`, with a layout.
     drafter: its weights shapes too; None decodes plainly.
-    rule: the verification rule.
+    rule: the verification rule, compiled as given; `generation` runs it through
+      `specjax.kernels.accept` where a mesh splits the vocabulary.
     batch_size: B.
     context: the longest row, prompt and output.
     prefill_chunk: tokens of a prefill pass.

@@ -88,13 +88,17 @@ def prefix_probs(target, draft):
 def stop_probs(probs, surplus, valid):
   """h_i [B, N] from p_i [B, N] and S_i [B, N - 1]; 0 where not valid."""
   inner = probs[:, :-1]
-  rest = surplus + 1.0 - inner
-  # 0 / 0: p_i is 1 and the laws of the next token agree. Then p_(i+1) is 1 too, and so on
-  # to a later node whose flip is certain, so that h_i decides nothing.
-  stops = jnp.where(rest > 0, surplus / jnp.where(rest > 0, rest, 1.0), 1.0)
-  stops = jnp.where(~valid[:, 1:], inner, stops)
+  stops = jnp.where(~valid[:, 1:], inner, stop_prob(inner, surplus))
   stops = jnp.concatenate([stops, probs[:, -1:]], axis=1)
   return jnp.where(valid, stops, 0.0)
+
+
+def stop_prob(prob, surplus):
+  """h_i from p_i and S_i, elementwise, before the last valid node."""
+  rest = surplus + 1.0 - prob
+  # 0 / 0: p_i is 1 and the laws of the next token agree. Then p_(i+1) is 1 too, and so on
+  # to a later node whose flip is certain, so that h_i decides nothing.
+  return jnp.where(rest > 0, surplus / jnp.where(rest > 0, rest, 1.0), 1.0)
 
 
 def conditional(stops):

@@ -11,13 +11,13 @@ from specjax import types
 from specjax.kernels.accept import base
 from specjax.kernels.accept import mosaic_tpu
 from specjax.kernels.accept import recursive
-from specjax.kernels.accept import rules
 from specjax.kernels.accept import sharded
 from specjax.kernels.accept import streams
 from specjax.kernels.accept import xla
-from specjax.verify import acceptance
 
 Array = jax.Array
+
+_HOPPER = 9.0
 
 
 def accept(
@@ -108,12 +108,25 @@ def decide(
 
 
 def best() -> str:
-  """The best implementation for the default device.
+  """The best implementation for the default device: what an unnamed one is.
 
-  That is the kernels on TPUs. On GPUs it is `xla`, also from Hopper on, until `mosaic_gpu` has
-  run and been timed on one (`scripts/check_accept_gpu.py`): ask for it by name.
+  The kernels on TPUs and on GPUs from Hopper on (compute capability 9.0), `xla` elsewhere. That
+  `mosaic_gpu` is right and faster on such a GPU has not been measured, for want of one:
+  `scripts/check_accept_gpu.py` does, and `implementation='xla'` goes back to the definition.
   """
-  return 'mosaic_tpu' if jax.default_backend() == 'tpu' else 'xla'
+  if jax.default_backend() == 'tpu':
+    return 'mosaic_tpu'
+  if jax.default_backend() == 'gpu' and _capability(jax.devices()[0]) >= _HOPPER:
+    return 'mosaic_gpu'
+  return 'xla'
+
+
+def _capability(device) -> float:
+  """A GPU's CUDA compute capability; 0 where it has none (AMD's)."""
+  try:
+    return float(getattr(device, 'compute_capability', 0.0))
+  except ValueError:
+    return 0.0
 
 
 def backend(implementation: str, inputs: base.Inputs):
@@ -155,53 +168,14 @@ def run(
     What was decided, and the source to use next.
   """
   if rule in ('greedy', 'coupled'):
-    return _follow(backend, inputs, rule, source, parents), source
-  batch, size = inputs.tokens.shape
-  chain = tree.chain_parents(batch, size)
+    return backend.follow(inputs, rule, source, parents), source
   if rule == 'recursive':
+    batch, size = inputs.tokens.shape
     return recursive.recursive(
-        backend, inputs, chain if parents is None else parents, source,
+        backend, inputs, tree.chain_parents(batch, size) if parents is None else parents, source,
         without_replacement=without_replacement,
     )
-  scan = backend.scan(inputs, rule, chain)
-  if not size:
-    decision = rules.nothing_drafted(batch)
-  elif rule == 'block':
-    decision, source = rules.block(scan.prefix, scan.surplus, inputs.valid, source)
-  else:
-    decision, source = rules.rejection(scan.target, scan.draft, inputs.valid, source)
-  token, last, source = backend.finish(inputs, scan, rules.draw_of(decision, inputs), source)
-  nodes = jnp.arange(1, size + 1, dtype=jnp.int32)
-  return base.Accepted(
-      num_accepted=decision.num_accepted,
-      next_token=token,
-      log_probs=rules.emitted_log_probs(decision.num_accepted, scan.target, last),
-      is_bonus=decision.is_bonus,
-      accept_probs=decision.accept_probs,
-      path=jnp.where(nodes <= decision.num_accepted[:, None], nodes, 0),
-  ), source
-
-
-def _follow(backend, inputs, rule, numbers, parents) -> base.Accepted:
-  """Greedy and coupled: the target chooses at every row, and the path is walked."""
-  batch, size = inputs.tokens.shape
-  tokens, log_probs = backend.choose(inputs, rule, numbers)
-  parents = tree.chain_parents(batch, size) if parents is None else parents
-  found = acceptance.follow(tokens, types.Proposal(
-      tokens=inputs.tokens, parents=parents, valid=inputs.valid, law=None, rows=parents,
-      kind=types.ONE_HOT,
-  ))
-  rows = jnp.pad(found.path, ((0, 0), (1, 0)))
-  emitted = jnp.take_along_axis(log_probs, rows, axis=1)
-  index = jnp.arange(size + 1)
-  return base.Accepted(
-      num_accepted=found.num_accepted,
-      next_token=found.next_token,
-      log_probs=jnp.where(index <= found.num_accepted[:, None], emitted, 0.0),
-      is_bonus=found.is_bonus,
-      accept_probs=found.accept_probs,
-      path=found.path,
-  )
+  return backend.chain(inputs, rule, source)
 
 
 def _checked(
@@ -269,4 +243,6 @@ def inputs_of(
       valid=jnp.ones(tokens.shape, bool) if valid is None else valid,
       sampling=sampling,
       draft_is_law=draft_is_law,
+      all_valid=valid is None,
+      in_order=draft_rows is None,
   )

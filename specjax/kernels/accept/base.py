@@ -117,6 +117,8 @@ class Inputs:
     sampling: settings, one a sequence.
     draft_is_law: static; `draft` holds the log-probabilities that tokens were drawn from, to
       which no settings apply any more.
+    all_valid: static, whether all tokens are known to be valid; in_order: whether `draft_rows`
+      are known to be 0 … K - 1. Kernels then need not be handed the arrays.
   """
 
   target: Array
@@ -126,6 +128,8 @@ class Inputs:
   valid: Array
   sampling: types.Sampling
   draft_is_law: bool = struct.field(pytree_node=False)
+  all_valid: bool = struct.field(pytree_node=False, default=False)
+  in_order: bool = struct.field(pytree_node=False, default=False)
 
   @property
   def flat_draft_rows(self) -> Array:

@@ -20,11 +20,15 @@ CPU_VOCABULARY = 32_768
 
 @dataclasses.dataclass(frozen=True)
 class Through:
-  """See `through`; the engine hands logits and settings to a rule with `takes_logits`."""
+  """See `through`; the engine hands logits and settings to a rule with `takes_logits`.
+
+  `is_chain` says that no draft branches, whatever the rule could take.
+  """
 
   rule: Any
   implementation: str
   split: sharded.Split | None = None
+  is_chain: bool = False
   takes_logits: bool = True
 
   @property
@@ -68,8 +72,8 @@ class Through:
     )
     numbers = _numbers(self, source, positions, proposal.num_nodes)
     found, used = api.decide(
-        inputs, self.name, numbers, proposal.parents if is_tree else None, self.implementation,
-        self.split, proposal.kind == types.WITHOUT_REPLACEMENT,
+        inputs, self.name, numbers, proposal.parents if is_tree and not self.is_chain else None,
+        self.implementation, self.split, proposal.kind == types.WITHOUT_REPLACEMENT,
     )
     return types.Verification(
         num_accepted=found.num_accepted,
@@ -120,21 +124,43 @@ def through(rule: Any, implementation: str, split: sharded.Split | None = None) 
   return Through(rule, implementation, split)
 
 
-def by_default(rule: Any, *, vocab_size: int) -> Any:
+def by_default(
+    rule: Any, *, vocab_size: int, is_chain: bool = False, layout: Any = None, batch_size: int = 0
+) -> Any:
   """The rule that the engine runs for `rule`: through the op where that is faster.
 
   Args:
     rule: any rule. One that is `through` the op already, or that the op does not know
       (classes of one's own included), is left as it is.
     vocab_size: V.
+    is_chain: whether all drafts are chains; the op then needs no parents.
+    layout: the target's `specjax.sharding.Layout`, or None on one device. Where it splits the
+      vocabulary into whole tiles, shards decide together and logits stay where they are; where
+      it does not, the rules as written reduce in place, and are left.
+    batch_size: B, with a layout.
   """
   if not _is_shipped(rule):
     return rule
+  split = None
+  if layout is not None and layout.mesh.size > 1:
+    # Trees of sampled siblings walk with a loop of their own, not tried across chips.
+    split = None if rule.name == 'recursive' else _split(layout, batch_size, vocab_size)
+    if split is None:
+      return rule
   # A tree's refusals are compared one by one in the kernels: small trees only, by name.
-  implementation = 'xla' if rule.name == 'recursive' else api.best()
+  implementation = 'xla' if split or rule.name == 'recursive' else api.best()
   if implementation == 'xla' and jax.default_backend() == 'cpu' and vocab_size < CPU_VOCABULARY:
     return rule
-  return through(rule, implementation)
+  return dataclasses.replace(through(rule, implementation, split), is_chain=is_chain)
+
+
+def _split(layout: Any, batch_size: int, vocab_size: int) -> sharded.Split | None:
+  """How a layout splits logits; None where the op cannot follow it, or needs not."""
+  vocab, batch = layout.mesh_axes('vocab'), layout.mesh_axes('batch')
+  if not vocab or set(vocab) & set(batch):
+    return None
+  split = sharded.Split(layout.mesh, vocab, batch)
+  return None if split.refusal(batch_size=batch_size, vocab_size=vocab_size) else split
 
 
 def _is_shipped(rule: Any) -> bool:

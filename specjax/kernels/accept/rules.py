@@ -1,4 +1,4 @@
-"""The decisions, from scalars of rows: shared by every implementation of the op.
+"""The decisions, from scalars of rows, shared by the implementations of the op.
 
 Rejection and block need of each drafted token its log-probability under target and draft,
 and the block rule one mass a row; nothing here is as large as the vocabulary. The formulas
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from specjax import randomness
+from specjax import tree
+from specjax import types
 from specjax.kernels.accept import base
 from specjax.verify import acceptance
 from specjax.verify.block import conditional
@@ -101,8 +103,12 @@ def nothing_drafted(batch_size: int) -> Decision:
 
 
 def one_hot_surplus(prefix: Array, target: Array) -> Array:
-  """`surplus` [B, K - 1] where tokens were chosen: all of the target's law but the token."""
-  return prefix[:, :-1] * -jnp.expm1(target[:, 1:])
+  """The surplus where tokens were chosen: all of the target's law but the token.
+
+  Args:
+    prefix: p_i before the token; target: the token's log-probability, of one shape.
+  """
+  return prefix * -jnp.expm1(target)
 
 
 def draw_of(decision: Decision, inputs: base.Inputs) -> base.Draw:
@@ -142,3 +148,70 @@ def emitted_log_probs(num_accepted: Array, drafted: Array, last: Array) -> Array
   values = jnp.pad(drafted, ((0, 0), (0, 1)))
   end = num_accepted[:, None]
   return jnp.where(index < end, values, jnp.where(index == end, last[:, None], 0.0))
+
+
+def chain(backend, inputs: base.Inputs, rule: str, source) -> tuple[base.Accepted, object]:
+  """Rejection or block by an implementation's `scan` and `finish`.
+
+  Args:
+    backend: the implementation.
+    inputs: the arrays.
+    rule: 'rejection' or 'block'.
+    source: numbers; consumed.
+
+  Returns:
+    What was decided, and the source to use next.
+  """
+  batch, size = inputs.tokens.shape
+  scan = backend.scan(inputs, rule, tree.chain_parents(batch, size))
+  if not size:
+    decision = nothing_drafted(batch)
+  elif rule == 'block':
+    decision, source = block(scan.prefix, scan.surplus, inputs.valid, source)
+  else:
+    decision, source = rejection(scan.target, scan.draft, inputs.valid, source)
+  token, last, source = backend.finish(inputs, scan, draw_of(decision, inputs), source)
+  return base.Accepted(
+      num_accepted=decision.num_accepted,
+      next_token=token,
+      log_probs=emitted_log_probs(decision.num_accepted, scan.target, last),
+      is_bonus=decision.is_bonus,
+      accept_probs=decision.accept_probs,
+      path=chain_path(decision.num_accepted, size),
+  ), source
+
+
+def chain_path(num_accepted: Array, size: int) -> Array:
+  """[B, K] int32: 1, 2, … as far as a chain of K tokens was accepted; 0 beyond."""
+  nodes = jnp.arange(1, size + 1, dtype=jnp.int32)
+  return jnp.where(nodes <= num_accepted[:, None], nodes, 0)
+
+
+def follow(backend, inputs: base.Inputs, rule: str, numbers, parents) -> base.Accepted:
+  """Greedy and coupled: the target chooses at every row, and the path is walked.
+
+  Args:
+    backend: the implementation; only its `choose` is called.
+    inputs: the arrays.
+    rule: 'greedy' or 'coupled'.
+    numbers: None, or `base.Noise`.
+    parents: [B, K] int32, or None for a chain.
+  """
+  batch, size = inputs.tokens.shape
+  tokens, log_probs = backend.choose(inputs, rule, numbers)
+  parents = tree.chain_parents(batch, size) if parents is None else parents
+  found = acceptance.follow(tokens, types.Proposal(
+      tokens=inputs.tokens, parents=parents, valid=inputs.valid, law=None, rows=parents,
+      kind=types.ONE_HOT,
+  ))
+  rows = jnp.pad(found.path, ((0, 0), (1, 0)))
+  emitted = jnp.take_along_axis(log_probs, rows, axis=1)
+  index = jnp.arange(size + 1)
+  return base.Accepted(
+      num_accepted=found.num_accepted,
+      next_token=found.next_token,
+      log_probs=jnp.where(index <= found.num_accepted[:, None], emitted, 0.0),
+      is_bonus=found.is_bonus,
+      accept_probs=found.accept_probs,
+      path=found.path,
+  )

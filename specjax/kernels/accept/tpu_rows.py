@@ -7,75 +7,17 @@ along lanes, [8, 128]. Plain jnp, so that interpreters run it too.
 
 from collections.abc import Callable
 import dataclasses
-import functools
 from typing import Any
 
-from flax import struct
 import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
-
-from specjax import randomness
-from specjax import sampling
 
 Array = jax.Array
 
 ROWS, LANES = 8, 128
 # Lanes of a tile: 32 registers, so that units overlap and a loop's latency is spread.
 TILE = 4096
-_LARGEST = float(jnp.finfo(jnp.float32).max)
-_LOG2_E = 1.4426950408889634
-
-
-@struct.dataclass
-class RowSettings:
-  """Sampling settings of eight rows, [8, 1] each; see `base.Settings`."""
-
-  inverse: Array
-  greedy: Array
-  top_k: Array
-  top_p: Array
-  log_min_p: Array
-
-
-@struct.dataclass
-class RowLaws:
-  """Laws of eight rows, [8, 1] each; see `base.Laws`.
-
-  Attributes:
-    top, inverse, lowest, chosen: as there.
-    total: the sum of exp(scaled) over what is kept.
-    unusual: bool scalar, whether any of the rows is greedy, filtered or has infinite logits;
-      where none is, `powers` over `total` are probabilities.
-  """
-
-  top: Array
-  inverse: Array
-  lowest: Array
-  chosen: Array
-  total: Array
-  unusual: Array
-
-  def scaled(self, values: Array) -> Array:
-    """Scaled logits of a tile."""
-    return (jnp.minimum(values, _LARGEST) - self.top) * self.inverse
-
-  def powers(self, values: Array, ids: Array, unusual: bool) -> Array:
-    """exp(scaled) of a tile, 0 where a token is not kept; `unusual` is static."""
-    if not unusual:
-      # As few operations as can be: a power of two, one factor, no masks.
-      return jnp.exp2((values - self.top) * (self.inverse * _LOG2_E))
-    return jnp.exp(self.masked(values, ids))
-
-  def masked(self, values: Array, ids: Array) -> Array:
-    """Scaled logits; -inf where a token is not kept."""
-    scaled = self.scaled(values)
-    kept = jnp.where(self.chosen >= 0, ids == self.chosen, scaled >= self.lowest)
-    return jnp.where(kept, scaled, -jnp.inf)
-
-  def log_prob(self, values: Array, tokens: Array) -> Array:
-    """Log-probabilities [8, 1] of tokens [8, 1] from their logits [8, 1]."""
-    return self.masked(values, tokens) - jnp.log(self.total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +60,6 @@ def tail_shape(size: int) -> tuple[int, int]:
 def rarely(condition: Array, unusual: Callable, usual: Callable) -> Any:
   """`unusual()` where a bool scalar is True; the cost of a kernel is counted without it."""
   return jax.lax.cond(condition, unusual, usual)
-
-
-def num_masses(size: int) -> int:
-  """Masses that a draw keeps: of all tiles, and then of the registers of one."""
-  return max(-(-size // TILE), TILE // LANES)
 
 
 def sweep(rows: tuple[Rows, ...], step: Callable, carry: Any) -> Any:
@@ -168,23 +105,32 @@ def fold(combine: Callable, values: Array) -> Array:
 
 def total(rows: tuple[Rows, ...], measure: Callable) -> Array:
   """[8, 1]: the sum over the vocabulary of `measure(tiles, first_id)`."""
+  return totals(rows, lambda tiles, first: (measure(tiles, first),), 1)[0]
+
+
+def totals(rows: tuple[Rows, ...], measure: Callable, count: int) -> tuple[Array, ...]:
+  """[8, 1] each: the sums over the vocabulary of the `count` results of `measure`."""
 
   def step(tiles, first, carry):
-    return carry + fold(jnp.add, measure(tiles, first))
+    return tuple(
+        sums + fold(jnp.add, values) for sums, values in zip(carry, measure(tiles, first))
+    )
 
-  lanes = sweep(rows, step, jnp.zeros((ROWS, LANES), jnp.float32))
-  return jnp.sum(lanes, axis=1, keepdims=True)
+  lanes = sweep(rows, step, (jnp.zeros((ROWS, LANES), jnp.float32),) * count)
+  return tuple(jnp.sum(sums, axis=1, keepdims=True) for sums in lanes)
 
 
-def largest(row: Rows) -> Array:
-  """[8, 1]: the largest logit."""
+def largest(rows: tuple[Rows, ...]) -> tuple[Array, ...]:
+  """[8, 1] of each stream: the largest logit."""
 
   def step(tiles, first, carry):
     del first
-    return jnp.maximum(carry, fold(jnp.maximum, tiles[0]))
+    return tuple(
+        jnp.maximum(top, fold(jnp.maximum, tile)) for top, tile in zip(carry, tiles)
+    )
 
-  lanes = sweep((row,), step, jnp.full((ROWS, LANES), -jnp.inf, jnp.float32))
-  return jnp.max(lanes, axis=1, keepdims=True)
+  lanes = sweep(rows, step, (jnp.full((ROWS, LANES), -jnp.inf, jnp.float32),) * len(rows))
+  return tuple(jnp.max(top, axis=1, keepdims=True) for top in lanes)
 
 
 def first_largest(row: Rows, values_of: Callable) -> tuple[Array, Array]:
@@ -208,75 +154,6 @@ def first_largest(row: Rows, values_of: Callable) -> tuple[Array, Array]:
   best, token = sweep((row,), step, start)
   top = jnp.max(best, axis=1, keepdims=True)
   return top, jnp.min(jnp.where(best == top, token, row.size - 1), axis=1, keepdims=True)
-
-
-def laws(row: Rows, settings: RowSettings, general: Array) -> RowLaws:
-  """Laws of eight rows of logits.
-
-  Args:
-    row: the rows.
-    settings: theirs.
-    general: bool scalar, whether any of them is greedy or filtered.
-  """
-  highest = largest(row)
-  one = jnp.ones((ROWS, 1), jnp.float32)
-  found = RowLaws(
-      top=jnp.clip(highest, -_LARGEST, _LARGEST), inverse=settings.inverse, lowest=-jnp.inf * one,
-      chosen=jnp.full((ROWS, 1), -1, jnp.int32), total=one,
-      unusual=general | (jnp.max(highest) == jnp.inf),
-  )
-
-  def mass(found: RowLaws, unusual: bool) -> Array:
-    return total((row,), lambda tiles, first: found.powers(
-        tiles[0], ids_of(tiles[0], first), unusual
-    ))
-
-  def filtered():
-    filtered = found.replace(**_filters(row, found, settings))
-    return filtered.lowest, filtered.chosen, mass(filtered, True)
-
-  lowest, chosen, sums = rarely(
-      found.unusual, filtered, lambda: (found.lowest, found.chosen, mass(found, False))
-  )
-  return found.replace(lowest=lowest, chosen=chosen, total=sums)
-
-
-def given_laws() -> RowLaws:
-  """Of rows that hold log-probabilities already."""
-  zero = jnp.zeros((ROWS, 1), jnp.float32)
-  return RowLaws(
-      zero, zero + 1.0, zero - jnp.inf, jnp.full((ROWS, 1), -1, jnp.int32), zero + 1.0,
-      jnp.bool_(False),
-  )
-
-
-def _filters(row: Rows, found: RowLaws, settings: RowSettings) -> dict[str, Array]:
-  """`lowest` and `chosen`, as the definition finds them."""
-  greedy = settings.greedy > 0
-  by_k = ~greedy & (settings.top_k > 0) & (settings.top_k < row.size)
-  by_p = ~greedy & (settings.top_p < 1)
-  shape = (ROWS, 1)
-
-  def count(least: Array) -> Array:
-    return total((row,), lambda tiles, first: jnp.where(found.scaled(tiles[0]) >= least, 1.0, 0.0))
-
-  lowest = sampling.bisect(
-      count, settings.top_k.astype(jnp.float32), by_k, shape, stop_at_goal=True
-  )
-
-  def mass(least: Array) -> Array:
-    def weigh(tiles, first):
-      scaled = found.scaled(tiles[0])
-      return jnp.where(scaled >= jnp.maximum(least, lowest), jnp.exp(scaled), 0.0)
-
-    return total((row,), weigh)
-
-  goal = settings.top_p * mass(jnp.full(shape, -jnp.inf, jnp.float32))
-  lowest = jnp.maximum(lowest, sampling.bisect(mass, goal, by_p, shape))
-  least = jnp.where(greedy, -jnp.inf, settings.log_min_p)
-  clipped = lambda values, first: jnp.minimum(values, _LARGEST)
-  _, token = first_largest(row, clipped)
-  return dict(lowest=jnp.maximum(lowest, least), chosen=jnp.where(greedy, token, -1))
 
 
 def at_tokens(row: Rows, tokens: list) -> Array:
@@ -314,174 +191,10 @@ def column(entries: list) -> Array:
   return found[:, :1]
 
 
-def noisy(found: RowLaws, first_key: Array, second_key: Array, unusual: bool) -> Callable:
-  """For `first_largest`: scaled logits with the coupled noise of keys [8, 1]."""
-
-  def values_of(values: Array, first) -> Array:
-    ids = ids_of(values, first)
-    bits = randomness.mix(first_key, second_key, ids.astype(jnp.uint32))
-    scaled = found.masked(values, ids) if unusual else (values - found.top) * found.inverse
-    return scaled + randomness.gumbel_of(bits)
-
-  return values_of
-
-
-@struct.dataclass
-class Draw:
-  """What eight next tokens are drawn from, [8, 1] each; see `base.Draw`."""
-
-  target: RowLaws
-  draft: RowLaws | None
-  scale: Array
-  share: Array
-  without: tuple[Array, ...]
-
-  @property
-  def unusual(self) -> Array:
-    """Whether any row needs masks."""
-    return self.target.unusual if self.draft is None else (
-        self.target.unusual | self.draft.unusual
-    )
-
-  def weights(self, tiles: tuple[Array, ...], first, unusual: bool) -> Array:
-    """Weights of a tile, not normalised."""
-    ids = ids_of(tiles[0], first)
-    factor = self.scale / self.target.total
-    weights = factor * self.target.powers(tiles[0], ids, unusual)
-    if self.draft is not None:
-      factor = self.share / self.draft.total
-      weights = jnp.maximum(weights - factor * self.draft.powers(tiles[1], ids, unusual), 0.0)
-    for token in self.without:
-      weights = jnp.where(ids == token, 0.0, weights)
-    return weights
-
-  def or_target(self, is_empty: Array) -> 'Draw':
-    """The target's own law where `is_empty` [8, 1]."""
-    return self.replace(
-        scale=jnp.where(is_empty, 1.0, self.scale),
-        share=jnp.where(is_empty, 0.0, self.share),
-        without=tuple(jnp.where(is_empty, -1, token) for token in self.without),
-    )
-
-
-def surplus(rows: tuple[Rows, Rows], draw: Draw) -> Array:
-  """[8, 1]: the sum of the weights of `draw`."""
-  weigh = lambda unusual: total(
-      rows, lambda tiles, first: draw.weights(tiles, first, unusual)
-  )
-  return rarely(draw.unusual, lambda: weigh(True), lambda: weigh(False))
-
-
-def tile_masses(rows: tuple[Rows, ...], draw: Draw, masses) -> Array:
-  """Writes the tiles' masses to `masses` [n, 8, 128], along lanes; returns their sum [8, 1]."""
-
-  def run(unusual: bool) -> Array:
-    def step(tiles, first, carry):
-      lanes = fold(jnp.add, draw.weights(tiles, first, unusual))
-      mass = jnp.sum(lanes, axis=1, keepdims=True)
-      masses[jax.lax.div(jnp.int32(first), TILE)] = jnp.broadcast_to(mass, (ROWS, LANES))
-      return carry + mass
-
-    return sweep(rows, step, jnp.zeros((ROWS, 1), jnp.float32))
-
-  return rarely(draw.unusual, functools.partial(run, True), functools.partial(run, False))
-
-
-def pick_part(count: int, mass_of: Callable, goal: Array) -> tuple[Array, Array]:
-  """The first of `count` parts at whose end the running sum exceeds the goal.
-
-  Args:
-    count: static.
-    mass_of: part to mass, [8, 128] along lanes.
-    goal: [8, 128].
-
-  Returns:
-    Its number [8, 128], the last one with mass where none exceeds the goal (rounding), and
-    the sum before it.
-  """
-
-  def step(number, carry):
-    part, start, run, found = carry
-    mass = mass_of(number)
-    # Until the goal is passed, the last part with mass stands for what rounding may skip.
-    takes = (found == 0) & (mass > 0)
-    part = jnp.where(takes, number, part)
-    start = jnp.where(takes, run, start)
-    run = run + mass
-    return part, start, run, jnp.where(takes & (run > goal), 1, found)
-
-  zeros = jnp.zeros((ROWS, LANES), jnp.float32)
-  ints = jnp.zeros((ROWS, LANES), jnp.int32)
-  part, start, _, _ = jax.lax.fori_loop(0, count, step, (ints, zeros, zeros, ints))
-  return part, start
-
-
-def pick_lane(weights: Array, goal: Array) -> Array:
-  """[8, 1]: the lane of `weights` [8, 128] that a running sum's goal [8, 128] falls into."""
+def spread(columns: dict[int, Array]) -> Array:
+  """[8, 128] float32 with [8, 1] values at their lanes, 0 elsewhere."""
   lane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 1)
-  ends, shift = weights, 1
-  while shift < LANES:
-    moved = jnp.roll(ends, shift, axis=1)
-    ends = ends + jnp.where(lane >= shift, moved, 0.0)
-    shift *= 2
-  positive = weights > 0
-  beyond = jnp.where((ends > goal) & positive, lane, LANES)
-  first = jnp.min(beyond, axis=1, keepdims=True)
-  last = jnp.max(jnp.where(positive, lane, 0), axis=1, keepdims=True)
-  return jnp.minimum(first, last)
-
-
-def draw(rows, found: Draw, masses, goal: Array, picked) -> tuple[Array, Array]:
-  """Draws eight tokens by inverse CDF.
-
-  Args:
-    rows: the rows.
-    found: what is drawn from.
-    masses: [n, 8, 128], of tiles, as `tile_masses` has written them; overwritten.
-    goal: [8, 1], at which running sum.
-    picked: [streams, 8, TILE] float32, scratch for each row's tile.
-
-  Returns:
-    Tokens [8, 1] int32 and their log-probabilities under the target's law [8, 1].
-  """
-  goal = jnp.broadcast_to(goal, (ROWS, LANES))
-  tile, start = pick_part(-(-rows[0].size // TILE), lambda number: masses[number], goal)
-  goal = goal - start
-  for at, row in enumerate(rows):
-    _gather_tiles(row, tile, picked.at[at])
-  first = tile[:, :1] * TILE
-  tiles = tuple(picked[at] for at in range(len(rows)))
-  # Every row has a tile of its own, hence ids of its own; masks cost little on one tile.
-  weights = found.weights(tiles, first, unusual=True)
-  parts = [weights[:, at : at + LANES] for at in range(0, TILE, LANES)]
-  for at, part in enumerate(parts):
-    mass = jnp.sum(part, axis=1, keepdims=True)
-    masses[at] = jnp.broadcast_to(mass, (ROWS, LANES))
-  part, start = pick_part(len(parts), lambda number: masses[number], goal)
-  chosen = parts[0]
-  for at in range(1, len(parts)):
-    chosen = jnp.where(part == at, parts[at], chosen)
-  lane = pick_lane(chosen, goal - start)
-  inside = part[:, :1] * LANES + lane
-  token = first + inside
-  values = tiles[0]
-  here = ids_of(values, 0) == inside
-  value = jnp.max(fold(jnp.maximum, jnp.where(here, values, -jnp.inf)), axis=1, keepdims=True)
-  return token, found.target.log_prob(value, token)
-
-
-def _gather_tiles(row: Rows, tile: Array, picked) -> None:
-  """Puts tile `tile[s]` [8, 128] of each row s side by side into `picked` [8, TILE]."""
-  sublane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 0)
-  rest = row.size % TILE
-  if rest:
-    picked[...] = jnp.full((ROWS, TILE), -jnp.inf, jnp.float32)
-    picked[:, : row.tail.shape[1]] = row.tail[...]
-  if not row.full_tiles:
-    return
-  wide = jax.lax.broadcasted_iota(jnp.int32, (ROWS, TILE), 0)
-  for s in range(ROWS):
-    number = jnp.max(jnp.where(sublane == s, tile, 0))
-    values = row.tile(jnp.minimum(number, row.full_tiles - 1))
-    takes = (wide == s) & (number < row.full_tiles)
-    picked[...] = jnp.where(takes, values, picked[...])
+  found = jnp.zeros((ROWS, LANES), jnp.float32)
+  for at, value in columns.items():
+    found = jnp.where(lane == at, value, found)
+  return found

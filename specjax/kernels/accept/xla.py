@@ -52,6 +52,14 @@ class Xla:
 
   stream: streams.Stream
 
+  def chain(self, inputs: base.Inputs, rule: str, source) -> tuple[base.Accepted, Any]:
+    """What rejection or block decides, and the source to use next."""
+    return rules.chain(self, inputs, rule, source)
+
+  def follow(self, inputs: base.Inputs, rule: str, numbers, parents) -> base.Accepted:
+    """What greedy or coupled decides; `parents` [B, K] of a tree, or None."""
+    return rules.follow(self, inputs, rule, numbers, parents)
+
   def scan(self, inputs: base.Inputs, rule: str, parents: Array) -> Scan:
     """Scalars of all drafted tokens.
 
@@ -77,7 +85,7 @@ class Xla:
     prefix = prefix_probs(target, draft)
     if inputs.draft is None:
       return dataclasses.replace(
-          scan, prefix=prefix, surplus=rules.one_hot_surplus(prefix, target)
+          scan, prefix=prefix, surplus=rules.one_hot_surplus(prefix[:, :-1], target[:, 1:])
       )
     flat = rows[:, 1:].reshape(-1)
     masses = self.masses(inputs, scan, base.Draw(

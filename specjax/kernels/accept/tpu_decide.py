@@ -1,0 +1,156 @@
+"""The decisions inside the TPU kernels: eight sequences, one a sublane, token after token.
+
+The same formulas as `rules`, on [8, 1] columns, so that nothing but the kernels themselves has
+to be started for a decision: every small operation of XLA's costs a TPU about 2,100 cycles,
+as much as a thirtieth of a pass over all rows.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+
+from specjax.kernels.accept import rules
+from specjax.kernels.accept.tpu_rows import ROWS
+from specjax.verify.block import stop_prob
+from specjax.verify.rejection import token_probs
+
+Array = jax.Array
+
+# Lanes of what `scan` found out about a drafted token.
+TARGET, DRAFT, PREFIX, SURPLUS = range(4)
+
+
+@struct.dataclass
+class Chains:
+  """What the chains of eight sequences are decided from.
+
+  Attributes:
+    size: K.
+    found: [R, 128] in VMEM, one row a token, at the lanes above.
+    start: the row of the first of these sequences' tokens.
+    flips: [8, K] float32.
+    valid: [8, K] int32, or None for all.
+    given: [8, K] float32, the tokens' log-probabilities under the draft's law where they are
+      not in `found`; else None.
+    one_hot: static, whether tokens were chosen.
+  """
+
+  size: int = struct.field(pytree_node=False)
+  found: Any = struct.field(pytree_node=False)
+  start: Any
+  flips: Array
+  valid: Array | None
+  given: Array | None
+  one_hot: bool = struct.field(pytree_node=False)
+
+  def token(self, number: int) -> tuple[Array, ...]:
+    """[8, 1] each: target, draft, prefix and surplus of a token."""
+    row = at_stride(self.found, self.start, number, self.size)
+    target, draft, prefix, surplus = (
+        row[:, lane : lane + 1] for lane in (TARGET, DRAFT, PREFIX, SURPLUS)
+    )
+    if self.given is not None:
+      draft = self.given[:, number : number + 1]
+    return target, draft, prefix, surplus
+
+  def is_valid(self, number: int) -> Array:
+    """[8, 1] bool."""
+    if self.valid is None:
+      return jnp.ones((ROWS, 1), jnp.int32) > 0
+    return self.valid[:, number : number + 1] > 0
+
+  def num_valid(self) -> Array:
+    """[8, 1] int32, of a prefix."""
+    if self.valid is None:
+      return jnp.full((ROWS, 1), self.size, jnp.int32)
+    return jnp.sum(self.valid, axis=1, keepdims=True)
+
+
+def at_stride(ref, start, number: int, stride: int) -> Array:
+  """Row `number` of each of eight sequences that have `stride` rows each, from `start` on."""
+  if stride == 1:
+    return ref[pl.ds(start + number, ROWS), :]
+  return ref[pl.ds(start + number, ROWS, stride=stride), :]
+
+
+def rejection(chains: Chains) -> tuple[Array, Array]:
+  """How many tokens stay, and the scale of the target's law: [8, 1] int32, float32."""
+  count, stays = jnp.zeros((ROWS, 1), jnp.int32), jnp.ones((ROWS, 1), jnp.int32)
+  for number in range(chains.size):
+    target, draft, *_ = chains.token(number)
+    prob = token_probs(target, draft, chains.is_valid(number))
+    stays = jnp.where(chains.flips[:, number : number + 1] < prob, stays, 0)
+    count += stays
+  return count, jnp.ones((ROWS, 1), jnp.float32)
+
+
+def block(chains: Chains) -> tuple[Array, Array]:
+  """As `rejection`, by the block rule: the last node whose flip succeeds."""
+  count, scale = jnp.zeros((ROWS, 1), jnp.int32), jnp.ones((ROWS, 1), jnp.float32)
+
+  def flip(node: int, prefix: Array, prob: Array, count: Array, scale: Array):
+    succeeds = chains.is_valid(node - 1) & (chains.flips[:, node - 1 : node] < prob)
+    return jnp.where(succeeds, node, count), jnp.where(succeeds, prefix, scale)
+
+  before = None
+  for number in range(chains.size):
+    target, _, prefix, surplus = chains.token(number)
+    if number:
+      if chains.one_hot:
+        surplus = rules.one_hot_surplus(before, target)
+      stop = jnp.where(chains.is_valid(number), stop_prob(before, surplus), before)
+      count, scale = flip(number, before, stop, count, scale)
+    before = prefix
+  return flip(chains.size, before, before, count, scale)
+
+
+def follow(tokens, log_probs, start, drafted: Array, valid: Array | None) -> tuple[Array, ...]:
+  """Greedy and coupled: a token stays if the target chose it too.
+
+  Args:
+    tokens: [R, 128] int32 in VMEM, the target's choices, K + 1 rows a sequence, equal along
+      lanes; log_probs: [R, 128], theirs.
+    start: the row of the first of these sequences.
+    drafted: [8, K] int32.
+    valid: [8, K] int32, or None for all.
+
+  Returns:
+    How many stay and the next token, [8, 1] int32, and log-probabilities of what is emitted
+    [8, K + 1] float32, 0 beyond.
+  """
+  size = drafted.shape[1]
+  zeros = jnp.zeros((ROWS, 1), jnp.int32)
+  lane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, size + 1), 1)
+  count, token, stays = zeros, zeros, zeros + 1
+  emitted = jnp.zeros((ROWS, size + 1), jnp.float32)
+  for number in range(size + 1):
+    chosen = at_stride(tokens, start, number, size + 1)[:, :1]
+    log_prob = at_stride(log_probs, start, number, size + 1)[:, :1]
+    token = jnp.where(stays > 0, chosen, token)
+    emitted = jnp.where((lane == number) & (stays > 0), log_prob, emitted)
+    if number < size:
+      is_same = drafted[:, number : number + 1] == chosen
+      if valid is not None:
+        is_same &= valid[:, number : number + 1] > 0
+      stays = jnp.where(is_same, stays, 0)
+      count += stays
+  return count, token, emitted
+
+
+def at_lane(values: Array, lane: Array) -> Array:
+  """[8, 1]: the entry of `values` [8, n] at `lane` [8, 1]; 0 where there is none."""
+  lanes = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
+  # Not a sum with -inf elsewhere: one entry a row, the others 0.
+  return jnp.sum(jnp.where(lanes == lane, values, jnp.zeros_like(values)), axis=1, keepdims=True)
+
+
+def emitted(chains: Chains, count: Array, last: Array) -> Array:
+  """Log-probabilities [8, K + 1] of what is emitted, `last` [8, 1] that of the next token."""
+  lane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, chains.size + 1), 1)
+  values = jnp.where(lane == count, last, 0.0)
+  for number in range(chains.size):
+    values = jnp.where((lane == number) & (number < count), chains.token(number)[0], values)
+  return values
