@@ -32,6 +32,8 @@ Array = jax.Array
 BLOCK = 4096
 # Rows begin at addresses that 16-byte loads can read, in bfloat16 too.
 _ALIGNMENT = 8
+# Bytes of one load of a thread; JAX takes eight before 0.11, and lays nothing out anew.
+_LOAD_BYTES = 16 if jax.__version_info__ >= (0, 11) else 8
 _LARGEST = float(jnp.finfo(jnp.float32).max)
 
 
@@ -153,8 +155,8 @@ def _load(ref, row, block, size: int) -> tuple[Array, Array, Array]:
 
 
 def _vector(dtype) -> int:
-  """Entries of a 16-byte load."""
-  return 16 // jnp.dtype(dtype).itemsize
+  """Entries of one load."""
+  return _LOAD_BYTES // jnp.dtype(dtype).itemsize
 
 
 def _stats_kernel(logits, inverse, top_out, mass_out, *, size):
