@@ -194,7 +194,7 @@ def _print_costs(found: calibration_lib.Calibration, console: rich.console.Conso
     points = [(name, k) for name, points in costs.drafting.items() for k, _ in points]
     terms = [(name, k, found.cost(costs.rule, k, drafter=name)) for name, k in points]
     terms += [
-        (name, tree.num_nodes, found.predict_tree(costs.rule, name, 0.0))
+        (name, tree.num_nodes, found.tree_cost(costs.rule, name))
         for name, tree in costs.trees.items()
     ]
     for drafter, k, cost in terms:

@@ -156,10 +156,7 @@ def load(config: ConfigDict) -> Loaded:
   kind = dtype(config.dtype)
   if not config.target.path:
     pair = zoo.load(config.target.name, dtype=kind)
-    draft_heads = pair.draft.module.config.num_kv_heads
-    if config.drafter.kind in build_head_drafters.KINDS:
-      found = pair.target.module.config
-      draft_heads = build_head_drafters.num_kv_heads(config, found, pair)
+    draft_heads = _draft_heads(config, pair.target.module.config, pair)
     split = layouts(config.mesh, draft_heads=draft_heads)
     target = sharding.place(pair.target, split and split.target, int8=config.int8)
     return Loaded(target, pair.tokenizer, (pair.end_of_text,), pair.held_out, pair, split)
@@ -167,14 +164,22 @@ def load(config: ConfigDict) -> Loaded:
   found = models.load_config(folder)  # a folder that is no model is refused as such
   tokenizer = models.load_tokenizer(folder)
   _check_draft_vocabulary(config, found.vocab_size)
-  draft_heads = 0
-  if config.drafter.kind == 'model' and config.drafter.path:
-    draft_heads = models.load_config(pathlib.Path(config.drafter.path).expanduser()).num_kv_heads
-  if config.drafter.kind in build_head_drafters.KINDS:
-    draft_heads = build_head_drafters.num_kv_heads(config, found, None)
-  split = layouts(config.mesh, draft_heads=draft_heads)
+  split = layouts(config.mesh, draft_heads=_draft_heads(config, found, None))
   target = models.load_hf(folder, dtype=kind, layout=split and split.target, int8=config.int8)
   return Loaded(target, tokenizer, models.load_eos_ids(folder), (), None, split)
+
+
+def _draft_heads(config: ConfigDict, target: models.TransformerConfig, pair: Any) -> int:
+  """Key-value heads of what drafts, into which a mesh may split it; 0 where nobody asks."""
+  if not config.mesh.preset:
+    return 0  # a head's file would be read for nothing
+  if config.drafter.kind in build_head_drafters.KINDS:
+    return build_head_drafters.num_kv_heads(config, target, pair)
+  if pair is not None:
+    return pair.draft.module.config.num_kv_heads
+  if config.drafter.kind == 'model' and config.drafter.path:
+    return models.load_config(pathlib.Path(config.drafter.path).expanduser()).num_kv_heads
+  return 0
 
 
 def _check_draft_vocabulary(config: ConfigDict, vocab_size: int) -> None:

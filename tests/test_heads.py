@@ -217,12 +217,16 @@ def test_every_round_drafts_what_a_fresh_pass_would(kind):
 # output stays plain decoding's. (What biases the output is in test_heads_lossless.py.)
 
 
-@struct.dataclass
-class OneBack(EagleDrafter):
+class FeaturesOneBack:
   """Takes each token with the feature of the position before the right one."""
 
   def propose(self, context, state):
     return super().propose(context.replace(features=jnp.roll(context.features, 1, 1)), state)
+
+
+@struct.dataclass
+class OneBack(FeaturesOneBack, EagleDrafter):
+  """EAGLE with wrong features."""
 
 
 @struct.dataclass
@@ -236,11 +240,8 @@ class NotRolledBack(EagleDrafter):
 
 
 @struct.dataclass
-class MedusaOneBack(MedusaDrafter):
-  """As `OneBack`."""
-
-  def propose(self, context, state):
-    return super().propose(context.replace(features=jnp.roll(context.features, 1, 1)), state)
+class MedusaOneBack(FeaturesOneBack, MedusaDrafter):
+  """Medusa with wrong features."""
 
 
 @struct.dataclass

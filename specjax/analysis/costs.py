@@ -196,18 +196,12 @@ class Calibration:
         overhead=cost.overhead,
     )
 
-  def predict_tree(
-      self, rule: str, name: str, acceptance: theory.Acceptance
-  ) -> theory.Prediction:
-    """Predicted speed-up of a tree over plain decoding with the same rule.
+  def tree_cost(self, rule: str, name: str) -> RoundCost:
+    """The terms of a tree, a draft step being one of its levels.
 
     Args:
       rule: name of the rule.
       name: of the tree, as in `calibrate`.
-      acceptance: conditional rates a depth, measured on other prompts, or one α.
-
-    Returns:
-      The terms, a draft step being a level of the tree.
 
     Raises:
       ValueError: if the rule or the tree was not calibrated.
@@ -219,12 +213,31 @@ class Calibration:
           f'{sorted(costs.trees)}.'
       )
     tree = costs.trees[name]
-    return theory.Prediction(
-        tokens_per_round=theory.expected_tokens(acceptance, tree.depth),
-        num_drafted=tree.depth,
+    return RoundCost(
         draft_cost=tree.drafting / tree.depth / costs.plain,
         pass_cost=tree.pass_seconds / costs.plain,
         overhead=tree.overhead / costs.plain,
+    )
+
+  def predict_tree(
+      self, rule: str, name: str, acceptance: theory.Acceptance
+  ) -> theory.Prediction:
+    """Predicted speed-up of a tree over plain decoding with the same rule.
+
+    Args:
+      rule: as in `tree_cost`; also `name`.
+      name: of the tree.
+      acceptance: conditional rates a depth, measured on other prompts, or one α.
+
+    Returns:
+      The terms and, as `speedup`, what they come to.
+    """
+    cost = self.tree_cost(rule, name)
+    depth = self.rule(rule).trees[name].depth
+    return theory.Prediction(
+        tokens_per_round=theory.expected_tokens(acceptance, depth),
+        num_drafted=depth,
+        **dataclasses.asdict(cost),
     )
 
   def best_length(
