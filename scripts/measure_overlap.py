@@ -1,0 +1,111 @@
+r"""Where a draft's law overlaps the target's at temperature 1: by text and by the target's entropy.
+
+    python scripts/measure_overlap.py --out=runs/overlap [--corpus=/usr/lib/python3.13]
+
+The overlap sum_x min(p(x), q(x)) is the chance that a drafted token is accepted (Leviathan et al.
+2023, corollary 3.6). It is averaged over windows of three texts: the corpus (the shipped pair was
+trained on the library of Python 3.13.0), the held-out files, and what the target itself draws
+behind held-out prompts; and over these by how uncertain the target is. Of the EAGLE-3 head it is
+the first step's. Writes `metrics.jsonl`: `text`, `low` and `high` (nats) of the target's entropy
+(null: no limit), `positions` (a share of the text's), `entropy` (mean, nats), `draft`, `eagle3`.
+"""
+
+from collections.abc import Iterable
+import functools
+import itertools
+import json
+import pathlib
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import specjax
+from specjax.heads import target as target_lib
+from specjax.training import data
+
+_PAIR = flags.DEFINE_string('pair', 'stdlib', 'A pair of the zoo.')
+_CORPUS = flags.DEFINE_string('corpus', None, "A standard library; by default Python's own.")
+_WINDOWS = flags.DEFINE_integer('windows', 40, 'Windows of each text.')
+_LENGTH = flags.DEFINE_integer('length', 256, 'Tokens of a window.')
+_PROMPT = flags.DEFINE_integer('prompt_length', 64, 'Held-out tokens before what is drawn.')
+_OUT = flags.DEFINE_string('out', 'runs/overlap', 'Where metrics.jsonl goes.')
+BATCH = 8
+# Edges of the entropies (nats) told apart.
+EDGES = (0.0, 0.5, 1.5, 3.0, 4.5, float('inf'))
+
+
+def windows(pair, texts: Iterable[str]) -> np.ndarray:
+  """Windows [n, length + 1] anywhere in the texts, the same ones every time."""
+  tokens = np.concatenate([pair.tokenizer.encode(text).ids for text in texts]).astype(np.int32)
+  starts = np.random.default_rng(0).integers(0, len(tokens) - _LENGTH.value, _WINDOWS.value)
+  return tokens[starts[:, None] + np.arange(_LENGTH.value + 1)]
+
+
+def drawn(pair) -> np.ndarray:
+  """Windows of what the target draws behind held-out prompts."""
+  size = _LENGTH.value + 1
+  output = specjax.decode(
+      pair.target,
+      pair.prompts(_WINDOWS.value, length=_PROMPT.value),
+      rule=specjax.verify.rejection(),
+      max_new_tokens=size - _PROMPT.value,
+      cache_length=size,
+  )
+  return np.asarray(output.tokens[:, :size])
+
+
+@functools.partial(jax.jit, static_argnames='module')
+def overlaps(target, draft, params, tokens, *, module):
+  """The target's entropy, and the overlap of draft and head with its law; each [B, T - 1]."""
+  layers = tuple(sorted(module.config.feature_layers))
+  output = target(tokens[:, :-1], feature_layers=layers)
+  log_law = jax.nn.log_softmax(output.logits[:, 1:])
+  law = jnp.exp(log_law)
+  overlap = lambda logits: jnp.minimum(law, jax.nn.softmax(logits)).sum(axis=-1)
+  # Pair i of the head is feature i and token i + 1, and foretells token i + 2.
+  embedded = target_lib.embed(target, tokens[:, 1:-1])
+  head = lambda module: module.logits(module(embedded, output.features[:, :-1]).hidden)
+  of_head = overlap(module.apply({'params': params}, method=head))
+  return -(law * log_law).sum(axis=-1), overlap(draft(tokens[:, :-1]).logits[:, 1:]), of_head
+
+
+def rows(pair, text: str, tokens: np.ndarray):
+  """Of the whole text, then of each range of entropy."""
+  head = pair.head('eagle3')
+  found = [
+      overlaps(pair.target, pair.draft, head.params, part, module=head.module)
+      for part in np.array_split(tokens, -(-len(tokens) // BATCH))
+  ]
+  entropy, draft, eagle3 = (np.concatenate([np.ravel(x) for x in each]) for each in zip(*found))
+  ranges = [(EDGES[0], EDGES[-1]), *itertools.pairwise(EDGES)]
+  for low, high in ranges:
+    here = (entropy >= low) & (entropy < high)
+    means = {
+        name: round(float(values[here].mean()), 4) if here.any() else None
+        for name, values in (('entropy', entropy), ('draft', draft), ('eagle3', eagle3))
+    }
+    share = round(float(here.mean()), 4)
+    yield dict(text=text, low=low, high=high if high < EDGES[-1] else None, positions=share) | means
+
+
+def main(_):
+  pair = specjax.zoo.load(_PAIR.value, dtype=jnp.float32)
+  texts = {
+      'corpus': windows(pair, data.read_texts(data.stdlib_files(_CORPUS.value))),
+      'held out': windows(pair, (item.text for item in pair.held_out)),
+      'drawn': drawn(pair),
+  }
+  out = pathlib.Path(_OUT.value)
+  out.mkdir(parents=True, exist_ok=True)
+  with open(out / 'metrics.jsonl', 'w', encoding='utf-8') as metrics:
+    for text, tokens in texts.items():
+      for row in rows(pair, text, tokens):
+        metrics.write(json.dumps(row) + '\n')
+        print(', '.join(f'{name} {value}' for name, value in row.items()))
+
+
+if __name__ == '__main__':
+  app.run(main)
