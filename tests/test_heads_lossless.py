@@ -42,8 +42,7 @@ RULES = {
     'dynamic': TREE_RULES,
 }
 # EAGLE-2 is EAGLE-1's head with a dynamic tree.
-CASES = [(kind, shape) for kind in ('eagle3', 'medusa', 'exit') for shape in SHAPES]
-CASES.append(('eagle1', 'dynamic'))
+CASES = [(kind, shape) for kind in ('eagle1', 'eagle3', 'medusa', 'exit') for shape in SHAPES]
 SETTINGS = [
     dict(temperature=1.0),
     dict(temperature=0.8, top_p=0.9, frequency_penalty=-0.6, logit_bias=(0.0, 0.5, -0.5)),
