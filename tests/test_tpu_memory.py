@@ -1,4 +1,6 @@
-"""The loop compiled for a real TPU: caches are updated in place there too."""
+"""The loop compiled for a real TPU: caches in place there too, and the kernel in the loop."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from specjax import models
 from specjax import sharded_cache
 from specjax import sharding
 from specjax import verify
+from specjax.kernels import accept
 from specjax.sharding import ahead
 from tests import tiny
 from tests import tpu_ahead
@@ -97,3 +100,31 @@ def test_narrow_heads_of_one_row_are_not_copied_into_padded_ones(monkeypatch):
   monkeypatch.setattr(sharded_cache, '_LANES', 1)
   jax.clear_caches()  # the run was traced with the other one
   assert temporaries_of_one_row_a_device() > padded
+
+
+def run_ahead(num_devices: int):
+  """Setup and state of a greedy run as `generation` would set it up on so many chips."""
+  here = tpu_ahead.devices('v5p:2x2x1')[:num_devices]
+  layouts = sharding.make('tensor', model=num_devices, draft=1, devices=here)
+  config = models.TransformerConfig(
+      vocab_size=4096, width=128, num_layers=1, num_heads=4, num_kv_heads=4, head_dim=32,
+      mlp_width=128,
+  )
+  target = ahead.abstract_model(models.Transformer(config, layout=layouts.target))
+  drafter = drafters.ngram(num_speculative_tokens=2)
+  return ahead.abstract_run(
+      target, drafter=drafter, rule=verify.greedy(), batch_size=8, context=LENGTH
+  )
+
+
+def test_the_loop_of_one_chip_decides_through_the_kernel():
+  setup, state = run_ahead(1)
+  assert setup.rule == dataclasses.replace(
+      accept.through(verify.greedy(), 'mosaic_tpu'), is_chain=True
+  )
+  assert 'tpu_custom_call' in ahead.compile_run(setup, state).text
+
+
+def test_chips_that_split_the_vocabulary_decide_together():
+  setup, _ = run_ahead(4)
+  assert setup.rule.implementation == 'xla' and setup.rule.split.vocab == ('model',)

@@ -19,6 +19,7 @@ from specjax import engine
 from specjax import generation
 from specjax import sampling as sampling_lib
 from specjax.drafters.plain import plain
+from specjax.kernels.accept import rule as accept_rule
 from specjax.models.language_model import LanguageModel
 from specjax.sharding import programs
 from specjax.sharding import trees
@@ -84,8 +85,7 @@ def abstract_run(
   Args:
     target: of `abstract_model`, with a layout.
     drafter: its weights shapes too; None decodes plainly.
-    rule: the verification rule, compiled as given; `generation` runs it through
-      `specjax.kernels.accept` where a mesh splits the vocabulary.
+    rule: the verification rule; run through `specjax.kernels.accept` where `generation` does.
     batch_size: B.
     context: the longest row, prompt and output.
     prefill_chunk: tokens of a prefill pass.
@@ -96,6 +96,10 @@ def abstract_run(
   """
   drafter = plain() if drafter is None else drafter
   sampling = sampling_lib.make(batch_size=batch_size) if sampling is None else sampling
+  rule = accept_rule.by_default(
+      rule, vocab_size=target.vocab_size, is_chain=drafter.is_chain, layout=target.layout,
+      batch_size=batch_size,
+  )
   setup = engine.Setup(
       target=target,
       drafter=drafter,

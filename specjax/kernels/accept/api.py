@@ -107,16 +107,17 @@ def decide(
   )
 
 
-def best() -> str:
-  """The best implementation for the default device: what an unnamed one is.
+def best(device: Any = None) -> str:
+  """The best implementation for a device, the default one where None: what an unnamed one is.
 
   The kernels on TPUs and on GPUs from Hopper on (compute capability 9.0), `xla` elsewhere. That
   `mosaic_gpu` is right and faster on such a GPU has not been measured, for want of one:
   `scripts/check_accept_gpu.py` does, and `implementation='xla'` goes back to the definition.
   """
-  if jax.default_backend() == 'tpu':
+  device = jax.devices()[0] if device is None else device
+  if device.platform == 'tpu':
     return 'mosaic_tpu'
-  if jax.default_backend() == 'gpu' and _capability(jax.devices()[0]) >= _HOPPER:
+  if device.platform == 'gpu' and _capability(device) >= _HOPPER:
     return 'mosaic_gpu'
   return 'xla'
 

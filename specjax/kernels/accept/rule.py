@@ -134,9 +134,9 @@ def by_default(
       (classes of one's own included), is left as it is.
     vocab_size: V.
     is_chain: whether all drafts are chains; the op then needs no parents.
-    layout: the target's `specjax.sharding.Layout`, or None on one device. Where it splits the
-      vocabulary into whole tiles, shards decide together and logits stay where they are; where
-      it does not, the rules as written reduce in place, and are left.
+    layout: the target's `specjax.sharding.Layout`, or None on the default device. Where it
+      splits the vocabulary into whole tiles, shards decide together and logits stay where they
+      are; where it does not, the rules as written reduce in place, and are left.
     batch_size: B, with a layout.
   """
   if not _is_shipped(rule):
@@ -147,9 +147,12 @@ def by_default(
     split = None if rule.name == 'recursive' else _split(layout, batch_size, vocab_size)
     if split is None:
       return rule
+  mesh = getattr(layout, 'mesh', None)
+  # A mesh's devices need not be here: programs are compiled ahead for others.
+  device = mesh.devices.flat[0] if isinstance(mesh, jax.sharding.Mesh) else jax.devices()[0]
   # A tree's refusals are compared one by one in the kernels: small trees only, by name.
-  implementation = 'xla' if split or rule.name == 'recursive' else api.best()
-  if implementation == 'xla' and jax.default_backend() == 'cpu' and vocab_size < CPU_VOCABULARY:
+  implementation = 'xla' if split or rule.name == 'recursive' else api.best(device)
+  if implementation == 'xla' and device.platform == 'cpu' and vocab_size < CPU_VOCABULARY:
     return rule
   return dataclasses.replace(through(rule, implementation, split), is_chain=is_chain)
 
