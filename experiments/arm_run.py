@@ -152,7 +152,7 @@ def run(arm: arms_lib.Arm, models: Models, say: Callable[[str], None]) -> dict[s
       width=runner.width_of(method),
       seconds=seconds['arm'],
       plain=(seconds['plain'], plain_tokens),
-      identical_to_plain=checked.identical_to_plain,
+      **checked.fields,
   )
   return dict(
       status='done',

@@ -23,6 +23,7 @@ from experiments import build
 from experiments import cli
 from experiments import display
 from experiments import forecasts
+from experiments import lossless
 from experiments import methods as methods_lib
 from experiments import peers
 from experiments import prompts as prompts_lib
@@ -106,8 +107,9 @@ def _teller(console: rich.console.Console, status) -> Callable[[str], None]:
 
 
 _NOTE = (
-    "'identical': token for token what plain decoding gives; 'same law': other tokens from the "
-    'same distribution. Speed-ups are over plain decoding at the same temperature.'
+    'Argmax flips: prompts that part from plain decoding where rounding explains it; all others '
+    "are token for token the same. 'same law': other tokens from the same distribution. Speed-ups "
+    'are over plain decoding at the same temperature.'
 )
 
 
@@ -266,7 +268,7 @@ def _rows(
   """Times everything and makes the rows."""
   timed = methods_lib.time(runner, methods, prompts, repetitions=config.repetitions, say=say)
   say('comparing with plain decoding')
-  same = methods_lib.identical_to_plain(runner, methods, prompts, timed.outputs)
+  checks = lossless.check_timed(runner, methods, prompts, timed.outputs)
   rows = []
   for method in methods:
     plain = methods_lib.plain_of(method, methods)
@@ -284,7 +286,7 @@ def _rows(
             seconds=timed.seconds[method.key],
             plain=(timed.seconds[plain.key], [output.num_new_tokens for output in outputs]),
             prediction=predictions.get(method.key),
-            identical_to_plain=same[method.key],
+            **(checks[method.key].fields if method.key in checks else {}),
         )
     )
   return rows
@@ -320,7 +322,6 @@ def _trace(output, method: Method, loaded: build.Loaded) -> dict[str, Any]:
 
 
 def _summary(row: records.Record, predicted: bool) -> dict[str, Any]:
-  same = {True: 'yes', False: 'NO', None: 'same law' if row.num_speculative_tokens else 'reference'}
   cells = {
       'method': row.name,
       'rule': row.rule,
@@ -332,8 +333,10 @@ def _summary(row: records.Record, predicted: bool) -> dict[str, Any]:
     known = row.predicted_speedup is not None
     cells['forecast'] = f'{row.predicted_speedup:.2f}×' if known else ''
   return cells | {
-      'mean acceptance length': f'{row.mean_acceptance_length:.2f}',
-      'identical to plain': same[row.identical_to_plain],
+      'accept. length': f'{row.mean_acceptance_length:.2f}',
+      'argmax flips': {'same law': 'same law', 'lossy': 'LOSSY', 'differs': 'DIFFERS'}.get(
+          row.lossless, row.flips
+      ),
   }
 
 

@@ -8,8 +8,9 @@ whose keys do not lie contiguously: there a difference is held to the gap rule
 are tested against that law (`specjax.analysis.law_test`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,9 +37,10 @@ class Check:
 
   Attributes:
     kind: 'identical' (token for token), 'rounding' (identical but for differences that
-      rounding explains, by the gap rule), 'same law', or 'lossy' for rules that say so.
+      rounding explains, by the gap rule), 'same law', 'lossy' for rules that say so, or
+      'differs' where a benchmark goes on in spite of it.
     compared: tokens that were compared or tested.
-    flips: rows that differ within the gap rule.
+    flips: rows that differ; but for 'differs', within the gap rule.
     p_value: of the test against the law, or None.
     z_scores: of that test.
   """
@@ -53,6 +55,16 @@ class Check:
   def identical_to_plain(self) -> bool | None:
     """As in `metrics.jsonl`."""
     return None if self.kind in ('same law', 'lossy') else self.kind == 'identical'
+
+  @property
+  def fields(self) -> dict[str, Any]:
+    """Of `specjax.analysis.records.record`."""
+    compared = self.identical_to_plain is not None
+    return dict(
+        identical_to_plain=self.identical_to_plain,
+        lossless=self.kind,
+        flips=self.flips if compared else None,
+    )
 
 
 def check(
@@ -127,6 +139,66 @@ def check(
         f'where rounding explains {report.bound:.3g}.'
     )
   return Check('rounding', compared, flips=flips)
+
+
+def check_timed(
+    runner: methods_lib.Runner,
+    methods: Sequence[methods_lib.Method],
+    prompts: methods_lib.Prompts,
+    outputs: Mapping[str, Sequence[GenerateOutput]],
+) -> dict[str, Check]:
+  """Compares what a benchmark timed, one run a prompt, with plain decoding.
+
+  Rules that draw other tokens from the same law are not tested, and a method that is not
+  lossless is said to differ: what it cost was measured all the same.
+
+  Args:
+    runner: that ran the methods.
+    methods: any; plain ones are passed over.
+    prompts: token lists.
+    outputs: by method key.
+
+  Returns:
+    By method key.
+  """
+  found: dict[str, Check] = {}
+  references: dict[Any, list[GenerateOutput]] = {}
+
+  def run(method, logprobs, width=None):
+    return [
+        runner(method, [prompt], row, width=width or runner.width_of(method), logprobs=logprobs)
+        for row, prompt in enumerate(prompts)
+    ]
+
+  def plain(method, logprobs):
+    key = method.rule.name, method.temperature, runner.width_of(method), logprobs
+    if key not in references:
+      wanted = dataclasses.replace(method, drafter=None)
+      references[key] = run(wanted, logprobs, runner.width_of(method))
+    return references[key]
+
+  for each in methods:
+    if each.drafter is None:
+      continue
+    if each.rule.mode == 'sample' and each.temperature:
+      found[each.key] = Check('same law' if each.rule.lossless else 'lossy', 0)
+      continue
+    made, wanted = outputs[each.key], plain(each, None)
+    seeds = [runner.options(each, 1, row)['seeds'] for row in range(len(prompts))]
+    differing = sum(
+        not np.array_equal(one.new_tokens(), other.new_tokens()) for one, other in zip(made, wanted)
+    )
+    if differing and not each.drafter.is_chain:
+      # The gap rule needs log-probabilities, which timed runs do without.
+      made, wanted = run(each, 'raw'), plain(each, 'raw')
+    try:
+      checked = check(each, runner, made, wanted, seeds)
+    except NotLosslessError:
+      checked = None
+    if checked is None or differing and not checked.flips:
+      checked = Check('differs', sum(one.num_new_tokens for one in made), differing)
+    found[each.key] = checked
+  return found
 
 
 def _scores(method, runner, output: GenerateOutput, seeds) -> list[np.ndarray]:

@@ -241,36 +241,6 @@ def acceptance(
   )
 
 
-def identical_to_plain(
-    runner: Runner, methods: Sequence[Method], prompts: Prompts, outputs
-) -> dict[str, bool | None]:
-  """Whether each method's tokens are those of plain decoding at its own width.
-
-  At equal width the logits are bitwise the same, so that what is compared is the algorithm.
-  Coupled outputs are compared with plain decoding with the same Gumbel noise. None for
-  rules that draw other tokens from the same law.
-  """
-  found: dict[str, bool | None] = {}
-  references: dict[Any, list[np.ndarray]] = {}
-  for each in methods:
-    found[each.key] = None
-    if each.drafter is None or each.rule.name not in ('greedy', 'coupled'):
-      continue
-    width = runner.width_of(each)
-    key = (each.rule.name, each.temperature, width)
-    if key not in references:
-      plain = dataclasses.replace(each, drafter=None)
-      references[key] = [
-          runner(plain, [prompt], first=row, width=width).new_tokens()
-          for row, prompt in enumerate(prompts)
-      ]
-    found[each.key] = all(
-        np.array_equal(output.new_tokens(), tokens)
-        for output, tokens in zip(outputs[each.key], references[key])
-    )
-  return found
-
-
 def plain_of(method: Method, methods: Sequence[Method]) -> Method:
   """The plain decoding that a method is measured against."""
   rule = verify.greedy() if method.rule.mode == 'greedy' else verify.rejection()

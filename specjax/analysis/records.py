@@ -49,6 +49,9 @@ class Record:
     accepted_lengths: [D + 1], share of the rounds that accepted exactly 0, 1, … D tokens.
     identical_to_plain: whether every output is token for token that of plain decoding; None
       where equality is not defined (rejection and block above temperature 0).
+    lossless: what was found of that: 'identical', 'rounding' (identical but for argmax flips
+      that rounding explains), 'same law', 'lossy' or 'differs'; None where it was not looked at.
+    flips: prompts that part from plain decoding at such a flip; None where not compared.
     versions: of the packages.
     hardware: what it ran on.
   """
@@ -76,6 +79,8 @@ class Record:
   acceptance_rate_per_position: tuple[float | None, ...]
   accepted_lengths: tuple[float, ...]
   identical_to_plain: bool | None
+  lossless: str | None
+  flips: int | None
   versions: dict[str, str]
   hardware: dict[str, Any]
 
@@ -94,13 +99,16 @@ def record(
     plain: tuple[Sequence[float], Sequence[int]] | None = None,
     prediction: theory.Prediction | None = None,
     identical_to_plain: bool | None = None,
+    lossless: str | None = None,
+    flips: int | None = None,
 ) -> Record:
   """The row of a method from its runs.
 
   Args:
     outputs: one run a prompt (or a batch of prompts).
     name: of the method; also `rule`, `drafter`, `temperature`, `num_speculative_tokens`,
-      `dtype`, `width`, `prediction` and `identical_to_plain`, as in `Record`.
+      `dtype`, `width`, `prediction`, `identical_to_plain`, `lossless` and `flips`, as in
+      `Record`.
     seconds: of each run, where it was timed more than once; None takes the runs' own.
     plain: seconds and new tokens of plain decoding, an entry for each run; None leaves the
       speed-up out.
@@ -151,6 +159,8 @@ def record(
       ),
       accepted_lengths=tuple(float(count) / rounds for count in at_least[:-1] - at_least[1:]),
       identical_to_plain=identical_to_plain,
+      lossless=lossless,
+      flips=flips,
       versions=versions(),
       hardware=hardware(),
   )
