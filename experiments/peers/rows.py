@@ -100,6 +100,8 @@ def _row(task: runs.Task, dtype: str, engine: Measured, method: str, rates) -> d
       acceptance_rate_per_position=(),
       accepted_lengths=(),
       identical_to_plain=_same_text(done, engine.of(runs.PLAIN)) == len(done) if plain else None,
+      lossless=None,
+      flips=None,
       versions=records.versions() | engine.versions,
       hardware=records.hardware(),
   )
