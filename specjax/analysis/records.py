@@ -51,7 +51,8 @@ class Record:
       where equality is not defined (rejection and block above temperature 0).
     lossless: what was found of that: 'identical', 'rounding' (identical but for argmax flips
       that rounding explains), 'same law', 'lossy' or 'differs'; None where it was not looked at.
-    flips: prompts that part from plain decoding at such a flip; None where not compared.
+    flips: prompts that part from plain decoding, at such a flip unless it 'differs'; None where
+      not compared.
     versions: of the packages.
     hardware: what it ran on.
   """
