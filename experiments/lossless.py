@@ -164,17 +164,15 @@ def check_timed(
   found: dict[str, Check] = {}
   references: dict[Any, list[GenerateOutput]] = {}
 
-  def run(method, logprobs, width=None):
-    return [
-        runner(method, [prompt], row, width=width or runner.width_of(method), logprobs=logprobs)
-        for row, prompt in enumerate(prompts)
-    ]
+  def run(method, **more):
+    return [runner(method, [prompt], row, **more) for row, prompt in enumerate(prompts)]
 
   def plain(method, logprobs):
-    key = method.rule.name, method.temperature, runner.width_of(method), logprobs
+    width = runner.width_of(method)
+    key = method.rule.name, method.temperature, width, logprobs
     if key not in references:
       wanted = dataclasses.replace(method, drafter=None)
-      references[key] = run(wanted, logprobs, runner.width_of(method))
+      references[key] = run(wanted, width=width, logprobs=logprobs)
     return references[key]
 
   for each in methods:
@@ -190,7 +188,7 @@ def check_timed(
     )
     if differing and not each.drafter.is_chain:
       # The gap rule needs log-probabilities, which timed runs do without.
-      made, wanted = run(each, 'raw'), plain(each, 'raw')
+      made, wanted = run(each, logprobs='raw'), plain(each, 'raw')
     try:
       checked = check(each, runner, made, wanted, seeds)
     except NotLosslessError:

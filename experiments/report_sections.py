@@ -30,11 +30,11 @@ def tiles(rows: Sequence[Row], calibration: Row | None) -> str:
     tiles.append((f'{chosen["speedup"]:.2f}×', f'fastest: {_name(chosen)}'))
   checked = [row for row in rows if row['identical_to_plain'] is not None]
   if checked:
-    rounded = [row.get('lossless') == 'rounding' for row in checked]
-    good = [row['identical_to_plain'] or each for row, each in zip(checked, rounded)]
+    same = sum(row['identical_to_plain'] for row in checked)
+    rounded = sum(row.get('lossless') == 'rounding' for row in checked)
     text = 'methods give the tokens of plain decoding, where tokens can be compared'
-    text += f'; {sum(rounded)} of them but for rounding' if any(rounded) else ''
-    tiles.append((f'{sum(good)} of {len(good)}', text))
+    text += f'; {rounded} of them but for rounding' if rounded else ''
+    tiles.append((f'{same + rounded} of {len(checked)}', text))
   errors = [abs(row['predicted_speedup'] / row['speedup'] - 1) for row in rows if _predicted(row)]
   if errors:
     tiles.append((f'{100 * max(errors):.0f} %', 'largest difference, predicted and measured'))

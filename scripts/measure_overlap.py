@@ -25,6 +25,7 @@ import numpy as np
 import specjax
 from specjax.heads import target as target_lib
 from specjax.training import data
+from specjax.training import losses
 
 _PAIR = flags.DEFINE_string('pair', 'stdlib', 'A pair of the zoo.')
 _CORPUS = flags.DEFINE_string('corpus', None, "A standard library; by default Python's own.")
@@ -62,14 +63,15 @@ def overlaps(target, draft, params, tokens, *, module):
   """The target's entropy, and the overlap of draft and head with its law; each [B, T - 1]."""
   layers = tuple(sorted(module.config.feature_layers))
   output = target(tokens[:, :-1], feature_layers=layers)
-  log_law = jax.nn.log_softmax(output.logits[:, 1:])
-  law = jnp.exp(log_law)
-  overlap = lambda logits: jnp.minimum(law, jax.nn.softmax(logits)).sum(axis=-1)
+  goal = output.logits[:, 1:]
+  log_law = jax.nn.log_softmax(goal)
+  overlap = lambda logits: 1.0 - losses.divergence(goal, logits, kind='total_variation')
   # Pair i of the head is feature i and token i + 1, and foretells token i + 2.
   embedded = target_lib.embed(target, tokens[:, 1:-1])
   head = lambda module: module.logits(module(embedded, output.features[:, :-1]).hidden)
   of_head = overlap(module.apply({'params': params}, method=head))
-  return -(law * log_law).sum(axis=-1), overlap(draft(tokens[:, :-1]).logits[:, 1:]), of_head
+  entropy = -(jnp.exp(log_law) * log_law).sum(axis=-1)
+  return entropy, overlap(draft(tokens[:, :-1]).logits[:, 1:]), of_head
 
 
 def rows(pair, text: str, tokens: np.ndarray):

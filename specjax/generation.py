@@ -257,10 +257,7 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
   tokens = np.zeros((batch, size), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt
-  rule = accept_rule.by_default(
-      rule, vocab_size=target.vocab_size, is_chain=drafter.is_chain,
-      layout=getattr(target, 'layout', None), batch_size=batch,
-  )
+  rule = rule_that_runs(rule, target=target, drafter=drafter, batch_size=batch)
   setup = engine.Setup(
       target=target,
       drafter=drafter,
@@ -275,6 +272,17 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
   state = _initial_state(setup, request, tokens, lengths, limits)
   jax.block_until_ready(state.target_cache)
   return setup, state, lengths, time.perf_counter() - started
+
+
+def rule_that_runs(rule: Any, *, target: Any, drafter: Any, batch_size: int) -> Any:
+  """What the engine decides with where `rule` is asked for: `accept.rule.by_default`."""
+  return accept_rule.by_default(
+      rule,
+      vocab_size=target.vocab_size,
+      is_chain=drafter.is_chain,
+      layout=getattr(target, 'layout', None),
+      batch_size=batch_size,
+  )
 
 
 def _initial_state(setup, request: Request, tokens, lengths, limits):

@@ -19,7 +19,6 @@ from specjax import engine
 from specjax import generation
 from specjax import sampling as sampling_lib
 from specjax.drafters.plain import plain
-from specjax.kernels.accept import rule as accept_rule
 from specjax.models.language_model import LanguageModel
 from specjax.sharding import programs
 from specjax.sharding import trees
@@ -96,10 +95,7 @@ def abstract_run(
   """
   drafter = plain() if drafter is None else drafter
   sampling = sampling_lib.make(batch_size=batch_size) if sampling is None else sampling
-  rule = accept_rule.by_default(
-      rule, vocab_size=target.vocab_size, is_chain=drafter.is_chain, layout=target.layout,
-      batch_size=batch_size,
-  )
+  rule = generation.rule_that_runs(rule, target=target, drafter=drafter, batch_size=batch_size)
   setup = engine.Setup(
       target=target,
       drafter=drafter,
