@@ -29,6 +29,8 @@ from specjax.analysis import traces
 import specjax
 from tests import tiny_pair
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
 # Columns that a clock decides.
 TIMES = (
     'prefill_seconds', 'seconds', 'speedup', 'speedup_high', 'speedup_low', 'tokens_per_second'

@@ -21,6 +21,9 @@ from specjax.analysis import costs
 from specjax.analysis import theory
 from tests import tiny_pair
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
+
 @pytest.fixture(scope='module')
 def loaded() -> build.Loaded:
   return tiny_pair.loaded()

@@ -13,6 +13,7 @@ import test_heads
 import test_lossless as lossless
 import tiny
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 OPTIONS = dict(max_new_tokens=48, prefill_chunk=8)
 TREE = [(0,), (1,), (0, 0), (0, 1), (0, 0, 0)]
 HEADS = {

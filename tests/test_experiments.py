@@ -35,6 +35,7 @@ from specjax import models
 from specjax.analysis import traces
 from specjax.training import data
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VOCAB = 300
 TEXTS = ['def main():\n  return 1\n\n\n', 'import os\nprint(os.name)\n']

@@ -22,6 +22,7 @@ from specjax.heads import medusa as medusa_lib
 from specjax.models import TransformerConfig
 import tiny
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 VOCAB = 3
 PROMPT = (0, 1, 0)
 SIZES = dict(num_heads=2, num_kv_heads=1, head_dim=8, mlp_width=16)
@@ -47,14 +48,6 @@ SETTINGS = [
     dict(temperature=1.0),
     dict(temperature=0.8, top_p=0.9, frequency_penalty=-0.6, logit_bias=(0.0, 0.5, -0.5)),
 ]
-
-
-@pytest.fixture(autouse=True, scope='module')
-def compiled_fast():
-  """Programs of a handful of numbers: what counts is the time to compile them."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from specjax import types
 from specjax import verify
 from specjax.verify import acceptance
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 VOCAB = 3
 TARGET = testing.table_model(seed=1)
 DRAFT = testing.table_model(seed=9)

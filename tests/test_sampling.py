@@ -15,6 +15,7 @@ from specjax import randomness
 from specjax import sampling
 from specjax import types
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 INF = np.inf
 
 _law = jax.jit(sampling.law)

@@ -16,6 +16,7 @@ from specjax import verify
 import test_lossless as lossless
 import tiny
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 OPTIONS = dict(max_new_tokens=40, prefill_chunk=8)
 
 

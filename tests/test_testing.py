@@ -16,6 +16,7 @@ from specjax import tree
 from specjax import verify
 from specjax.testing import replay
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 MODEL = testing.table_model(seed=0, vocab_size=4, order=3)
 TABLE = np.asarray(MODEL.params['table'])
 

@@ -18,6 +18,7 @@ from specjax.verify import siblings
 from specjax.verify.k_sequential import first_branch_heights
 import test_lossless as lossless
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 DRAFT = lossless.DRAFT
 # Two siblings, the first of which goes on: three nodes, two deep.
 UNEVEN = [(0,), (1,), (0, 0)]

@@ -14,6 +14,7 @@ from specjax import types
 from specjax import verify
 from specjax.testing import replay
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 CHAIN_RULES = (verify.rejection(), verify.block(), verify.typical())
 ALL_RULES = (verify.greedy(), verify.coupled(), *CHAIN_RULES)
 NAMES = dict(ids=lambda rule: getattr(rule, 'name', rule))

@@ -20,6 +20,7 @@ from specjax.models import LanguageModel
 import test_lossless as lossless
 import tiny
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 TEXT = ['def add(a, b):\n  return a + b\n', 'while True:\n  print("über", 12)\n'] * 3
 OPTIONS = dict(max_new_tokens=32, prefill_chunk=8)
 
