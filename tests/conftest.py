@@ -41,9 +41,11 @@ def compiled_fast():
   Their programs run for a moment, on a handful of numbers. What must hold bit for bit, in place,
   or on real text is tested on programs as users get them.
   """
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')  # for processes that a test starts
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -11,12 +11,14 @@ import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax.sharding import AbstractDevice, AbstractMesh
+import pytest
 
 from specjax import sampling as sampling_lib
 from specjax.kernels import accept as accept_lib
 from specjax.kernels.accept import mosaic_gpu
 from tests import accept_suite
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 H100 = AbstractMesh((), (), abstract_device=AbstractDevice(
     device_kind='NVIDIA H100 80GB HBM3', num_cores=132, platform='cuda'
 ))

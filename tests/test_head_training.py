@@ -21,7 +21,6 @@ from specjax.training import train
 import test_heads
 import tiny
 
-pytestmark = pytest.mark.usefixtures('compiled_fast')
 LAYERS = (1, 2, 3)
 
 

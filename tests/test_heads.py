@@ -26,6 +26,7 @@ from specjax.heads import target as target_lib
 from specjax.models import TransformerConfig
 import tiny
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 K = 3
 OPTIONS = dict(max_new_tokens=16, prefill_chunk=4)
 RULES = {'greedy': verify.greedy(), 'coupled': verify.coupled()}
