@@ -17,6 +17,7 @@ from typing import Any
 
 from flax import struct
 import jax
+from jax.experimental import layout as device_layout
 import jax.numpy as jnp
 
 from specjax import layout as layout_lib
@@ -28,6 +29,7 @@ Array = jax.Array
 # number of slots XLA lays the argument out with the batch inside, and the loop begins and ends
 # with a copy of the whole cache into the layout that it works in.
 SLOT_TILE = 16
+_LANES = 128  # of a TPU's tile
 
 
 @struct.dataclass
@@ -157,9 +159,27 @@ def append(
     return buffer.at[jnp.arange(batch_size)[:, None], :, slots].set(new, mode='drop')
 
   def replace(buffers: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
-    return buffers[:layer] + (write(buffers[layer], new),) + buffers[layer + 1 :]
+    return buffers[:layer] + (_unpadded(write(buffers[layer], new)),) + buffers[layer + 1 :]
 
   return cache.replace(keys=replace(cache.keys, keys), values=replace(cache.values, values))
+
+
+def _unpadded(buffer: Array) -> Array:
+  """The buffer [B, G, S, hd], kept on a TPU as it came: narrow heads along the slots.
+
+  A TPU's tile is 128 wide. An argument whose heads are narrower lies with its slots along the
+  lanes, unpadded. For some products with it (one row of one head; a tree's level of several
+  nodes) XLA would rather have the heads there, padded: the loop would begin and end with a copy
+  of the cache into twice its size, and read that much in every step.
+  """
+  if buffer.shape[3] % _LANES == 0:
+    return buffer
+  slots_last = device_layout.Layout(major_to_minor=(0, 1, 3, 2))
+  return jax.lax.platform_dependent(
+      buffer,
+      tpu=lambda buffer: device_layout.with_layout_constraint(buffer, slots_last),
+      default=lambda buffer: buffer,
+  )
 
 
 def slot_positions(total: Array, num_slots: int) -> Array:
@@ -186,8 +206,9 @@ def keep_path(cache: KVCache, root_lengths: Array, path: Array, path_length: Arr
   """Keeps the root and one path of the tree that was appended last.
 
   The root was written at slot `root_lengths`, node i (1-based) at `root_lengths + i`.
-  The path's nodes move, in place, to the slots right behind the root: D entries are read
-  and written a layer, never the cache.
+  The path's nodes are read and appended again, right behind the root: D entries a layer, never
+  the cache. A scatter would do, but a TPU's compiler wants narrow heads padded for it, and the
+  loop would begin and end with a copy of the cache into twice its size.
 
   Args:
     cache: after the append.
@@ -199,21 +220,16 @@ def keep_path(cache: KVCache, root_lengths: Array, path: Array, path_length: Arr
   Returns:
     The cache with lengths `root_lengths + 1 + path_length`.
   """
-  depth = path.shape[1]
-  rows = jnp.arange(path.shape[0])[:, None]
-  target = root_lengths[:, None] + 1 + jnp.arange(depth)
-  used = jnp.arange(depth) < path_length[:, None]
+  used = jnp.arange(path.shape[1]) < path_length[:, None]
   source = root_lengths[:, None] + jnp.where(used, path, 0)
 
-  def move(buffer):
+  def read(buffer: Array) -> Array:
+    slots = source % buffer.shape[2]
     if cache.layout is not None:
-      return sharded_cache.move(cache.layout, buffer, source, jnp.where(used, target, -1))
-    size = buffer.shape[2]
-    moved = buffer[rows, :, source % size]
-    return buffer.at[rows, :, jnp.where(used, target % size, size)].set(moved, mode='drop')
+      return sharded_cache.read(cache.layout, buffer, slots)
+    return buffer[jnp.arange(path.shape[0])[:, None], :, slots]
 
-  return cache.replace(
-      keys=tuple(move(buffer) for buffer in cache.keys),
-      values=tuple(move(buffer) for buffer in cache.values),
-      lengths=root_lengths + 1 + path_length,
-  )
+  kept = roll_back(cache, root_lengths + 1)
+  for layer, (keys, values) in enumerate(zip(cache.keys, cache.values)):
+    kept = append(kept, layer, read(keys), read(values), used)
+  return roll_back(kept, root_lengths + 1 + path_length)

@@ -1,4 +1,4 @@
-"""Writing into a cache that is split over devices: each device writes what is its own.
+"""A cache that is split over devices: each device writes, and reads out, what is its own.
 
 Left to the partitioner, a slice of a split axis may be written by gathering the cache; under
 `shard_map` it cannot be: the update is small and known to all, the buffer never moves.
@@ -7,15 +7,12 @@ Left to the partitioner, a slice of a split axis may be written by gathering the
 import functools
 
 import jax
-from jax.experimental import layout as device_layout
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from specjax import layout as layout_lib
 
 Array = jax.Array
-
-_LANES = 128  # of a TPU's tile
 
 
 def write(cache, layer: int, buffer: Array, new: Array, valid: Array | None) -> Array:
@@ -58,23 +55,7 @@ def write(cache, layer: int, buffer: Array, new: Array, valid: Array | None) -> 
       in_specs=(spec, layout.spec(layout_lib.NEW_ENTRIES), batch_spec),
       out_specs=spec,
   )
-  return _unpadded(layout, mapped(buffer, new, slots))
-
-
-def _unpadded(layout: layout_lib.Layout, buffer: Array) -> Array:
-  """The buffer [B, G, S, hd], kept on a TPU as it came: narrow heads along the slots.
-
-  A TPU's tile is 128 wide. An argument whose heads are narrower lies with its slots along the
-  lanes, unpadded. Where a device holds one row of one head, the products with it are plain
-  ones, for which XLA would rather have the heads there, padded: the loop would begin and end
-  with a copy of the cache into twice its size, and read that much in every step.
-  """
-  held = layout.sharding(layout_lib.CACHE).shard_shape(buffer.shape)
-  on_tpu = layout.mesh.devices.flat[0].platform == 'tpu'
-  if not on_tpu or held[0] * held[1] > 1 or buffer.shape[3] % _LANES == 0:
-    return buffer
-  slots_last = device_layout.Layout(major_to_minor=(0, 1, 3, 2))
-  return device_layout.with_layout_constraint(buffer, slots_last)
+  return mapped(buffer, new, slots)
 
 
 def _write_row(buffer, new, row: int, start, *, whole: bool):
@@ -93,39 +74,36 @@ def _write_row(buffer, new, row: int, start, *, whole: bool):
   return jax.lax.dynamic_update_slice(buffer, moved, (row, 0, at, 0))
 
 
-def move(layout: layout_lib.Layout, buffer: Array, source: Array, target: Array) -> Array:
-  """Copies slots of each row, all read before any is written; a ring's modulo its size.
+def read(layout: layout_lib.Layout, buffer: Array, slots: Array) -> Array:
+  """Entries of each row, without moving the buffer.
 
   Args:
     layout: of the cache.
     buffer: [B, G, S, hd].
-    source: [B, D] int32 slots.
-    target: [B, D] int32 slots; what is negative is not written.
+    slots: [B, D] int32, each below S.
 
   Returns:
-    The buffer.
+    [B, D, G, hd].
   """
   spec = layout.spec(layout_lib.CACHE, shape=buffer.shape, what='the cache')
-  batch_spec = PartitionSpec(spec[0])
-  split, size = layout.mesh_axes('slots'), buffer.shape[2]
-  target = jnp.where(target >= 0, target % size, -1)
+  split = layout.mesh_axes('slots')
 
-  def local(buffer, source, target):
+  def local(buffer, slots):
     rows, _, held, _ = buffer.shape
-    rows = jnp.arange(rows)[:, None]
-    offset = _offset(split, held)
-    first, last = source - offset, target - offset
-    moved = buffer[rows, :, jnp.clip(first, 0, held - 1)]
+    own = slots - _offset(split, held)
+    found = buffer[jnp.arange(rows)[:, None], :, jnp.clip(own, 0, held - 1)]
     if split:
-      own = (first >= 0) & (first < held)
-      moved = jax.lax.psum(jnp.where(own[..., None, None], moved, 0), split)
-    last = jnp.where((last >= 0) & (last < held), last, held)
-    return buffer.at[rows, :, last].set(moved, mode='drop')
+      here = (own >= 0) & (own < held)
+      found = jax.lax.psum(jnp.where(here[..., None, None], found, 0), split)
+    return found
 
   mapped = _shard_map(
-      local, layout, in_specs=(spec, batch_spec, batch_spec), out_specs=spec
+      local,
+      layout,
+      in_specs=(spec, PartitionSpec(spec[0])),
+      out_specs=layout.spec(layout_lib.NEW_ENTRIES),
   )
-  return mapped(buffer, source % size, target)
+  return mapped(buffer, slots)
 
 
 def _offset(split: tuple[str, ...], held: int):

@@ -11,7 +11,6 @@ from specjax import engine
 from specjax import generation
 from specjax import kv_cache
 from specjax import models
-from specjax import sharded_cache
 from specjax import sharding
 from specjax import verify
 from specjax.kernels import accept
@@ -33,17 +32,21 @@ def model(num_layers: int):
   )
 
 
-def compiled_memory(num_layers: int, rule, parents=None):
+def chain():
+  return drafters.model(model(1), num_speculative_tokens=4, step_width=1)
+
+
+def synthetic_tree():
+  reference = jnp.zeros((4, 16), jnp.int32)
+  return drafters.synthetic(
+      reference, acceptance=0.5, vocab_size=tiny.VOCAB, parents=(0, 0, 1, 1)
+  )
+
+
+def compiled_memory(num_layers: int, rule, drafter):
   """Bytes of both caches, and what the compiler says of the loop's memory."""
-  if parents is None:
-    drafter = drafters.model(model(1), num_speculative_tokens=4, step_width=1)
-  else:
-    reference = jnp.zeros((4, 16), jnp.int32)
-    drafter = drafters.synthetic(
-        reference, acceptance=0.5, vocab_size=tiny.VOCAB, parents=parents
-    )
   request = generation.Request(
-      drafter=drafter, rule=rule, max_new_tokens=8, cache_length=LENGTH, width=5, prefill_chunk=16
+      drafter=drafter, rule=rule, max_new_tokens=8, cache_length=LENGTH, prefill_chunk=16
   )
   setup, state, _, _ = generation.prepare(model(num_layers), tiny.PROMPTS, request)
   cache = sum(leaf.nbytes for leaf in jax.tree.leaves((state.target_cache, state.drafter)))
@@ -53,12 +56,12 @@ def compiled_memory(num_layers: int, rule, parents=None):
 
 
 @pytest.mark.parametrize(
-    'rule, parents',
-    [(verify.block(), None), (verify.coupled(), (0, 0, 1, 1))],
+    'rule, drafter',
+    [(verify.block(), chain), (verify.coupled(), synthetic_tree)],
     ids=['block chain', 'coupled tree'],
 )
-def test_caches_are_in_place_on_a_tpu(rule, parents):
-  few, many = (compiled_memory(num_layers, rule, parents) for num_layers in (1, 4))
+def test_caches_are_in_place_on_a_tpu(rule, drafter):
+  few, many = (compiled_memory(num_layers, rule, drafter()) for num_layers in (1, 4))
   for cache, memory in (few, many):
     assert memory.alias_size_in_bytes >= cache
   grown = many[1].temp_size_in_bytes - few[1].temp_size_in_bytes
@@ -70,7 +73,7 @@ def test_caches_are_in_place_on_a_tpu(rule, parents):
 
 def test_slots_that_fill_no_tile_would_be_copied(monkeypatch):
   monkeypatch.setattr(kv_cache, 'SLOT_TILE', 1)
-  _, memory = compiled_memory(4, verify.block())
+  _, memory = compiled_memory(4, verify.block(), chain())
   assert memory.temp_size_in_bytes >= ONE_ARRAY
 
 
@@ -94,12 +97,27 @@ def temporaries_of_one_row_a_device() -> int:
   return ahead.compile_run(setup, state).temporary_bytes
 
 
-def test_narrow_heads_of_one_row_are_not_copied_into_padded_ones(monkeypatch):
+def temporaries_of_a_tree_of_narrow_heads() -> int:
+  """Likewise on one chip: four rows, two layers, and levels of several nodes to read."""
+  draft = tiny.model(
+      0, num_layers=2, width=128, num_heads=2, num_kv_heads=1, head_dim=64, dtype='bfloat16'
+  )
+  return compiled_memory(
+      1, verify.traversal(), drafters.model_tree(draft, tree=(3, 2, 1), step_width=1)
+  )[1].temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    'temporaries',
+    [temporaries_of_one_row_a_device, temporaries_of_a_tree_of_narrow_heads],
+    ids=['one row a device', 'tree'],
+)
+def test_narrow_heads_are_not_copied_into_padded_ones(temporaries, monkeypatch):
   padded = 2 * 8 * LENGTH * 128 * 2  # keys and values
-  assert temporaries_of_one_row_a_device() < 0.25 * padded
-  monkeypatch.setattr(sharded_cache, '_LANES', 1)
+  assert temporaries() < 0.25 * padded
+  monkeypatch.setattr(kv_cache, '_LANES', 1)
   jax.clear_caches()  # the run was traced with the other one
-  assert temporaries_of_one_row_a_device() > padded
+  assert temporaries() > padded
 
 
 def run_ahead(num_devices: int):
