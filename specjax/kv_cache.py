@@ -206,9 +206,10 @@ def keep_path(cache: KVCache, root_lengths: Array, path: Array, path_length: Arr
   """Keeps the root and one path of the tree that was appended last.
 
   The root was written at slot `root_lengths`, node i (1-based) at `root_lengths + i`.
-  The path's nodes are read and appended again, right behind the root: D entries a layer, never
-  the cache. A scatter would do, but a TPU's compiler wants narrow heads padded for it, and the
-  loop would begin and end with a copy of the cache into twice its size.
+  The path's nodes are read and appended again, right behind the root: D entries a layer. A
+  scatter would do, but a TPU's compiler wants narrow heads padded for it, and the loop would
+  begin and end with a copy of the cache into twice its size. (For the gather it still pads them,
+  once a round: a slice a row from the root on would not need that.)
 
   Args:
     cache: after the append.
