@@ -1,11 +1,10 @@
 """A sweep of 24 arms on the tiny pair, as a program of its own: something to kill.
 
-    python -m tests.sweep_of_24 WORKDIR COMPILATION_CACHE
+    python -m tests.sweep_of_24 WORKDIR
 """
 
 import sys
 
-import jax
 import ml_collections
 import rich.console
 
@@ -30,10 +29,8 @@ def config() -> ml_collections.ConfigDict:
   return made
 
 
-def run(workdir: str, cache: str) -> list[dict]:
+def run(workdir: str) -> list[dict]:
   """Runs what is missing of it."""
-  jax.config.update('jax_compilation_cache_dir', cache)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   build.load = lambda settings: tiny_pair.loaded()
   return ablate.run(config(), workdir, console=rich.console.Console(width=120))
 

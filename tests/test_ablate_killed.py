@@ -19,9 +19,9 @@ TIMES = (
 )  # fmt: skip
 
 
-def start(workdir: pathlib.Path, cache: pathlib.Path) -> subprocess.Popen:
+def start(workdir: pathlib.Path) -> subprocess.Popen:
   return subprocess.Popen(
-      [sys.executable, '-m', 'tests.sweep_of_24', str(workdir), str(cache)],
+      [sys.executable, '-m', 'tests.sweep_of_24', str(workdir)],
       cwd=ROOT,
       env=os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path])),
       stdout=subprocess.PIPE,
@@ -41,8 +41,8 @@ def table(workdir: pathlib.Path) -> list[dict]:
 
 
 def test_a_sweep_killed_three_times_has_the_same_table(tmp_path):
-  alone, killed, cache = tmp_path / 'alone', tmp_path / 'killed', tmp_path / 'cache'
-  whole = start(alone, cache)
+  alone, killed = tmp_path / 'alone', tmp_path / 'killed'
+  whole = start(alone)
   output, _ = whole.communicate(timeout=400)
   assert whole.returncode == 0, output
   assert len(table(alone)) == 24 and 'failed' not in output
@@ -50,7 +50,7 @@ def test_a_sweep_killed_three_times_has_the_same_table(tmp_path):
   chance = random.Random(os.environ.get('SPECJAX_TEST_SEED', '0'))
   kept = {}
   for number in sorted(chance.sample(range(1, 23), 3)):
-    running = start(killed, cache)
+    running = start(killed)
     deadline = time.monotonic() + 300
     while len(finished(killed)) < number and running.poll() is None:
       assert time.monotonic() < deadline
@@ -66,7 +66,7 @@ def test_a_sweep_killed_three_times_has_the_same_table(tmp_path):
     workdir_lib.read_rows(killed)
     for path in killed.glob('arms/[!.]*.json'):
       json.loads(path.read_text())
-  last = start(killed, cache)
+  last = start(killed)
   output, _ = last.communicate(timeout=400)
   assert last.returncode == 0, output
   assert f'{len(kept)} of 24 arms are finished' in output
