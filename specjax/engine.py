@@ -409,7 +409,9 @@ def _store(drafter, state, new_state, cache, features, verification: Verificatio
     cache = kv_cache.roll_back(cache, new_state.lengths - 1)
   else:
     kept = jnp.maximum(new_state.lengths - state.lengths - 1, 0)
-    cache = kv_cache.keep_path(cache, state.lengths - 1, verification.path, kept)
+    cache = kv_cache.keep_path(
+        cache, state.lengths - 1, verification.path, kept, num_nodes=drafter.num_nodes
+    )
     cache = kv_cache.roll_back(cache, new_state.lengths - 1)
   new_state = new_state.replace(target_cache=cache)
   if not drafter.feature_layers:

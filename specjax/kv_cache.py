@@ -29,7 +29,6 @@ Array = jax.Array
 # number of slots XLA lays the argument out with the batch inside, and the loop begins and ends
 # with a copy of the whole cache into the layout that it works in.
 SLOT_TILE = 16
-_LANES = 128  # of a TPU's tile
 
 
 @struct.dataclass
@@ -172,7 +171,7 @@ def _unpadded(buffer: Array) -> Array:
   nodes) XLA would rather have the heads there, padded: the loop would begin and end with a copy
   of the cache into twice its size, and read that much in every step.
   """
-  if buffer.shape[3] % _LANES == 0:
+  if buffer.shape[3] % sharded_cache.LANES == 0:
     return buffer
   slots_last = device_layout.Layout(major_to_minor=(0, 1, 3, 2))
   return jax.lax.platform_dependent(
@@ -202,14 +201,15 @@ def roll_back(cache: KVCache, lengths: Array) -> KVCache:
   return cache.replace(lengths=lengths)
 
 
-def keep_path(cache: KVCache, root_lengths: Array, path: Array, path_length: Array) -> KVCache:
+def keep_path(
+    cache: KVCache, root_lengths: Array, path: Array, path_length: Array, *, num_nodes: int
+) -> KVCache:
   """Keeps the root and one path of the tree that was appended last.
 
   The root was written at slot `root_lengths`, node i (1-based) at `root_lengths + i`.
   The path's nodes are read and appended again, right behind the root: D entries a layer. A
   scatter would do, but a TPU's compiler wants narrow heads padded for it, and the loop would
-  begin and end with a copy of the cache into twice its size. (For the gather it still pads them,
-  once a round: a slice a row from the root on would not need that.)
+  begin and end with a copy of the cache into twice its size.
 
   Args:
     cache: after the append.
@@ -217,20 +217,22 @@ def keep_path(cache: KVCache, root_lengths: Array, path: Array, path_length: Arr
     path: [B, D] int32, node numbers from the root's child on; entries beyond
       `path_length` are ignored.
     path_length: [B] int32.
+    num_nodes: N, the tree's nodes below the root: no number in a path is larger.
 
   Returns:
     The cache with lengths `root_lengths + 1 + path_length`.
   """
   used = jnp.arange(path.shape[1]) < path_length[:, None]
-  source = root_lengths[:, None] + jnp.where(used, path, 0)
+  nodes = jnp.where(used, path, 0)
 
-  def read(buffer: Array) -> Array:
-    slots = source % buffer.shape[2]
+  def read(layer: int, buffer: Array) -> Array:
     if cache.layout is not None:
-      return sharded_cache.read(cache.layout, buffer, slots)
-    return buffer[jnp.arange(path.shape[0])[:, None], :, slots]
+      return sharded_cache.read(cache, layer, buffer, root_lengths, nodes, num_nodes)
+    if cache.rings[layer]:
+      return sharded_cache.entries(buffer, (root_lengths[:, None] + nodes) % buffer.shape[2])
+    return sharded_cache.entries_behind(buffer, root_lengths, nodes, num_nodes)
 
   kept = roll_back(cache, root_lengths + 1)
   for layer, (keys, values) in enumerate(zip(cache.keys, cache.values)):
-    kept = append(kept, layer, read(keys), read(values), used)
+    kept = append(kept, layer, read(layer, keys), read(layer, values), used)
   return roll_back(kept, root_lengths + 1 + path_length)

@@ -14,6 +14,8 @@ from specjax import layout as layout_lib
 
 Array = jax.Array
 
+LANES = 128  # of a TPU's tile: heads that are no multiple of it are narrow
+
 
 def write(cache, layer: int, buffer: Array, new: Array, valid: Array | None) -> Array:
   """As the writing part of `kv_cache.append`, for a cache with a layout.
@@ -74,36 +76,67 @@ def _write_row(buffer, new, row: int, start, *, whole: bool):
   return jax.lax.dynamic_update_slice(buffer, moved, (row, 0, at, 0))
 
 
-def read(layout: layout_lib.Layout, buffer: Array, slots: Array) -> Array:
-  """Entries of each row, without moving the buffer.
+def read(cache, layer: int, buffer: Array, first: Array, offsets: Array, most: int) -> Array:
+  """Entries of each row behind a slot of its own, without moving the buffer.
 
   Args:
-    layout: of the cache.
-    buffer: [B, G, S, hd].
-    slots: [B, D] int32, each below S.
+    cache: the cache.
+    layer: which layer.
+    buffer: [B, G, S, hd], its keys or values.
+    first: [B] int32, slots (modulo S in a ring).
+    offsets: [B, D] int32 in [0, most].
+    most: the largest offset that there can be.
 
   Returns:
     [B, D, G, hd].
   """
+  layout, ring, size = cache.layout, cache.rings[layer], buffer.shape[2]
   spec = layout.spec(layout_lib.CACHE, shape=buffer.shape, what='the cache')
   split = layout.mesh_axes('slots')
 
-  def local(buffer, slots):
-    rows, _, held, _ = buffer.shape
-    own = slots - _offset(split, held)
-    found = buffer[jnp.arange(rows)[:, None], :, jnp.clip(own, 0, held - 1)]
+  def local(buffer, first, offsets):
+    if not ring and not split:
+      return entries_behind(buffer, first, offsets, most)
+    held = buffer.shape[2]
+    own = (first[:, None] + offsets) % size - _offset(split, held)
+    found = entries(buffer, jnp.clip(own, 0, held - 1))
     if split:
       here = (own >= 0) & (own < held)
       found = jax.lax.psum(jnp.where(here[..., None, None], found, 0), split)
     return found
 
+  batch_spec = PartitionSpec(spec[0])
   mapped = _shard_map(
       local,
       layout,
-      in_specs=(spec, PartitionSpec(spec[0])),
+      in_specs=(spec, batch_spec, batch_spec),
       out_specs=layout.spec(layout_lib.NEW_ENTRIES),
   )
-  return mapped(buffer, slots)
+  return mapped(buffer, first, offsets)
+
+
+def entries(buffer: Array, slots: Array) -> Array:
+  """[B, D, G, hd]: what the rows of a buffer [B, G, S, hd] on one device hold in slots [B, D]."""
+  return buffer[jnp.arange(buffer.shape[0])[:, None], :, slots]
+
+
+def entries_behind(buffer: Array, first: Array, offsets: Array, most: int) -> Array:
+  """As `entries` for slots `first + offsets`, of which only the next `most` are looked at.
+
+  For a gather from a whole buffer with narrow heads a TPU's compiler copies the buffer into padded
+  tiles, and beside a deep target it does so for all of a draft's layers at once. A slice a row
+  leaves it little to copy. Wide heads need none, and a gather is the cheaper read: 0.02 ms less a
+  layer of Llama-3.1-70B on a v5p, by the compiler's estimate.
+  """
+  num_rows, num_heads, num_slots, head_dim = buffer.shape
+  if head_dim % LANES == 0 or num_rows > 8 or most >= num_slots:
+    return entries(buffer, first[:, None] + offsets)
+  start = jnp.minimum(first, num_slots - most - 1)
+  shape = (1, num_heads, most + 1, head_dim)
+  rows = [
+      jax.lax.dynamic_slice(buffer, (row, 0, start[row], 0), shape) for row in range(num_rows)
+  ]
+  return entries(jnp.concatenate(rows), (first - start)[:, None] + offsets)
 
 
 def _offset(split: tuple[str, ...], held: int):

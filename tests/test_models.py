@@ -206,7 +206,7 @@ def test_a_tree_and_the_path_that_is_kept(family):
 
   # Row 0 keeps the whole path, row 1 its first node.
   kept = np.array([3, 1])
-  cache = jax.jit(kv_cache.keep_path)(
+  cache = jax.jit(functools.partial(kv_cache.keep_path, num_nodes=5))(
       output.cache, jnp.full(2, start), jnp.array([[1, 4, 5], [1, 0, 0]]), jnp.asarray(kept)
   )
   np.testing.assert_array_equal(cache.lengths, start + 1 + kept)

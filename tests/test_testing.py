@@ -60,7 +60,9 @@ def test_trees_see_their_own_path():
     path = [tokens[0, node] for node in paths[0, row].tolist() if node]
     np.testing.assert_array_equal(out.logits[0, row], logits_after([0, 3, 1, *path]))
   # Keep root, 2, 4: the next token sees them and nothing of the other branch.
-  cache = kv_cache.keep_path(out.cache, jnp.array([2]), jnp.array([[2, 4, 0]]), jnp.array([2]))
+  cache = kv_cache.keep_path(
+      out.cache, jnp.array([2]), jnp.array([[2, 4, 0]]), jnp.array([2]), num_nodes=5
+  )
   np.testing.assert_array_equal(
       MODEL(jnp.array([[3]]), cache=cache).logits[0, 0],
       logits_after([0, 3, 1, tokens[0, 2], tokens[0, 4], 3]),

@@ -1,6 +1,7 @@
 """The loop compiled for a real TPU: caches in place there too, and the kernel in the loop."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from specjax import engine
 from specjax import generation
 from specjax import kv_cache
 from specjax import models
+from specjax import sharded_cache
 from specjax import sharding
 from specjax import verify
 from specjax.kernels import accept
@@ -43,8 +45,8 @@ def synthetic_tree():
   )
 
 
-def compiled_memory(num_layers: int, rule, drafter):
-  """Bytes of both caches, and what the compiler says of the loop's memory."""
+def compiled(num_layers: int, rule, drafter):
+  """Bytes of both caches, and the compiled loop."""
   request = generation.Request(
       drafter=drafter, rule=rule, max_new_tokens=8, cache_length=LENGTH, prefill_chunk=16
   )
@@ -52,7 +54,13 @@ def compiled_memory(num_layers: int, rule, drafter):
   cache = sum(leaf.nbytes for leaf in jax.tree.leaves((state.target_cache, state.drafter)))
   device = tpu_ahead.devices('v5e:2x2')[0]
   arguments = tpu_ahead.abstract((setup, state, jnp.int32(4)), device)
-  return cache, engine.run.lower(*arguments).compile().memory_analysis()
+  return cache, engine.run.lower(*arguments).compile()
+
+
+def compiled_memory(num_layers: int, rule, drafter):
+  """Bytes of both caches, and what the compiler says of the loop's memory."""
+  cache, program = compiled(num_layers, rule, drafter)
+  return cache, program.memory_analysis()
 
 
 @pytest.mark.parametrize(
@@ -97,27 +105,45 @@ def temporaries_of_one_row_a_device() -> int:
   return ahead.compile_run(setup, state).temporary_bytes
 
 
-def temporaries_of_a_tree_of_narrow_heads() -> int:
-  """Likewise on one chip: four rows, two layers, and levels of several nodes to read."""
+def tree_of_narrow_heads():
+  """The loop of one chip: four rows, two layers, and levels of several nodes to read."""
   draft = tiny.model(
       0, num_layers=2, width=128, num_heads=2, num_kv_heads=1, head_dim=64, dtype='bfloat16'
   )
-  return compiled_memory(
-      1, verify.traversal(), drafters.model_tree(draft, tree=(3, 2, 1), step_width=1)
-  )[1].temp_size_in_bytes
+  drafter = drafters.model_tree(draft, tree=(3, 2, 1), step_width=1)
+  return compiled(1, verify.traversal(), drafter)[1]
 
 
-@pytest.mark.parametrize(
-    'temporaries',
-    [temporaries_of_one_row_a_device, temporaries_of_a_tree_of_narrow_heads],
-    ids=['one row a device', 'tree'],
-)
-def test_narrow_heads_are_not_copied_into_padded_ones(temporaries, monkeypatch):
-  padded = 2 * 8 * LENGTH * 128 * 2  # keys and values
-  assert temporaries() < 0.25 * padded
-  monkeypatch.setattr(kv_cache, '_LANES', 1)
+# Keys and values of one row of one head and eight times LENGTH (of four rows and two layers:
+# as much), with narrow heads padded to a tile's lanes.
+PADDED = 2 * 8 * LENGTH * 128 * 2
+
+
+def test_narrow_heads_are_not_copied_into_padded_ones(monkeypatch):
+  assert temporaries_of_one_row_a_device() < 0.25 * PADDED
+  monkeypatch.setattr(sharded_cache, 'LANES', 1)
   jax.clear_caches()  # the run was traced with the other one
-  assert temporaries() > padded
+  assert temporaries_of_one_row_a_device() > PADDED
+
+
+def test_a_tree_copies_narrow_heads_neither_for_its_levels_nor_for_its_path(monkeypatch):
+  slots = r'\[4,(1,)?16[0-9]{3},64\]'  # LENGTH and what one call may append
+  padded = re.compile(slots + r'\{(3,)?2,1,0:')  # the heads along the lanes
+  loop = tree_of_narrow_heads()
+  assert loop.memory_analysis().temp_size_in_bytes < 0.25 * PADDED
+  text = loop.as_text()
+  assert re.search(slots, text) and not padded.search(text)
+
+  with monkeypatch.context() as patch:
+    gather = lambda buffer, first, offsets, most: sharded_cache.entries(
+        buffer, first[:, None] + offsets
+    )
+    patch.setattr(sharded_cache, 'entries_behind', gather)
+    jax.clear_caches()  # the run was traced with the other one
+    assert padded.search(tree_of_narrow_heads().as_text())
+  monkeypatch.setattr(sharded_cache, 'LANES', 1)
+  jax.clear_caches()
+  assert tree_of_narrow_heads().memory_analysis().temp_size_in_bytes > PADDED
 
 
 def run_ahead(num_devices: int):

@@ -113,8 +113,10 @@ class ModelTreeDrafter(base.Shaped):
       return state
     reads = jnp.pad(state.reads, ((0, 0), (1, 0)))
     reads = jnp.take_along_axis(reads, path, axis=1)
-    root = state.cache.lengths - self.shape.num_reads - 1
-    cache = kv_cache.keep_path(state.cache, root, reads, (reads > 0).sum(-1))
+    num_reads = self.shape.num_reads
+    root = state.cache.lengths - num_reads - 1
+    kept = (reads > 0).sum(-1)
+    cache = kv_cache.keep_path(state.cache, root, reads, kept, num_nodes=num_reads)
     return state.replace(cache=cache)
 
 
