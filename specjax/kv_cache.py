@@ -17,9 +17,9 @@ from typing import Any
 
 from flax import struct
 import jax
-from jax.experimental import layout as device_layout
 import jax.numpy as jnp
 
+from specjax import cache_rows
 from specjax import layout as layout_lib
 from specjax import sharded_cache
 
@@ -133,52 +133,22 @@ def append(
     )
 
   def write(buffer: Array, new: Array) -> Array:
-    batch_size, num_new = new.shape[:2]
     new = new.astype(buffer.dtype)
     if cache.layout is not None:
       return sharded_cache.write(cache, layer, buffer, new, valid)
-    if not cache.rings[layer] and batch_size <= 8:
-      # A contiguous copy a row: in place, and cheaper than a scatter's index arithmetic.
-      new = jnp.swapaxes(new, 1, 2)
-      if num_new == 1 and cache.max_append > 1:
-        # A stale second slot, which there is room for. XLA's CPU compiler writes a float32
-        # cache twice (for the product that reads it, and for the loop) and copies it whole
-        # in between where the update is a single slot.
-        new = jnp.pad(new, ((0, 0), (0, 0), (0, 1), (0, 0)))
-      for row in range(batch_size):
-        start = (row, 0, cache.lengths[row], 0)
-        buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1], start)
-      return buffer
-    slots = cache.lengths[:, None] + jnp.arange(num_new)
-    if cache.rings[layer]:
-      slots = slots % buffer.shape[2]
-      if valid is not None:
-        slots = jnp.where(valid, slots, buffer.shape[2])
-    # The indexed axes come first, for a slice stands between them: [B, T, G, hd].
-    return buffer.at[jnp.arange(batch_size)[:, None], :, slots].set(new, mode='drop')
+    if not cache.rings[layer]:
+      return cache_rows.write_behind(buffer, new, cache.lengths, spare=cache.max_append > 1)
+    num_slots = buffer.shape[2]
+    slots = (cache.lengths[:, None] + jnp.arange(new.shape[1])) % num_slots
+    if valid is not None:
+      slots = jnp.where(valid, slots, num_slots)
+    return cache_rows.write(buffer, new, slots)
 
   def replace(buffers: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
-    return buffers[:layer] + (_unpadded(write(buffers[layer], new)),) + buffers[layer + 1 :]
+    written = cache_rows.unpadded(write(buffers[layer], new))
+    return (*buffers[:layer], written, *buffers[layer + 1 :])
 
   return cache.replace(keys=replace(cache.keys, keys), values=replace(cache.values, values))
-
-
-def _unpadded(buffer: Array) -> Array:
-  """The buffer [B, G, S, hd], kept on a TPU as it came: narrow heads along the slots.
-
-  A TPU's tile is 128 wide. An argument whose heads are narrower lies with its slots along the
-  lanes, unpadded. For some products with it (one row of one head; a tree's level of several
-  nodes) XLA would rather have the heads there, padded: the loop would begin and end with a copy
-  of the cache into twice its size, and read that much in every step.
-  """
-  if buffer.shape[3] % sharded_cache.LANES == 0:
-    return buffer
-  slots_last = device_layout.Layout(major_to_minor=(0, 1, 3, 2))
-  return jax.lax.platform_dependent(
-      buffer,
-      tpu=lambda buffer: device_layout.with_layout_constraint(buffer, slots_last),
-      default=lambda buffer: buffer,
-  )
 
 
 def slot_positions(total: Array, num_slots: int) -> Array:
@@ -229,8 +199,8 @@ def keep_path(
     if cache.layout is not None:
       return sharded_cache.read(cache, layer, buffer, root_lengths, nodes, num_nodes)
     if cache.rings[layer]:
-      return sharded_cache.entries(buffer, (root_lengths[:, None] + nodes) % buffer.shape[2])
-    return sharded_cache.entries_behind(buffer, root_lengths, nodes, num_nodes)
+      return cache_rows.read(buffer, (root_lengths[:, None] + nodes) % buffer.shape[2])
+    return cache_rows.read_behind(buffer, root_lengths, nodes, num_nodes)
 
   kept = roll_back(cache, root_lengths + 1)
   for layer, (keys, values) in enumerate(zip(cache.keys, cache.values)):

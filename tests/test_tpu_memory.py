@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from specjax import cache_rows
 from specjax import drafters
 from specjax import engine
 from specjax import generation
 from specjax import kv_cache
 from specjax import models
-from specjax import sharded_cache
 from specjax import sharding
 from specjax import verify
 from specjax.kernels import accept
@@ -45,12 +45,12 @@ def synthetic_tree():
   )
 
 
-def compiled(num_layers: int, rule, drafter):
+def compiled(num_layers: int, rule, drafter, prompts=tiny.PROMPTS):
   """Bytes of both caches, and the compiled loop."""
   request = generation.Request(
       drafter=drafter, rule=rule, max_new_tokens=8, cache_length=LENGTH, prefill_chunk=16
   )
-  setup, state, _, _ = generation.prepare(model(num_layers), tiny.PROMPTS, request)
+  setup, state, _, _ = generation.prepare(model(num_layers), prompts, request)
   cache = sum(leaf.nbytes for leaf in jax.tree.leaves((state.target_cache, state.drafter)))
   device = tpu_ahead.devices('v5e:2x2')[0]
   arguments = tpu_ahead.abstract((setup, state, jnp.int32(4)), device)
@@ -105,12 +105,15 @@ def temporaries_of_one_row_a_device() -> int:
   return ahead.compile_run(setup, state).temporary_bytes
 
 
-def tree_of_narrow_heads():
-  """The loop of one chip: four rows, two layers, and levels of several nodes to read."""
-  draft = tiny.model(
+def draft_of_narrow_heads():
+  return tiny.model(
       0, num_layers=2, width=128, num_heads=2, num_kv_heads=1, head_dim=64, dtype='bfloat16'
   )
-  drafter = drafters.model_tree(draft, tree=(3, 2, 1), step_width=1)
+
+
+def tree_of_narrow_heads():
+  """The loop of one chip: four rows, two layers, and levels of several nodes to read."""
+  drafter = drafters.model_tree(draft_of_narrow_heads(), tree=(3, 2, 1), step_width=1)
   return compiled(1, verify.traversal(), drafter)[1]
 
 
@@ -121,7 +124,7 @@ PADDED = 2 * 8 * LENGTH * 128 * 2
 
 def test_narrow_heads_are_not_copied_into_padded_ones(monkeypatch):
   assert temporaries_of_one_row_a_device() < 0.25 * PADDED
-  monkeypatch.setattr(sharded_cache, 'LANES', 1)
+  monkeypatch.setattr(cache_rows, 'LANES', 1)
   jax.clear_caches()  # the run was traced with the other one
   assert temporaries_of_one_row_a_device() > PADDED
 
@@ -135,15 +138,34 @@ def test_a_tree_copies_narrow_heads_neither_for_its_levels_nor_for_its_path(monk
   assert re.search(slots, text) and not padded.search(text)
 
   with monkeypatch.context() as patch:
-    gather = lambda buffer, first, offsets, most: sharded_cache.entries(
+    gather = lambda buffer, first, offsets, most: cache_rows.read(
         buffer, first[:, None] + offsets
     )
-    patch.setattr(sharded_cache, 'entries_behind', gather)
+    patch.setattr(cache_rows, 'read_behind', gather)
     jax.clear_caches()  # the run was traced with the other one
     assert padded.search(tree_of_narrow_heads().as_text())
-  monkeypatch.setattr(sharded_cache, 'LANES', 1)
+  monkeypatch.setattr(cache_rows, 'LANES', 1)
   jax.clear_caches()
   assert tree_of_narrow_heads().memory_analysis().temp_size_in_bytes > PADDED
+
+
+def test_many_rows_of_narrow_heads_are_written_in_place(monkeypatch):
+  def temporaries() -> int:
+    """Of a loop whose draft holds four arrays of this many rows, LENGTH and heads of 64."""
+    drafter = drafters.model(draft_of_narrow_heads(), num_speculative_tokens=2, step_width=1)
+    loop = compiled(1, verify.greedy(), drafter, prompts=tiny.PROMPTS * 4)[1]
+    return loop.memory_analysis().temp_size_in_bytes
+
+  one_array = 16 * LENGTH * 64 * 2
+  assert temporaries() < one_array
+  monkeypatch.setattr(cache_rows, '_write_rows', _scattered)
+  jax.clear_caches()  # the run was traced with the other one
+  assert temporaries() > 4 * one_array
+
+
+def _scattered(buffer, new, first, *, part):
+  del part
+  return cache_rows.write(buffer, new, first[:, None] + jnp.arange(new.shape[1]))
 
 
 def run_ahead(num_devices: int):
