@@ -128,14 +128,13 @@ def read_behind(buffer: Array, first: Array, offsets: Array, most: int) -> Array
   Returns:
     [B, D, G, hd].
   """
+  gather = lambda buffer, first, offsets: read(buffer, first[:, None] + offsets)
   if not has_narrow_heads(buffer) or most >= buffer.shape[2]:
-    # A gather is the cheaper read: 0.02 ms less a layer of Llama-3.1-70B on a v5p, by the
-    # compiler's estimate.
-    return read(buffer, first[:, None] + offsets)
+    # The cheaper read: 0.02 ms less a layer of Llama-3.1-70B on a v5p, by the compiler's estimate.
+    return gather(buffer, first, offsets)
   slices = lambda *args: _read_rows(*args, most)
   if buffer.shape[0] <= _FEW_ROWS:
     return slices(buffer, first, offsets)
-  gather = lambda buffer, first, offsets: read(buffer, first[:, None] + offsets)
   return jax.lax.platform_dependent(buffer, first, offsets, tpu=slices, default=gather)
 
 
