@@ -14,8 +14,12 @@ Array = jax.Array
 
 LANES = 128  # of a TPU's tile
 _FEW_ROWS = 8  # that are read and written by slices on any platform
-# Rows a step of the loop over more of them: one a step costs fourteen times as much a row (a v5p,
-# by the compiler's estimate), and without a loop 64 rows take half as long again to compile.
+# Rows that a TPU reads by slices. Its compiler unrolls them, so that they cost compile time per
+# row: a gather for more, which pads narrow heads (the number of rows is not what limits it).
+_MOST_SLICES = 128
+# Rows per step of the loop that writes more than a few: one per step costs fourteen times as much
+# per row (a v5p, by the compiler's estimate), and without a loop 64 rows take half as long again to
+# compile.
 _UNROLLED = 16
 
 
@@ -75,10 +79,7 @@ def write_behind(
       # XLA's CPU compiler writes a float32 cache twice (for the product that reads it, and for
       # the loop) and copies it whole in between where the update is a single slot.
       new = jnp.pad(new, ((0, 0), (0, 1), (0, 0), (0, 0)))
-    new = jnp.swapaxes(new, 1, 2)
-    for row in range(buffer.shape[0]):
-      buffer = _write_row(buffer, new[row : row + 1], row, first[row], part=part)
-    return buffer
+    return _write_rows(buffer, new, first, part=part, unroll=buffer.shape[0])
 
   def scatter(buffer, new, first):
     slots = first[:, None] + jnp.arange(new.shape[1])
@@ -86,19 +87,23 @@ def write_behind(
 
   if not has_narrow_heads(buffer):
     return scatter(buffer, new, first)
-  slices = lambda *args: _write_rows(*args, part=part)
+  slices = lambda *args: _write_rows(*args, part=part, unroll=_UNROLLED)
   return jax.lax.platform_dependent(buffer, new, first, tpu=slices, default=scatter)
 
 
-def _write_rows(buffer: Array, new: Array, first: Array, *, part: bool) -> Array:
-  """As `write_behind`, row by row however many there are."""
+def _write_rows(buffer: Array, new: Array, first: Array, *, part: bool, unroll: int) -> Array:
+  """As `write_behind`, row by row however many there are.
+
+  A scan is traced once, whatever the batch; as many rows as are unrolled need no loop when it is
+  compiled.
+  """
   new = jnp.swapaxes(new, 1, 2)
 
   def one(row, buffer):
     entries = jax.lax.dynamic_slice_in_dim(new, row, 1)
     return unpadded(_write_row(buffer, entries, row, first[row], part=part))
 
-  return jax.lax.fori_loop(0, buffer.shape[0], one, buffer, unroll=_UNROLLED)
+  return jax.lax.fori_loop(0, buffer.shape[0], one, buffer, unroll=unroll)
 
 
 def _write_row(buffer: Array, new: Array, row, first, *, part: bool) -> Array:
@@ -135,18 +140,25 @@ def read_behind(buffer: Array, first: Array, offsets: Array, most: int) -> Array
   slices = lambda *args: _read_rows(*args, most)
   if buffer.shape[0] <= _FEW_ROWS:
     return slices(buffer, first, offsets)
+  if buffer.shape[0] > _MOST_SLICES:
+    return gather(buffer, first, offsets)
   return jax.lax.platform_dependent(buffer, first, offsets, tpu=slices, default=gather)
 
 
 def _read_rows(buffer: Array, first: Array, offsets: Array, most: int) -> Array:
-  """As `read_behind`: a slice a row, and what is asked for of that.
+  """As `read_behind`: one slice per row, and what is asked for of that.
 
-  Without a loop, for which a TPU's compiler would pad the buffer again.
+  A scan is traced once, whatever the batch: both branches of `platform_dependent` are traced on
+  every platform. It is unrolled when it is lowered: in a loop, a TPU's compiler would pad the
+  buffer again.
   """
   num_rows, num_heads, num_slots, head_dim = buffer.shape
   start = jnp.minimum(first, num_slots - most - 1)
   shape = (1, num_heads, most + 1, head_dim)
-  rows = [
-      jax.lax.dynamic_slice(buffer, (row, 0, start[row], 0), shape) for row in range(num_rows)
-  ]
-  return read(jnp.concatenate(rows), (first - start)[:, None] + offsets)
+
+  def one(_, row_and_start):
+    row, start = row_and_start
+    return None, jax.lax.dynamic_slice(buffer, (row, 0, start, 0), shape)[0]
+
+  rows = jax.lax.scan(one, None, (jnp.arange(num_rows), start), unroll=num_rows)[1]
+  return read(rows, (first - start)[:, None] + offsets)

@@ -73,13 +73,18 @@ MIXED = dict(
 )
 
 
+def one_hot(tokens, vocab_size: int) -> np.ndarray:
+  """Rows [..., V] float64 with a one at each of tokens [...]."""
+  return np.float64(np.asarray(tokens)[..., None] == np.arange(vocab_size))
+
+
 def law64(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
   """One row's law, float64, by sorting."""
   logits = np.asarray(logits, np.float64)
   if np.isposinf(logits).any():
     logits = np.where(np.isposinf(logits), 0.0, -np.inf)
   if temperature == 0:
-    return np.eye(len(logits))[np.argmax(logits)]
+    return one_hot(np.argmax(logits), len(logits))
   probs = np.exp((logits - logits.max()) / temperature)
   probs /= probs.sum()
   if top_k:
@@ -101,7 +106,7 @@ def reference(case: Case, rule: str, row: int):
   target = np.stack([law64(x, **settings) for x in case.target[row]])
   tokens = case.tokens[row]
   if case.draft is None:
-    draft = np.eye(vocab_size)[tokens]
+    draft = one_hot(tokens, vocab_size)
   else:
     draft = np.stack([law64(x, **settings) for x in case.draft[row]])
   number = np.arange(size)

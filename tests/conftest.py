@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import ctypes
 import os
+import sys
 import tempfile
 
 import jax
@@ -12,9 +14,9 @@ _CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
 def pytest_configure(config):
   """Shares compiled programs between workers, modules and the processes that tests start.
 
-  Four fifths of the tests' time is XLA's, and small operations (random numbers, reshapes) are
-  compiled again wherever a process starts or a module ends. The folder lives as long as the run:
-  what is tested was compiled from this very code, by this very compiler.
+  Small operations (random numbers, reshapes) are compiled again wherever a process starts or a
+  module ends. The folder lives as long as the run: what is tested was compiled from this very
+  code, by this very compiler.
   """
   if hasattr(config, 'workerinput'):
     return  # xdist's workers have the variables of the process that started them
@@ -50,10 +52,15 @@ def compiled_fast():
 
 @pytest.fixture(autouse=True, scope='module')
 def few_programs_at_once():
-  """Forgets compiled programs behind each module.
+  """Forgets compiled programs after each module, and gives their memory back.
 
   Each holds memory maps of its own, and a process has only so many (65,530 on Linux): with too
-  many programs alive XLA aborts.
+  many programs alive XLA aborts. glibc keeps what is freed (up to 1 GB after one module) unless
+  it is asked to return it.
   """
   yield
   jax.clear_caches()
+  if sys.platform == 'linux':
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # musl has none
+    if trim is not None:
+      trim(0)

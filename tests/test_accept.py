@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 import numpy as np
+import pytest
 
 from specjax import drafters
 from specjax import generation
@@ -26,6 +27,8 @@ from specjax.kernels.accept import xla
 from specjax.models import LanguageModel
 from tests import accept_suite
 from tests import tiny
+
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 
 RULES = {
     rule.name: rule

@@ -8,6 +8,7 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+import pytest
 
 from specjax import sampling as sampling_lib
 from specjax.kernels import accept as accept_lib
@@ -16,6 +17,8 @@ from specjax.kernels.accept import tpu_scan
 from specjax.kernels.accept import tpu_stream
 from tests import accept_suite
 from tests import tpu_ahead
+
+pytestmark = pytest.mark.usefixtures('compiled_fast')
 
 
 def interpreter():

@@ -17,6 +17,8 @@ from specjax import verify
 from specjax.drafters import expansion
 import tiny
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
 OPTIONS = dict(max_new_tokens=40, prefill_chunk=8)
 RULES = {'greedy': verify.greedy(), 'coupled': verify.coupled()}
 PATHS = [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]

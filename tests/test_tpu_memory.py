@@ -163,8 +163,8 @@ def test_many_rows_of_narrow_heads_are_written_in_place(monkeypatch):
   assert temporaries() > 4 * one_array
 
 
-def _scattered(buffer, new, first, *, part):
-  del part
+def _scattered(buffer, new, first, *, part, unroll):
+  del part, unroll
   return cache_rows.write(buffer, new, first[:, None] + jnp.arange(new.shape[1]))
 
 
