@@ -16,7 +16,7 @@ LANES = 128  # of a TPU's tile
 _FEW_ROWS = 8  # that are read and written by slices on any platform
 # Rows that a TPU reads by slices. Its compiler unrolls them, so that they cost compile time per
 # row: a gather for more, which pads narrow heads (the number of rows is not what limits it).
-_MOST_SLICES = 128
+_MOST_SLICES = 64
 # Rows per step of the loop that writes more than a few: one per step costs fourteen times as much
 # per row (a v5p, by the compiler's estimate), and without a loop 64 rows take half as long again to
 # compile.

@@ -82,7 +82,7 @@ def abstract_run(
   """Setup and state of a run as shapes, as `generation.prepare` makes them.
 
   Args:
-    target: of `abstract_model`, with a layout.
+    target: of `abstract_model`, or a model with or without a layout.
     drafter: its weights shapes too; None decodes plainly.
     rule: the verification rule; run through `specjax.kernels.accept` where `generation` does.
     batch_size: B.
@@ -91,7 +91,8 @@ def abstract_run(
     sampling: the settings; None means temperature 1 and nothing else.
 
   Returns:
-    The two arguments of `engine.run`, every leaf a `ShapeDtypeStruct` with its sharding.
+    The two arguments of `engine.run`, every leaf a `ShapeDtypeStruct`, with its sharding where
+    the target has a layout.
   """
   drafter = plain() if drafter is None else drafter
   sampling = sampling_lib.make(batch_size=batch_size) if sampling is None else sampling
@@ -125,6 +126,8 @@ def abstract_run(
     )
 
   state = jax.eval_shape(first, setup)
+  if setup.layout is None:
+    return jax.eval_shape(lambda setup: setup, setup), state
   return trees.abstract(setup, setup.layout), trees.abstract(state, setup.layout)
 
 
