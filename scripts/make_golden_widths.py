@@ -5,8 +5,8 @@
     /tmp/golden/bin/python scripts/make_golden_widths.py
 
 One layer of a Llama-3.1-70B and one of a Llama-3.2-1B, with a vocabulary of 512; the weights
-are made by `tests/widths.py`, here and in the test, and are exact in bfloat16. Logits are float32
-of a float32 pass, and of a bfloat16 pass, for its distance is the tolerance.
+are made by `tests/support/widths.py`, here and in the test, and are exact in bfloat16. Logits are
+float32 of a float32 pass, and of a bfloat16 pass, for its distance is the tolerance.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ import transformers
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests import widths  # noqa: E402
+from tests.support import widths  # noqa: E402
 
 
 def logits(name: str, kind: torch.dtype) -> np.ndarray:

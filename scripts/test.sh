@@ -22,7 +22,7 @@ export PYTHONPATH="$TPU_COMPILER${PYTHONPATH:+:$PYTHONPATH}"
 
 # A browser, in which the tests open reports: one that is there, Debian's where we may install
 # it, or Playwright's own. Without any the tests of the report say so at the end.
-has_browser() { "$PYTHON" -c 'import sys; from tests import browser; sys.exit(not browser.find())'; }
+has_browser() { "$PYTHON" -c 'import sys; from tests.support import browser; sys.exit(not browser.find())'; }
 if ! has_browser; then
   say "Looking for a browser …"
   if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then

@@ -98,11 +98,11 @@ PYTHON
 }
 
 if [ "$smoke" = 1 ]; then
-  tests=(tests/test_sampling.py -k protocol)
+  tests=(tests/engine/test_sampling.py -k protocol)
   prompts=(--prompts=2 --batch=2 --prompt_length=8 --new_tokens=4 --k=1 --dtypes=float32)
   benchmark=configs/benchmark_zoo.py:smoke
 else
-  tests=(tests/test_lossless.py tests/test_engine.py tests/test_sampling.py)
+  tests=(tests/verify/test_lossless.py tests/engine/test_engine.py tests/engine/test_sampling.py)
   prompts=(--prompts=200)
   benchmark=configs/benchmark_zoo.py
 fi

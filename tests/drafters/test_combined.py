@@ -1,0 +1,176 @@
+"""A free drafter and a learned one together: who drafts, caches, exact laws."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from specjax import drafters
+from specjax import generation
+from specjax import types
+from specjax import verify
+from tests.heads import test_heads
+from tests.support import tiny
+from tests.verify import test_lossless as lossless
+
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+OPTIONS = dict(max_new_tokens=48, prefill_chunk=8)
+TREE = [(0,), (1,), (0, 0), (0, 1), (0, 0, 0)]
+HEADS = {
+    'eagle3': ('eagle3', {}),
+    'exit tree': ('exit', dict(tree=TREE)),
+}
+
+
+def make(learned, draft=None):
+  """Seven nodes are the free drafter's, fewer the other's."""
+  free = drafters.suffix(vocab_size=tiny.VOCAB, num_speculative_tokens=7, min_match=3)
+  if learned in HEADS:
+    return drafters.combined(free, test_heads.make(*HEADS[learned][:1], **HEADS[learned][1]))
+  draft = tiny.related_draft() if draft is None else draft
+  if learned == 'tree':
+    return drafters.combined(free, drafters.model_tree(draft, tree=TREE))
+  return drafters.combined(free, drafters.model(draft, num_speculative_tokens=3))
+
+
+@functools.cache
+def plain(rule):
+  return generation.decode(tiny.target(), tiny.PROMPTS, rule=rule, **OPTIONS)
+
+
+@functools.cache
+def run(learned, rule=verify.greedy(), perfect=False):
+  return generation.generate(
+      tiny.target(),
+      tiny.PROMPTS,
+      drafter=make(learned, tiny.target() if perfect else None),
+      rule=rule,
+      trace=True,
+      **OPTIONS,
+  )
+
+
+@pytest.mark.parametrize('learned, rule', [
+    ('chain', verify.greedy()),
+    ('tree', verify.coupled()),
+    ('eagle3', verify.greedy()),
+    ('exit tree', verify.greedy()),
+])
+def test_output_is_plain_decodings(learned, rule):
+  output = run(learned, rule)
+  np.testing.assert_array_equal(output.tokens, plain(rule).tokens)
+
+
+@pytest.mark.parametrize('learned', ['chain', 'tree'])
+def test_a_learned_drafter_reads_what_the_free_one_had_accepted(learned):
+  """It is the target itself: whenever it drafts, all of its first branch must be right."""
+  output = run(learned, perfect=True)
+  trace, sources = output.trace, set()
+  for row in range(4):
+    rounds = np.flatnonzero(trace.starts[row])
+    before = None
+    for index in rounds:
+      by_free = trace.valid[row, index].sum() == 7
+      if not by_free:
+        assert trace.num_accepted[row, index] == 3, (row, index)
+        sources.add(('learned', before))
+      before = (by_free, int(trace.num_accepted[row, index]))
+      sources.add('free' if by_free else 'learned')
+  # It drafted behind rounds of the other one in which something was accepted, and not.
+  assert 'free' in sources
+  assert any(s[1] is not None and s[1][0] and s[1][1] > 0 for s in sources if len(s) == 2)
+
+
+def test_a_head_drafts_the_same_whoever_drafted_before():
+  """What a fresh pass would say, in rounds behind those of the free drafter too."""
+  output = run('eagle3')
+  trace, behind_free = output.trace, 0
+  for row in range(2):
+    rounds = np.flatnonzero(trace.starts[row])
+    by_free = trace.valid[row, rounds].sum(-1) > test_heads.K
+    behind = [turn for turn in range(1, len(rounds)) if by_free[turn - 1] and not by_free[turn]]
+    for turn in behind[:2]:
+      length = trace.starts[row, rounds[turn]]
+      expected = test_heads.fresh_chain('eagle3', output.tokens[row, :length].tolist())
+      assert trace.tokens[row, rounds[turn]].tolist()[: test_heads.K] == expected, (row, turn)
+      behind_free += 1
+  assert behind_free
+
+
+def test_rounds_are_counted_by_who_drafted():
+  output = run('chain')
+  by_free = (output.trace.valid.sum(-1) > 3) & (output.trace.starts > 0)
+  np.testing.assert_array_equal(output.drafter_state.free_rounds, by_free.sum(-1))
+  assert 0 < by_free.sum() < output.stats.rounds.sum()
+
+
+def test_the_free_proposal_pays():
+  """Its rounds are longer than what the other one could draft."""
+  trace = run('chain').trace
+  assert (trace.num_accepted > 3).any()
+
+
+CASES = {
+    'chain': (
+        verify.block(),
+        drafters.model(lossless.DRAFT, num_speculative_tokens=2),
+    ),
+    'tree': (
+        verify.recursive(),
+        drafters.model_tree(lossless.DRAFT, tree=[(0,), (1,), (0, 0)]),
+    ),
+}
+
+
+class Unable:
+  """A drafter whose proposals everybody has to wait for."""
+
+  vocab_size = tiny.VOCAB
+
+  def propose(self, context, state):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_output_law_is_the_targets(case):
+  """Rows of one batch, some looked up and some drawn."""
+  rule, learned = CASES[case]
+  free = drafters.suffix(vocab_size=lossless.VOCAB, num_speculative_tokens=3, min_match=2)
+  drafter = drafters.combined(free, learned)
+  laws = lossless.output_laws(rule, drafter, max_new_tokens=3)
+  found = lossless.errors(laws, lossless.plain_laws(max_new_tokens=3))
+  assert max(found.values()) < 1e-6, found
+
+
+def test_refusals():
+  learned = drafters.model(tiny.target())
+  branching = drafters.suffix(vocab_size=tiny.VOCAB, tree=(2, 1))
+  with pytest.raises(ValueError, match='proposes a chain'):
+    drafters.combined(branching, learned)
+  with pytest.raises(ValueError, match='Unable cannot be the learned drafter'):
+    drafters.combined(drafters.suffix(vocab_size=tiny.VOCAB), Unable())
+  with pytest.raises(ValueError, match='vocabularies of 9 and 64'):
+    drafters.combined(drafters.suffix(vocab_size=9), learned)
+
+
+def test_laws_of_both_stand_in_one_array():
+  from specjax.drafters.combined import choose
+
+  kind = dict(kind=types.SAMPLED)
+  free = types.Proposal(
+      tokens=np.asarray([[2, 1, 0]] * 2), parents=np.asarray([[0, 1, 2]] * 2),
+      valid=np.ones((2, 3), bool), law=None, rows=np.asarray([[0, 1, 2]] * 2), kind=types.ONE_HOT,
+  )
+  law = np.log(np.full((2, 1, 4), 0.25, np.float32))
+  learned = types.Proposal(
+      tokens=np.asarray([[3, 3]] * 2), parents=np.asarray([[0, 0]] * 2),
+      valid=np.ones((2, 2), bool), law=law, rows=np.asarray([[0, 0]] * 2), **kind,
+  )
+  found = choose(np.asarray([True, False]), free, learned)
+  assert found.kind == types.SAMPLED and found.num_nodes == 3
+  assert found.tokens.tolist() == [[2, 1, 0], [3, 3, 0]]
+  assert found.parents.tolist() == [[0, 1, 2], [0, 0, 2]]
+  assert found.valid.tolist() == [[True] * 3, [True, True, False]]
+  probs = np.exp(np.asarray(found.law))[np.arange(2)[:, None], found.rows]
+  np.testing.assert_allclose(probs[0], np.eye(4)[[2, 1, 0]])
+  np.testing.assert_allclose(probs[1, :2], 0.25)

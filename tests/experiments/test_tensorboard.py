@@ -1,0 +1,67 @@
+"""Event files: what TensorBoard would read of a training run, a sweep and a benchmark."""
+
+import pathlib
+import struct
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from experiments import report
+from experiments import tensorboard
+from experiments import workdir as workdir_lib
+from tests.experiments import test_report
+
+
+def scalars(folder: pathlib.Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
+  """(run, tag) -> points, from the records of all event files below a folder.
+
+  A record is its length (8 bytes), a checksum (4), the event, and a checksum (4): TFRecord.
+  """
+  found = {}
+  for path in sorted(folder.rglob('events.out.tfevents.*')):
+    content = path.read_bytes()
+    while content:
+      (size,) = struct.unpack('<Q', content[:8])
+      event = event_pb2.Event.FromString(content[12 : 12 + size])
+      content = content[16 + size :]
+      for value in event.summary.value:
+        key = str(path.parent.relative_to(folder)), value.tag
+        found.setdefault(key, []).append((event.step, pytest.approx(value.simple_value)))
+  return found
+
+
+def test_training_has_curves_over_steps(tmp_path):
+  rows = [dict(step=step, kind='train', loss=3.0 / step, name='x') for step in (1, 2)]
+  rows += [dict(step=2, kind='held_out', loss=2.5, acceptance=None)]
+  tensorboard.write(tmp_path, rows)
+  assert scalars(tmp_path / 'tensorboard') == {
+      ('train', 'loss'): [(1, 3.0), (2, 1.5)],
+      ('held_out', 'loss'): [(2, 2.5)],
+  }
+
+
+def test_a_sweep_has_a_run_for_each_line(tmp_path):
+  rows = [test_report.arm(k, rule) for rule in ('rejection', 'block') for k in (2, 4)]
+  tensorboard.write(tmp_path, rows, x='drafter.num_speculative_tokens')
+  found = scalars(tmp_path / 'tensorboard')
+  assert found['rule=block', 'speedup'] == [(2, 1.5), (4, 1.5)]
+  assert {run for run, _ in found} == {'rule=rejection', 'rule=block'}
+  # A field that is no integer is counted.
+  rows = [test_report.arm(2, rule) for rule in ('rejection', 'block')]
+  tensorboard.write(tmp_path, rows, x='rule.name')
+  found = scalars(tmp_path / 'tensorboard')
+  assert found['K=2', 'mean_acceptance_length'] == [(0, 2.0), (1, 2.0)]
+
+
+def test_the_report_writes_them_and_a_new_run_removes_them(tmp_path):
+  run = workdir_lib.open_workdir(tmp_path, {'name': 'a run'})
+  run.record(test_report.row())
+  report.write(run)
+  found = scalars(tmp_path / 'tensorboard')
+  assert found['draft_model_greedy_T=0', 'tokens_per_second'] == [(2, 40.0)]
+  report.write(run)
+  assert scalars(tmp_path / 'tensorboard') == found
+  names = sorted(path.name for path in tmp_path.iterdir())
+  assert names == ['config.json', 'metrics.jsonl', 'report.html', 'tensorboard']
+  workdir_lib.open_workdir(tmp_path, {}).record({'step': 1})
+  assert not (tmp_path / 'tensorboard').exists()

@@ -1,0 +1,367 @@
+"""Heads as drafters: the same tokens as plain decoding, and the laws that a fresh pass gives."""
+
+import dataclasses
+import functools
+import sys
+import types
+from unittest import mock
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specjax import drafters
+from specjax import generation
+from specjax import heads
+from specjax import verify
+from specjax.drafters.eagle import EagleDrafter
+from specjax.drafters.early_exit import EarlyExitDrafter
+from specjax.drafters.medusa import MedusaDrafter
+from specjax.heads import eagle as eagle_lib
+from specjax.heads import early_exit as exit_lib
+from specjax.heads import medusa as medusa_lib
+from specjax.heads import target as target_lib
+from specjax.models import TransformerConfig
+from tests.support import tiny
+
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+K = 3
+OPTIONS = dict(max_new_tokens=16, prefill_chunk=4)
+RULES = {'greedy': verify.greedy(), 'coupled': verify.coupled()}
+TREE = (2, 2, 1)
+PROMPTS = tiny.PROMPTS
+
+
+def target():
+  return tiny.target()
+
+
+@functools.cache
+def head(version: int = 3, vocab_size: int = tiny.VOCAB, seed: int = 3) -> heads.Eagle:
+  """A random head; what it drafts is mostly rejected, which exercises rolling back."""
+  cfg = target().module.config
+  decoder = TransformerConfig(
+      vocab_size=vocab_size, width=cfg.width, num_layers=1, num_heads=4, num_kv_heads=2,
+      head_dim=16, mlp_width=64,
+  )
+  config = heads.EagleConfig(
+      decoder=decoder,
+      target_width=cfg.width,
+      target_vocab_size=cfg.vocab_size,
+      feature_layers=(1, 2, 3) if version == 3 else (cfg.num_layers,),
+      version=version,
+      fuse_bias=version == 1,
+  )
+  module = heads.EagleHead(config)
+  params = eagle_lib.init_params(module, jax.random.key(seed))
+  ids = None
+  if vocab_size < tiny.VOCAB:
+    ids = jnp.asarray(np.random.default_rng(0).permutation(tiny.VOCAB)[:vocab_size], jnp.int32)
+  return heads.Eagle(module, jax.tree.map(lambda x: x * 2, params), None, ids)
+
+
+@functools.cache
+def medusa() -> heads.Medusa:
+  cfg = target().module.config
+  config = heads.MedusaConfig(
+      num_heads=K, target_width=cfg.width, target_vocab_size=cfg.vocab_size,
+      target_layers=cfg.num_layers,
+  )
+  module = heads.MedusaHeads(config, jnp.float32, jnp.float32)
+  params = medusa_lib.init_params(module, jax.random.key(0))
+  noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
+  return heads.Medusa(module, jax.tree.map(noise, params))
+
+
+@functools.cache
+def adapter() -> heads.EarlyExit:
+  config = heads.ExitConfig(exit_layer=2, target=target().module.config, mlp_width=32)
+  module = heads.ExitAdapter(config, jnp.float32, jnp.float32)
+  return heads.EarlyExit(module, exit_lib.init_params(module, jax.random.key(1), target()))
+
+
+def make(kind: str, **shape):
+  shape = shape or dict(num_speculative_tokens=K)
+  if kind == 'medusa':
+    return drafters.medusa(medusa(), target(), **shape)
+  if kind == 'exit':
+    return drafters.early_exit(adapter(), target(), **shape)
+  if kind == 'plain exit':
+    return drafters.early_exit(heads.plain_exit(target(), 2), target(), **shape)
+  chosen = {'eagle3': head(), 'eagle1': head(1), 'reduced': head(3, 24)}[kind]
+  return drafters.eagle(chosen, target(), **shape)
+
+
+@functools.cache
+def plain(rule: str):
+  return generation.decode(target(), PROMPTS, rule=RULES[rule], width=K + 1, **OPTIONS)
+
+
+@functools.cache
+def drafted(kind: str):
+  """A greedy run with its trace."""
+  return generation.generate(
+      target(), PROMPTS, drafter=make(kind), rule=verify.greedy(), trace=True, **OPTIONS
+  )
+
+
+@pytest.mark.parametrize('kind', ['eagle3', 'eagle1', 'reduced', 'medusa', 'exit', 'plain exit'])
+def test_a_chain_is_bit_for_bit_plain_decoding(kind):
+  np.testing.assert_array_equal(drafted(kind).tokens, plain('greedy').tokens)
+
+
+@pytest.mark.parametrize(
+    'kind, rule', [('eagle3', 'coupled'), ('medusa', 'coupled'), ('exit', 'greedy')]
+)
+def test_a_tree_gives_the_tokens_of_plain_decoding(kind, rule):
+  output = generation.generate(
+      target(), PROMPTS, drafter=make(kind, tree=TREE), rule=RULES[rule], **OPTIONS
+  )
+  np.testing.assert_array_equal(output.tokens, plain(rule).tokens)
+
+
+@pytest.mark.parametrize('kind, rule', [('eagle3', 'greedy'), ('eagle1', 'coupled')])
+def test_a_dynamic_tree_gives_the_tokens_of_plain_decoding(kind, rule):
+  tree = drafters.dynamic_tree(num_nodes=8, depth=3, width=3)
+  output = generation.generate(
+      target(), PROMPTS, drafter=make(kind, tree=tree), rule=RULES[rule], **OPTIONS
+  )
+  np.testing.assert_array_equal(output.tokens, plain(rule).tokens)
+
+
+def test_an_early_exit_has_room_for_what_it_keeps():
+  with pytest.raises(ValueError, match='has room for those that are kept'):
+    make('exit', tree=drafters.dynamic_tree(num_nodes=4, depth=3, width=3))
+
+
+@functools.partial(jax.jit, static_argnames='layers')
+def _streams(tokens, layers):
+  return target()(tokens, feature_layers=layers, with_logits=False).features
+
+
+def streams(tokens, layers):
+  """Features [1, T, F]; padded, so that one program serves all lengths."""
+  padded = np.zeros((1, 40), np.int32)
+  padded[0, : len(tokens)] = tokens
+  return _streams(padded, layers)[:, : len(tokens)]
+
+
+@jax.jit
+def _unroll(chosen, embedded, features):
+  variables = {'params': chosen.params}
+  return chosen.module.apply(variables, embedded, features, K, method='unroll')
+
+
+def fresh_chain(kind: str, tokens) -> list[int]:
+  """What a head drafts behind `tokens` (the root included), from nothing but its definition."""
+  layers = {'eagle1': (3,), 'medusa': (3,)}.get(kind, (1, 2, 3))
+  if kind == 'exit':
+    chosen = list(tokens)
+    for _ in range(K):
+      stream = streams(chosen, (2,))
+      chosen.append(int(adapter().logits(target(), stream)[0, -1].argmax()))
+    return chosen[len(tokens) :]
+  features = streams(tokens[:-1], layers)
+  if kind == 'medusa':
+    feature = target_lib.final_norm(target(), features[:, -1])
+    logits = medusa().module.apply({'params': medusa().params}, feature)
+    return [int(t) for t in logits[0].argmax(-1)]
+  chosen = head({'eagle1': 1}.get(kind, 3), 24 if kind == 'reduced' else tiny.VOCAB)
+  apply = lambda *args, **kw: chosen.module.apply({'params': chosen.params}, *args, **kw)
+  if kind == 'eagle1':
+    features = target_lib.final_norm(target(), features)
+  # Each step with all that came before and no cache: unrolled from the last pair.
+  steps, found, count = list(tokens[1:]), [], features.shape[1]
+  features = jnp.pad(features, ((0, 0), (0, 40 - count), (0, 0)))
+  for step in range(K):
+    padded = np.zeros((1, 40 + K), np.int32)
+    padded[0, : len(steps)] = steps
+    embedded = target_lib.embed(target(), padded)
+    last = _unroll(chosen, embedded, features)[step, :, count - 1]
+    if kind == 'eagle1':
+      logits = apply(last, method='output') @ target_lib.head_kernel(target()).T
+    else:
+      logits = apply(last, method='logits')
+    token = int(logits[0].argmax())
+    token = token if chosen.draft_to_target is None else int(chosen.draft_to_target[token])
+    found.append(token)
+    steps.append(token)
+  return found
+
+
+def stale_rounds(kind: str, output) -> list[tuple[int, int]]:
+  """(row, round) of those looked at whose drafts are not what a fresh pass drafts."""
+  trace, stale = output.trace, []
+  for row in (0, 1):
+    starts = trace.starts[row]
+    for turn in np.flatnonzero(starts)[[0, 3]]:
+      length = starts[turn]
+      if length == 1 and kind != 'exit':
+        # One token has no feature before it.
+        assert not trace.valid[row, turn].any()
+        continue
+      assert trace.valid[row, turn].all()
+      expected = fresh_chain(kind, output.tokens[row, :length].tolist())
+      if trace.tokens[row, turn].tolist() != expected:
+        stale.append((row, int(turn)))
+  return stale
+
+
+@pytest.mark.parametrize('kind', ['eagle3', 'eagle1', 'reduced', 'medusa', 'exit'])
+def test_every_round_drafts_what_a_fresh_pass_would(kind):
+  assert stale_rounds(kind, drafted(kind)) == []
+
+
+# Wrong on purpose, in ways that only make drafts worse: the rule makes up for any draft, so the
+# output stays plain decoding's. (What biases the output is in test_heads_lossless.py.)
+
+
+class FeaturesOneBack:
+  """Takes each token with the feature of the position before the right one."""
+
+  def propose(self, context, state):
+    return super().propose(context.replace(features=jnp.roll(context.features, 1, 1)), state)
+
+
+@struct.dataclass
+class OneBack(FeaturesOneBack, EagleDrafter):
+  """EAGLE with wrong features."""
+
+
+@struct.dataclass
+class NotRolledBack(EagleDrafter):
+  """Leaves in its cache what was rejected."""
+
+  def propose(self, context, state):
+    as_it_is = types.SimpleNamespace(roll_back=lambda cache, lengths: cache)
+    with mock.patch.object(sys.modules[EagleDrafter.__module__], 'kv_cache', as_it_is):
+      return super().propose(context, state)
+
+
+@struct.dataclass
+class MedusaOneBack(FeaturesOneBack, MedusaDrafter):
+  """Medusa with wrong features."""
+
+
+@struct.dataclass
+class ForgetsTheRoot(EarlyExitDrafter):
+  """Reads the token before the root in the root's place."""
+
+  def propose(self, context, state):
+    shifted = context.replace(tokens=jnp.roll(context.tokens, 1, axis=1))
+    proposal, state, after = super().propose(shifted, state)
+    return proposal, state, after.replace(tokens=context.tokens)
+
+
+@pytest.mark.parametrize('fault, kind', [
+    (OneBack, 'eagle3'), (NotRolledBack, 'eagle3'), (MedusaOneBack, 'medusa'),
+    (ForgetsTheRoot, 'exit'),
+])
+def test_what_only_drafts_worse_is_caught_by_a_fresh_pass(fault, kind):
+  right = make(kind)
+  drafter = fault(**{f.name: getattr(right, f.name) for f in dataclasses.fields(fault)})
+  output = generation.generate(
+      target(), PROMPTS, drafter=drafter, rule=verify.greedy(), trace=True, **OPTIONS
+  )
+  np.testing.assert_array_equal(output.tokens, plain('greedy').tokens)
+  assert stale_rounds(kind, output)
+
+
+def test_a_row_does_not_depend_on_the_others():
+  alone = generation.generate(
+      target(), [PROMPTS[0]] * 4, drafter=make('eagle3'), rule=verify.greedy(), trace=True,
+      **OPTIONS
+  )
+  beside = drafted('eagle3')
+  rounds = np.count_nonzero(beside.trace.starts[0])
+  for field in ('tokens', 'num_accepted', 'starts'):
+    np.testing.assert_array_equal(
+        getattr(alone.trace, field)[0, :rounds], getattr(beside.trace, field)[0, :rounds]
+    )
+
+
+def test_misfits_are_refused():
+  other = tiny.model(0, width=32, num_layers=2)
+  with pytest.raises(ValueError, match='target of width 48, this target has 32'):
+    drafters.eagle(head(), other)
+  with pytest.raises(ValueError, match='target of another shape'):
+    drafters.early_exit(adapter(), other)
+  with pytest.raises(ValueError, match='not both'):
+    drafters.eagle(head(), target(), num_speculative_tokens=2, tree=(2, 1))
+  with pytest.raises(ValueError, match='must be at least 1, got 0'):
+    drafters.eagle(head(), target(), num_speculative_tokens=0)
+  with pytest.raises(ValueError, match='3 heads draft at most 3 tokens deep, 4'):
+    drafters.medusa(medusa(), target(), num_speculative_tokens=4)
+  with pytest.raises(ValueError, match='exit_layer must be 1 … 2, got 3'):
+    heads.plain_exit(target(), 3)
+  with pytest.raises(ValueError, match='EAGLE-3 head has one layer, got num_layers=2'):
+    cfg = head().config
+    heads.EagleConfig(
+        decoder=TransformerConfig(
+            vocab_size=8, width=48, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8,
+            mlp_width=8,
+        ),
+        target_width=48, target_vocab_size=64, feature_layers=cfg.feature_layers,
+    )
+
+
+def test_sizes_are_counted():
+  for each in (head(), head(1)):
+    assert sum(x.size for x in jax.tree.leaves(each.params)) == each.config.num_parameters
+  for each in (medusa(), adapter()):
+    assert sum(x.size for x in jax.tree.leaves(each.params)) == each.config.num_parameters
+
+
+def test_a_70b_target_with_a_1b_head_traces_without_memory():
+  """Every array is a shape: prefill of a chunk, and one round of a tree of 60 nodes."""
+  from specjax import engine
+  from specjax import sampling as sampling_lib
+  from specjax.models import LanguageModel, Transformer, presets
+
+  target_module = Transformer(presets.get('Llama-3.1-70B'), jnp.bfloat16, jnp.bfloat16)
+  config = heads.presets.eagle3('Llama-3.1-70B')
+  assert config.num_parameters == pytest.approx(1.05e9, rel=0.01)
+  module = heads.EagleHead(config, jnp.bfloat16, jnp.bfloat16)
+  batch, context = 2, 256
+
+  def build():
+    params = target_module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))['params']
+    large = LanguageModel(target_module, params)
+    ids = jnp.arange(32_000, dtype=jnp.int32)
+    head_ = heads.Eagle(module, eagle_lib.init_params(module, jax.random.key(1)), None, ids)
+    tree = drafters.dynamic_tree(num_nodes=60, depth=6, width=10)
+    return large, drafters.eagle(head_, large, tree=tree)
+
+  def one_round():
+    large, drafter = build()
+    setup = engine.Setup(
+        target=large, drafter=drafter, sampling=sampling_lib.make(batch_size=batch),
+        stop_tokens=jnp.full((8,), -1, jnp.int32), rule=verify.greedy(), width=61,
+    )
+    tokens = jnp.zeros((batch, context), jnp.int32)
+    sizes = generation.cache_sizes(batch, context, width=61, prefill_chunk=64)
+    num_new = jnp.full((batch,), 64, jnp.int32)
+    cache, drafter_state, features = engine.prefill_chunk(
+        setup, large.init_cache(**sizes), drafter.init(**sizes), tokens[:, :64], num_new
+    )
+    zeros = lambda *shape: jnp.zeros((batch, *shape), jnp.int32)
+    history = sampling_lib.init_history(
+        tokens, num_new + 1, vocab_size=large.vocab_size, constraint=None
+    )
+    state = engine.DecodeState(
+        tokens=tokens, lengths=num_new + 1, limits=num_new + 100, done=zeros() > 0,
+        finish=zeros(), keys=jnp.zeros((batch, 2), jnp.uint32), target_cache=cache,
+        drafter=drafter_state, history=history,
+        features=jnp.pad(features[:, None], ((0, 0), (0, 6), (0, 0))),
+        features_valid=zeros(7) == 0, logprobs=None,
+        stats=engine.Stats(zeros(), zeros(), zeros(), zeros(6), zeros(6)), trace=None,
+        round=jnp.int32(0),
+    )
+    return engine.speculative_round(setup, state)
+
+  after = jax.eval_shape(one_round)
+  assert after.features.shape == (batch, 7, 3 * 8192)
+  held = sum(x.size for x in jax.tree.leaves(jax.eval_shape(build)))
+  assert held > 71e9

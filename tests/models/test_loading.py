@@ -1,0 +1,106 @@
+"""Parts of parameters, read from the tensors they are stored as; and weights of eight bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specjax import models
+from specjax.models import hf
+from specjax.models import layers
+from specjax.models import quantization
+from tests.support import tiny
+
+SHAPE = dict(num_heads=8, num_kv_heads=2, head_dim=4, qkv_bias=True)
+
+
+logits = jax.jit(lambda model, tokens: model(tokens).logits)
+
+
+class Stored:
+  """A tensor that counts what is read of it."""
+
+  def __init__(self, value):
+    self.value, self.dtype = value, value.dtype
+
+  def read(self):
+    return self.value
+
+
+@pytest.mark.parametrize('repeats', [1, 2, 4])
+def test_any_part_of_any_parameter_is_read_as_it_is_in_the_whole(repeats):
+  config = models.TransformerConfig(
+      vocab_size=6, width=8, num_layers=1, mlp_width=12, kv_repeats=repeats, **SHAPE
+  )
+  rng = np.random.default_rng(repeats)
+  for parameter in hf._layout(config):
+    sources = [Stored(rng.normal(size=part.shape).astype(np.float32)) for part in parameter.parts]
+    whole = (slice(None),) * len(parameter.shape)
+    value = hf._read(parameter, sources, whole, np.float32)
+    for part, source in zip(parameter.parts, sources):
+      np.testing.assert_array_equal(hf._stored_value(value, part), source.value)
+    for _ in range(20):
+      index = tuple(
+          slice(*sorted(rng.choice(size + 1, 2, replace=False))) for size in parameter.shape
+      )
+      np.testing.assert_array_equal(
+          hf._read(parameter, sources, index, np.float32), value[index], str(parameter.path)
+      )
+
+
+def test_repeated_heads_compute_the_same():
+  model = tiny.model(0, num_layers=2, num_heads=8, num_kv_heads=2)
+  from specjax.sharding import trees
+
+  config = model.module.config
+  config = type(config)(**{**config.__dict__, 'kv_repeats': 4})
+  params = trees._repeat_heads(model.params, config)
+  repeated = models.LanguageModel(model.module.clone(config=config), params)
+  tokens = jnp.arange(24).reshape(2, 12) % tiny.VOCAB
+  assert params['layer_0']['attention']['qkv'].shape[:2] == (8, 3)
+  np.testing.assert_allclose(logits(repeated, tokens), logits(model, tokens), atol=2e-5)
+
+
+def test_quantised_entries_are_off_by_half_a_level_and_zero_rows_stay():
+  weight = jax.random.normal(jax.random.key(0), (3, 5, 64)).at[1, 2].set(0.0)
+  quantized = quantization.quantize(weight)
+  error = jnp.abs(quantization.dequantize(quantized) - weight)
+  largest = jnp.abs(weight).max(-1, keepdims=True)
+  assert quantized.values.dtype == jnp.int8
+  assert (error <= largest / 254 * 1.001).all() and (error[1, 2] == 0).all()
+  x = jax.random.normal(jax.random.key(1), (2, 64))
+  for split in (False, True):
+    np.testing.assert_allclose(
+        layers.dense(x, quantized, split=split),
+        layers.dense(x, quantization.dequantize(quantized)),
+        rtol=1e-4, atol=1e-4,
+    )
+
+
+def test_a_quantised_model_is_the_model_of_its_rounded_weights(tmp_path):
+  models.save_hf(tiny.model(0), tmp_path / 'model')
+  quantised = models.load_hf(tmp_path / 'model', int8=True)
+  is_leaf = lambda x: isinstance(x, quantization.Quantized)
+  rounded = jax.tree.map(
+      lambda x: quantization.dequantize(x) if is_leaf(x) else x, quantised.params, is_leaf=is_leaf
+  )
+  tokens = jnp.arange(24).reshape(2, 12) % tiny.VOCAB
+  np.testing.assert_allclose(
+      logits(quantised, tokens), logits(quantised.replace(params=rounded), tokens), atol=1e-3
+  )
+  assert quantised.params['layer_0']['mlp']['down'].values.dtype == jnp.int8
+  assert quantised.params['embedding'].dtype == jnp.float32
+
+
+def test_speculation_is_lossless_with_respect_to_the_quantised_target(tmp_path):
+  import specjax
+
+  model = tiny.model(0, num_layers=1)
+  models.save_hf(model, tmp_path / 'model')
+  target = models.load_hf(tmp_path / 'model', int8=True)
+  drafter = specjax.drafters.model(model, num_speculative_tokens=3)
+  options = dict(max_new_tokens=16, width=4, prefill_chunk=16, cache_length=48)
+  plain = specjax.decode(target, tiny.PROMPTS[:1], **options)
+  drafted = specjax.generate(target, tiny.PROMPTS[:1], drafter=drafter, **options)
+  np.testing.assert_array_equal(drafted.tokens, plain.tokens)
+  assert drafted.target_passes < plain.target_passes

@@ -1,0 +1,184 @@
+"""The planner: programs compiled ahead, what is read from them, rooflines, and the command."""
+
+import json
+
+import pytest
+
+from configs import llama3_70b
+from experiments import build_plan
+from experiments import plan
+from specjax import models
+from specjax.sharding import chips
+from specjax.sharding import programs
+from specjax.sharding import roofline
+from tests.support import tpu_ahead
+
+
+def config(**changes):
+  """Two layers at the real widths."""
+  made = llama3_70b.get_config('smoke')
+  made.update(context=8192, topologies=())
+  made.update(changes)
+  return made
+
+
+@pytest.mark.parametrize(
+    'topology, mesh, reduces, all_of_them',
+    [
+        ('v5e:8x8', {}, 2, 2),  # heads kept eight times
+        # Greedy, and no prompts: one program of those, and one block rule, are enough.
+        ('v6e:4x4', dict(preset='sequence', sequence=2), 6, 6),
+    ],
+    ids=['tensor', 'sequence'],
+)
+def test_the_whole_loop_compiles_for_a_slice_in_place(topology, mesh, reduces, all_of_them):
+  tpu_ahead.devices(topology)
+  settings = config(topology=topology)
+  settings.mesh.update(mesh)
+  settings.drafter.num_layers = 1
+  if mesh:
+    settings.compile_prefill, settings.rule.name = False, 'greedy'
+  case = build_plan.case(settings, topology)
+  row = build_plan.row(settings, case)
+  assert row['compiled'] and row['fits']
+  assert row['all_reduces_per_layer'] <= reduces
+  assert row['collectives_per_layer'] <= all_of_them
+  assert row['aliased_bytes'] >= row['cache_bytes']
+  # All temporaries of one pass are a few activations; they do not grow with the layers. No
+  # copy of even one layer's keys, which in two layers is a quarter of the target's cache.
+  assert row['temporary_bytes'] < 0.2 * row['cache_bytes']
+  # No gathered logits: a row of the vocabulary is the smallest such array. Nor a gathered
+  # cache, which would be larger still.
+  vocabulary = case.target.vocab_size
+  assert row['largest_gathered_elements'] < max(vocabulary, 8 * 5 * case.target.config.width + 1)
+  assert mesh or row['prefill_temporary_bytes'] > 0
+  assert row['compiler_target_ms'] > 0 and row['compiler_draft_ms'] > 0
+
+
+def test_a_heads_loop_gathers_its_own_small_vocabulary_alone():
+  """Its cache stays where it lies, in place; so do all rows of the target's vocabulary."""
+  tpu_ahead.devices('v5p:2x2x2')
+  settings = config(topology='v5p:2x2x2', compile_prefill=False)
+  settings.target.num_layers, settings.rule.name = 1, 'greedy'
+  settings.drafter.kind, settings.drafter.num_speculative_tokens = 'eagle3', 1
+  row = build_plan.row(settings, build_plan.case(settings, 'v5p:2x2x2'))
+  assert row['aliased_bytes'] >= row['cache_bytes']
+  # Eight rows of the draft's logits; the cache of one layer has 8 million elements a chip.
+  assert row['largest_gathered_elements'] == 8 * 32_000
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would():
+  settings = config(topology='v5e:2x2', compile=False)
+  settings.target.num_layers = 80
+  row = build_plan.row(settings, build_plan.case(settings, 'v5e:2x2'))
+  assert not row['fits'] and row['free_bytes'] < 0
+  assert 'it lacks' in row['advice'] and 'int8' in row['advice']
+  settings = config(topology='v5p:2x2x2', compile=False, context=2**20)
+  settings.target.num_layers = 80
+  row = build_plan.row(settings, build_plan.case(settings, 'v5p:2x2x2'))
+  assert not row['fits'] and 'leave room for a batch of' in row['advice']
+
+
+@pytest.mark.parametrize('kind', ['model', 'eagle3'])
+def test_a_tree_is_planned_as_it_would_be_drafted(kind):
+  settings = config(topology='v5p:2x2x2', compile=False)
+  settings.drafter.kind, settings.drafter.tree = kind, '3,2,1'
+  with pytest.raises(ValueError, match='block rule verifies chains only.*traversal'):
+    build_plan.case(settings, 'v5p:2x2x2')
+  settings.rule.name = 'traversal'
+  row = build_plan.row(settings, build_plan.case(settings, 'v5p:2x2x2'))
+  assert (row['num_nodes'], row['num_speculative_tokens'], row['tree']) == (15, 3, '3,2,1')
+  assert row['target_pass_ms'] > row['target_step_ms'] > row['draft_step_ms'] > 0
+
+
+def test_a_heads_weights_and_cache_are_split_as_a_drafts():
+  """An eighth of each on a chip; norms and the map between vocabularies are whole."""
+  settings = config(topology='v5p:2x2x2', compile=False)
+  settings.drafter.kind = 'eagle3'
+  case = build_plan.case(settings, 'v5p:2x2x2')
+  row = build_plan.row(settings, case)
+  whole = 2 * case.draft.config.num_parameters
+  assert whole / 8 <= row['draft_weight_bytes'] < 1.001 * whole / 8
+  settings.target.num_layers = 1
+  smaller = build_plan.row(settings, build_plan.case(settings, 'v5p:2x2x2'))
+  # Three layers of cache, one of them the head's, and two: all of one size.
+  assert row['cache_bytes'] / smaller['cache_bytes'] == pytest.approx(3 / 2)
+
+
+def test_collectives_are_read_from_a_programs_text():
+  text = """
+HloModule jit_run
+%body (p: f32[4]) -> f32[4] {
+  %ar = bf16[8,5,8192]{2,1,0} all-reduce(%x), metadata={op_name="jit(run)/while/body/score/\
+Transformer/layer_3/mlp/dot_general"}
+  %ag = (f32[4]{0}, f32[16]{0}) all-gather-start(%y), metadata={op_name="a/verify/b"}
+  ROOT %f = f32[4]{0} fusion(%z), backend_config={"estimated_cycles":"70"}, \
+metadata={op_name="jit(run)/while/body/draft/while/body/dot"}
+}
+"""
+  reduce, gather = programs.collectives(text)
+  assert (reduce.kind, reduce.num_bytes, reduce.layer, reduce.scope) == (
+      'all-reduce', 8 * 5 * 8192 * 2, 3, 'score'
+  )
+  assert (gather.kind, gather.num_bytes, gather.largest, gather.scope) == (
+      'all-gather', 64, 16, 'verify'
+  )
+  assert programs.cycles(text, loops={'draft': 3}) == {'draft': 210.0}
+
+
+def model(name, where, **changes):
+  shape = models.presets.get(name)
+  sizes = dict(weight_bytes=2.0 * shape.num_parameters / where.num_chips, cache_bytes=0.0)
+  return roofline.Model(config=shape, ways=where.num_chips, **sizes | changes)
+
+
+def test_a_step_is_bound_by_reading_weights_and_then_by_computing():
+  where = chips.slice_of('v5p:2x2x2')
+  target = model('Llama-3.1-70B', where)
+  one = roofline.step(target, where, batch_size=1, width=1, context=1)
+  assert one.read == pytest.approx(2 * 70.553706496e9 / 8 / 2765e9)
+  assert one.seconds == one.read + one.collectives > one.compute
+  many = roofline.step(target, where, batch_size=512, width=1, context=1)
+  assert many.compute > many.read
+  assert many.compute == pytest.approx(2 * 70.553706496e9 / 8 * 512 / 459e12, rel=1e-3)
+
+
+def test_speculation_pays_for_few_rows_and_not_for_many():
+  where = chips.slice_of('H100:8')
+  pair = model('Llama-3.1-70B', where), model('Llama-3.2-1B', where)
+  options = dict(batch_size=1, context=1024)
+  low, high = roofline.predict(*pair, where, acceptances=(0.5, 0.9), **options)
+  assert 1 < low.speedup < high.speedup
+  assert low.num_speculative_tokens < high.num_speculative_tokens
+  batch = roofline.largest_paying_batch(*pair, where, context=1024, acceptance=0.7)
+  assert 8 <= batch <= 1024
+  after = roofline.predict(*pair, where, acceptances=(0.7,), batch_size=2 * batch, context=1024)
+  assert after[0].speedup < 1.05
+
+
+def test_the_command_writes_rows_and_a_page(tmp_path, capsys):
+  settings = config(topologies=('v5e:2x2', 'H100:8'), compile=False, context=512)
+  plan.run(settings, str(tmp_path))
+  rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert all(row['largest_fitting_batch'] >= 0 for row in rows)
+  fields = ('weight_bytes', 'cache_bytes', 'temporary_bytes', 'all_reduces_per_layer')
+  assert [row['topology'] for row in rows] == ['v5e:2x2', 'H100:8']
+  assert all(field in row for row in rows for field in (*fields, 'compile_seconds'))
+  page = (tmp_path / 'report.html').read_text()
+  assert 'H100:8 (not compiled)' in page and '<svg' in page
+  assert 'not compiled' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(topology='v9:2x2'), "Unknown chip 'v9'"),
+        (dict(topology='v5e:two'), 'does not say how many chips'),
+        (dict(topology='H100:8', target=dict(name='Llama-9')), "Unknown model 'Llama-9'"),
+        (dict(topology='', topologies=()), 'Name a slice'),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_anything_is_compiled(changes, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    plan.run(config(**changes), str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()

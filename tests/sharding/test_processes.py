@@ -1,0 +1,154 @@
+"""Two processes of four devices give what one of eight gives; a death ends the others."""
+
+import functools
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from specjax.sharding import processes
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+
+
+def free_port() -> int:
+  with socket.socket() as found:
+    found.bind(('localhost', 0))
+    return found.getsockname()[1]
+
+
+def start(arguments, *, devices=4, count=2, port=None):
+  """Starts `count` processes of `python -m …` that know of each other."""
+  port = port or free_port()
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  return [
+      subprocess.Popen(
+          [sys.executable, '-m', *arguments(port, number)],
+          cwd=ROOT, env=ENVIRONMENT | {'XLA_FLAGS': flags}, text=True,
+          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      )
+      for number in range(count)
+  ]
+
+
+def finish(started, timeout=400):
+  """Waits for all; fails with the output of one that failed."""
+  for process in started:
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output[-4000:]
+
+
+def run(folder, name, *, count):
+  """The tokens of a few cases, by `count` processes with eight devices together."""
+  out = folder / f'{name}.json'
+
+  def arguments(port, number):
+    made = ['tests.support.mesh_run', str(out), f'--devices={8 // count}', '--few']
+    if count == 1:
+      return made
+    return [*made, f'--coordinator=localhost:{port}', f'--number={number}', f'--count={count}']
+
+  finish(start(arguments, devices=8 // count, count=count))
+  return json.loads(out.read_text())
+
+
+def test_two_processes_emit_the_tokens_of_one_and_the_same_bits_again(tmp_path):
+  one = run(tmp_path, 'one', count=1)
+  two = run(tmp_path, 'two', count=2)
+  for layout, cases in one.items():
+    for case, found in cases.items():
+      assert found['tokens'] == two[layout][case]['tokens'], (layout, case)
+  # The same processes again: not only the tokens, every log-probability to the bit.
+  assert run(tmp_path, 'again', count=2) == two
+
+
+def command(name, workdir, *flags):
+  def arguments(port, number):
+    return [
+        f'experiments.{name}', f'--workdir={workdir}', f'--coordinator_address=localhost:{port}',
+        '--num_processes=2', f'--process_id={number}', *flags,
+    ]
+  return arguments
+
+
+def test_the_script_runs_a_command_on_two_processes_and_the_first_one_writes(tmp_path):
+  flags = (
+      '--config=configs/zoo.py:smoke', '--config.dtype=float32', '--config.mesh.preset=tensor',
+      '--config.mesh.model=2', '--config.mesh.data=4', '--config.num_prompts=0',
+      '--config.batch_size=4', '--config.prompt_file=' + str(tmp_path / 'prompts.jsonl'),
+  )
+  lines = ''.join(json.dumps({'prompt': f'def f{i}(x):'}) + '\n' for i in range(4))
+  (tmp_path / 'prompts.jsonl').write_text(lines)
+  done = subprocess.run(
+      [ROOT / 'scripts/launch_processes.sh', '2', '4', 'generate', *flags,
+       f'--workdir={tmp_path / "out"}'],
+      env=ENVIRONMENT | {'SPECJAX_VENV': sys.prefix}, text=True, timeout=400,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+  )
+  assert done.returncode == 0, done.stdout[-4000:]
+  rows = (tmp_path / 'out' / 'outputs.jsonl').read_text().splitlines()
+  assert len(rows) == 4
+  assert len((tmp_path / 'out' / 'metrics.jsonl').read_text().splitlines()) == 1
+
+
+@functools.cache
+def training_flags():
+  return (
+      '--config=configs/zoo_target.py:smoke', '--config.dtype=float32',
+      '--config.mesh.preset=fsdp', '--config.mesh.data=4', '--config.mesh.model=2',
+      '--config.model.num_heads=4', '--config.model.num_kv_heads=2',
+  )
+
+
+def test_a_death_ends_the_others_and_training_goes_on_from_its_checkpoint(tmp_path):
+  flags = (*training_flags(), '--config.num_steps=400')
+  started = start(command('train', tmp_path / 'run', *flags))
+  try:
+    checkpoint, limit = tmp_path / 'run' / 'checkpoints' / '20', time.time() + 300
+    while not checkpoint.is_dir():
+      assert time.time() < limit and started[0].poll() is None, started[0].stdout.read()[-3000:]
+      time.sleep(0.1)
+    started[1].send_signal(signal.SIGKILL)
+    killed = time.time()
+    output, _ = started[0].communicate(timeout=60)
+    assert started[0].returncode != 0 and time.time() - killed < 60
+    assert 'another process of this run has died' in output or 'heartbeat' in output, output
+  finally:
+    for process in started:
+      process.kill()
+      process.communicate()
+  steps = [int(path.name) for path in checkpoint.parent.iterdir() if path.name.isdigit()]
+  last = max(steps) + 10
+  flags = (*training_flags(), f'--config.num_steps={last}')
+  finish(start(command('train', tmp_path / 'run', *flags)))
+  lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  trained = [row['step'] for row in rows if row['kind'] == 'train']
+  assert trained == list(range(5, last + 1, 5))
+  assert (tmp_path / 'run' / 'model' / 'model.safetensors').exists()
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(num_processes=2), 'need the address of process 0'),
+        (dict(coordinator_address='localhost:1'), 'needs --num_processes'),
+        (dict(coordinator_address='localhost:1', num_processes=2, process_id=2), '0 … 1, got 2'),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    processes.start(**options)
+
+
+def test_one_process_is_the_first_and_needs_nothing():
+  assert processes.start() is False
+  assert processes.is_first()
+  assert processes.first_alone(lambda: 3) == 3
