@@ -10,7 +10,7 @@ from specjax import drafters
 from specjax import engine
 from specjax import verify
 from specjax.sharding import ahead
-from tests import tiny
+from tests.support import tiny
 
 
 def equations(jaxpr) -> Iterator[str]:
