@@ -1,12 +1,21 @@
 #!/usr/bin/env bash
-# Sets up .venv in the repository and runs every check: ruff, then all tests and doctests.
+# Sets up .venv in the repository and runs the checks: ruff, then tests and doctests.
 #
-#   ./scripts/test.sh [pytest arguments …]
+#   ./scripts/test.sh [pytest arguments …]     the short run: every kind of check
+#   ./scripts/test.sh --everything [pytest arguments …]
+#                                              all combinations too, as before a release
 #
-# SPECJAX_TEST_WORKERS sets how many processes run tests (2).
+# What the short run leaves out, and why, is in tests/support/short_run.py. Tests that are named
+# are run whole. SPECJAX_TEST_WORKERS sets how many processes run tests (2).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=python_env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/python_env.sh"
+
+everything=
+arguments=()
+for argument in "$@"; do
+  if [ "$argument" = --everything ]; then everything=1; else arguments+=("$argument"); fi
+done
 
 setup experiments,test
 
@@ -35,5 +44,11 @@ fi
 # The tests are about results, which are the CPU's; validate_hardware.sh is for accelerators.
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 "$PYTHON" -m ruff check .
-# -rs: what was left out is said at the end, with its reason.
-exec "$PYTHON" -m pytest -rs --numprocesses="${SPECJAX_TEST_WORKERS:-2}" "$@"
+if [ -n "$everything" ]; then
+  say "Everything: about XX minutes on two cores."
+  export SPECJAX_TEST_EVERYTHING=1
+fi
+# A module's tests share what it compiles, so that they go to one worker. Modules begin in the order
+# of tests/support/short_run.py. -rs: what was skipped is said at the end, with its reason.
+exec "$PYTHON" -m pytest -rs --numprocesses="${SPECJAX_TEST_WORKERS:-2}" --dist=loadfile \
+  --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"}

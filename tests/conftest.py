@@ -8,6 +8,8 @@ import tempfile
 import jax
 import pytest
 
+from tests.support import short_run
+
 _CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
@@ -20,6 +22,8 @@ def pytest_configure(config):
   """
   if hasattr(config, 'workerinput'):
     return  # xdist's workers have the variables of the process that started them
+  if config.args_source is pytest.Config.ArgsSource.ARGS:
+    os.environ[short_run.EVERYTHING] = '1'  # what is named is run whole
   config.stash[_CACHE] = folder = tempfile.TemporaryDirectory(prefix='specjax_compiled_')
   settings = {
       'jax_compilation_cache_dir': folder.name,
@@ -29,6 +33,17 @@ def pytest_configure(config):
   for name, value in settings.items():
     os.environ[name.upper()] = str(value)
     jax.config.update(name, value)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+  """Leaves out what is not in the short run; long modules come first."""
+  config.stash[short_run.COLLECTED] = list(items)
+  if not short_run.everything():
+    kept, left = short_run.split(items)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+  items[:] = short_run.ordered(items)
 
 
 def pytest_unconfigure(config):
