@@ -9,9 +9,9 @@ from specjax import drafters
 from specjax import generation
 from specjax import types
 from specjax import verify
-from tests.heads import test_heads
+from tests.support import exact_laws
 from tests.support import tiny
-from tests.verify import test_lossless as lossless
+from tests.support import tiny_heads
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 OPTIONS = dict(max_new_tokens=48, prefill_chunk=8)
@@ -26,7 +26,7 @@ def make(learned, draft=None):
   """Seven nodes are the free drafter's, fewer the other's."""
   free = drafters.suffix(vocab_size=tiny.VOCAB, num_speculative_tokens=7, min_match=3)
   if learned in HEADS:
-    return drafters.combined(free, test_heads.make(*HEADS[learned][:1], **HEADS[learned][1]))
+    return drafters.combined(free, tiny_heads.make(*HEADS[learned][:1], **HEADS[learned][1]))
   draft = tiny.related_draft() if draft is None else draft
   if learned == 'tree':
     return drafters.combined(free, drafters.model_tree(draft, tree=TREE))
@@ -87,12 +87,12 @@ def test_a_head_drafts_the_same_whoever_drafted_before():
   trace, behind_free = output.trace, 0
   for row in range(2):
     rounds = np.flatnonzero(trace.starts[row])
-    by_free = trace.valid[row, rounds].sum(-1) > test_heads.K
+    by_free = trace.valid[row, rounds].sum(-1) > tiny_heads.K
     behind = [turn for turn in range(1, len(rounds)) if by_free[turn - 1] and not by_free[turn]]
     for turn in behind[:2]:
       length = trace.starts[row, rounds[turn]]
-      expected = test_heads.fresh_chain('eagle3', output.tokens[row, :length].tolist())
-      assert trace.tokens[row, rounds[turn]].tolist()[: test_heads.K] == expected, (row, turn)
+      expected = tiny_heads.fresh_chain('eagle3', output.tokens[row, :length].tolist())
+      assert trace.tokens[row, rounds[turn]].tolist()[: tiny_heads.K] == expected, (row, turn)
       behind_free += 1
   assert behind_free
 
@@ -113,11 +113,11 @@ def test_the_free_proposal_pays():
 CASES = {
     'chain': (
         verify.block(),
-        drafters.model(lossless.DRAFT, num_speculative_tokens=2),
+        drafters.model(exact_laws.DRAFT, num_speculative_tokens=2),
     ),
     'tree': (
         verify.recursive(),
-        drafters.model_tree(lossless.DRAFT, tree=[(0,), (1,), (0, 0)]),
+        drafters.model_tree(exact_laws.DRAFT, tree=[(0,), (1,), (0, 0)]),
     ),
 }
 
@@ -135,10 +135,10 @@ class Unable:
 def test_output_law_is_the_targets(case):
   """Rows of one batch, some looked up and some drawn."""
   rule, learned = CASES[case]
-  free = drafters.suffix(vocab_size=lossless.VOCAB, num_speculative_tokens=3, min_match=2)
+  free = drafters.suffix(vocab_size=exact_laws.VOCAB, num_speculative_tokens=3, min_match=2)
   drafter = drafters.combined(free, learned)
-  laws = lossless.output_laws(rule, drafter, max_new_tokens=3)
-  found = lossless.errors(laws, lossless.plain_laws(max_new_tokens=3))
+  laws = exact_laws.output_laws(rule, drafter, max_new_tokens=3)
+  found = exact_laws.errors(laws, exact_laws.plain_laws(max_new_tokens=3))
   assert max(found.values()) < 1e-6, found
 
 

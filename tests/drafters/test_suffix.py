@@ -13,8 +13,8 @@ from specjax import generation
 from specjax import sampling
 from specjax import types
 from specjax import verify
+from tests.support import exact_laws
 from tests.support import tiny
-from tests.verify import test_lossless as lossless
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 OPTIONS = dict(max_new_tokens=40, prefill_chunk=8)
@@ -163,10 +163,10 @@ def test_past_outputs_are_remembered_without_a_recompile():
 @pytest.mark.parametrize('rule', [verify.rejection(), verify.block()])
 def test_output_law_is_the_targets(rule):
   drafter = drafters.suffix(
-      vocab_size=lossless.VOCAB, num_speculative_tokens=3, past=[[1, 0, 2]]
+      vocab_size=exact_laws.VOCAB, num_speculative_tokens=3, past=[[1, 0, 2]]
   )
-  laws = lossless.output_laws(rule, drafter, max_new_tokens=4)
-  found = lossless.errors(laws, lossless.plain_laws(max_new_tokens=4))
+  laws = exact_laws.output_laws(rule, drafter, max_new_tokens=4)
+  found = exact_laws.errors(laws, exact_laws.plain_laws(max_new_tokens=4))
   assert max(found.values()) < 1e-6, found
 
 

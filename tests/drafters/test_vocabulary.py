@@ -17,8 +17,8 @@ from specjax import testing
 from specjax import verify
 from specjax.drafters import vocabulary
 from specjax.models import LanguageModel
+from tests.support import exact_laws
 from tests.support import tiny
-from tests.verify import test_lossless as lossless
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 TEXT = ['def add(a, b):\n  return a + b\n', 'while True:\n  print("über", 12)\n'] * 3
@@ -134,8 +134,8 @@ def test_output_law_is_the_targets(rule):
       testing.table_model(vocab_size=4, seed=9), said=[2, -1, 0], read=[2, 3, 0]
   )
   drafter = drafters.model(draft, num_speculative_tokens=2)
-  laws = lossless.output_laws(rule, drafter, max_new_tokens=3)
-  found = lossless.errors(laws, lossless.plain_laws(max_new_tokens=3))
+  laws = exact_laws.output_laws(rule, drafter, max_new_tokens=3)
+  found = exact_laws.errors(laws, exact_laws.plain_laws(max_new_tokens=3))
   assert max(found.values()) < 1e-6, found
 
 

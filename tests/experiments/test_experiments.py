@@ -21,7 +21,6 @@ from configs import train_early_exit_zoo
 from configs import train_medusa_zoo
 from configs import zoo
 from configs import train_distill_zoo
-from configs import zoo_target
 from experiments import build
 from experiments import cli
 from experiments import corpus
@@ -34,25 +33,10 @@ from specjax import heads
 from specjax import models
 from specjax.analysis import traces
 from specjax.training import data
+from tests.support import tiny_folders
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-VOCAB = 300
-TEXTS = ['def main():\n  return 1\n\n\n', 'import os\nprint(os.name)\n']
-
-
-def save(
-    folder, seed: int, vocab_size: int = VOCAB, scale: float = 3.0, num_layers: int = 1, **kwargs
-):
-  """A tiny random model with a tokenizer, as a Hugging Face folder."""
-  config = models.TransformerConfig(
-      vocab_size=vocab_size, width=16, num_layers=num_layers, num_heads=2, num_kv_heads=1,
-      head_dim=8, mlp_width=16, tie_embeddings=True, max_positions=256,
-  )
-  module = models.Transformer(config)
-  params = module.init(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))['params']
-  params = jax.tree.map(lambda x: scale * x, params)
-  models.save_hf(models.LanguageModel(module, params), folder, **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -62,15 +46,15 @@ def folder(tmp_path_factory):
   files = folder / 'files'
   files.mkdir()
   for i in range(6):
-    (files / f'module_{i}.py').write_text(''.join(TEXTS) * (20 + i) + f'x = {i}\n')
-  (files / 'queue.py').write_text(''.join(TEXTS[::-1]) * 20)  # a held-out name
+    (files / f'module_{i}.py').write_text(''.join(tiny_folders.TEXTS) * (20 + i) + f'x = {i}\n')
+  (files / 'queue.py').write_text(''.join(tiny_folders.TEXTS[::-1]) * 20)  # a held-out name
   source = ROOT.joinpath('tests/support/tiny.py').read_text()
-  tokenizer = data.train_tokenizer([''.join(TEXTS), source], VOCAB)
+  tokenizer = data.train_tokenizer([''.join(tiny_folders.TEXTS), source], tiny_folders.VOCAB)
   tokenizer.save(str(folder / 'tokenizer.json'))
   extra = dict(extra_files=[folder / 'tokenizer.json'], eos_ids=(0,))
-  save(folder / 'target', 0, **extra)
-  save(folder / 'draft', 1)
-  save(folder / 'other', 2, vocab_size=VOCAB + 1, **extra)
+  tiny_folders.save(folder / 'target', 0, **extra)
+  tiny_folders.save(folder / 'draft', 1)
+  tiny_folders.save(folder / 'other', 2, vocab_size=tiny_folders.VOCAB + 1, **extra)
   return folder
 
 
@@ -153,7 +137,7 @@ def test_samples_have_seeds_of_their_own_and_do_not_depend_on_batches(folder, tm
   file = tmp_path / 'question.jsonl'
   lines = [
       {'question_id': i, 'category': 'code', 'turns': [text, 'more']}
-      for i, text in enumerate(TEXTS)
+      for i, text in enumerate(tiny_folders.TEXTS)
   ]
   file.write_text(''.join(json.dumps(line) + '\n' for line in lines))
   fields = dict(
@@ -234,7 +218,7 @@ def test_bad_input_is_refused_before_any_compute(folder, tmp_path, fields, messa
 
 def test_logits_that_are_not_numbers_leave_nothing_behind(folder, tmp_path):
   extra = dict(extra_files=[folder / 'tokenizer.json'])
-  save(tmp_path / 'broken', 0, scale=float('nan'), **extra)
+  tiny_folders.save(tmp_path / 'broken', 0, scale=float('nan'), **extra)
   config = config_for(folder, target__path=str(tmp_path / 'broken'), drafter__kind='none')
   with pytest.raises(FloatingPointError, match='Check the weights'):
     generate.run(config, str(tmp_path / 'run'), console=console())
@@ -291,8 +275,8 @@ def test_a_binary_prompt_file_is_refused(tmp_path):
 
 def test_prompts_are_cut_by_tokens(folder):
   tokenizer = models.load_tokenizer(folder)
-  (prompt,) = prompts.encode([('a', ''.join(TEXTS))], tokenizer, max_tokens=3)
-  assert len(prompt.tokens) == 3 and ''.join(TEXTS).startswith(prompt.text)
+  (prompt,) = prompts.encode([('a', ''.join(tiny_folders.TEXTS))], tokenizer, max_tokens=3)
+  assert len(prompt.tokens) == 3 and ''.join(tiny_folders.TEXTS).startswith(prompt.text)
   with pytest.raises(ValueError, match='at least 0'):
     prompts.encode([('a', 'b')], tokenizer, max_tokens=-1)
 
@@ -373,39 +357,9 @@ def test_tables_and_durations():
 # Training.
 
 
-def train_config(folder, module=zoo_target, **fields):
-  config = module.get_config('smoke')
-  config.dtype = 'float32'
-  config.corpus.root = str(folder / 'files')
-  config.model.vocab_size = VOCAB
-  config.corpus.tokenizer = str(folder / 'tokenizer.json')
-  for name, value in fields.items():
-    config[name] = value
-  return config
-
-
-_TRAIN = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-import pathlib
-from tests.experiments import test_experiments
-from experiments import train
-fit = train.train.fit
-def slow(record, **kwargs):
-  def pause(progress):
-    record(progress)
-    print(progress.step, flush=True)
-    time.sleep(0.5)
-  return fit(record=pause, **kwargs)
-train.train.fit = slow
-config = test_experiments.train_config(pathlib.Path(sys.argv[2]))
-train.run(config, sys.argv[3])
-"""
-
-
 def test_training_resumes_after_sigkill_to_the_same_curve(folder, tmp_path):
   whole = tmp_path / 'whole'
-  model = train.run(train_config(folder), str(whole), console=console())
+  model = train.run(tiny_folders.train_config(folder), str(whole), console=console())
   expected = [
       {k: v for k, v in row.items() if not k.startswith(('tokens', 'seconds'))}
       for row in workdir_lib.read_rows(whole)
@@ -421,7 +375,7 @@ def test_training_resumes_after_sigkill_to_the_same_curve(folder, tmp_path):
 
   killed = tmp_path / 'killed'
   child = subprocess.Popen(
-      [sys.executable, '-c', _TRAIN, str(ROOT), str(folder), str(killed)],
+      [sys.executable, '-m', 'tests.support.tiny_folders', str(folder), str(killed)],
       stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'},
   )
   while child.stdout.readline().strip() != '15':
@@ -436,18 +390,18 @@ def test_training_resumes_after_sigkill_to_the_same_curve(folder, tmp_path):
   assert workdir_lib.read_rows(killed)[-1]['step'] == 15
 
   screen = console()
-  train.run(train_config(folder), str(killed), console=screen)
+  train.run(tiny_folders.train_config(folder), str(killed), console=screen)
   assert 'Going on from step 10' in screen.file.getvalue()
   again = workdir_lib.read_rows(killed)
   for row, other in zip(again, expected, strict=True):
     assert {k: row[k] for k in other} == other
 
   with pytest.raises(ValueError, match='seed was 0 and is 5.*another --workdir'):
-    train.run(train_config(folder, seed=5), str(killed), console=console())
+    train.run(tiny_folders.train_config(folder, seed=5), str(killed), console=console())
 
 
 def test_a_draft_is_distilled_from_a_target(folder, tmp_path):
-  config = train_config(folder, train_distill_zoo, num_steps=10)
+  config = tiny_folders.train_config(folder, train_distill_zoo, num_steps=10)
   config.target.path = str(folder / 'target')
   config.corpus.tokenizer = ''
   screen = console(force_terminal=True, color_system=None)
@@ -477,7 +431,7 @@ def test_a_draft_is_distilled_from_a_target(folder, tmp_path):
     ],
 )
 def test_training_that_cannot_work_is_refused(folder, tmp_path, fields, message):
-  config = train_config(folder)
+  config = tiny_folders.train_config(folder)
   paths = {'TARGET': str(folder / 'target'), 'DRAFT': str(folder / 'draft')}
   for name, value in fields.items():
     parent, _, last = name.rpartition('__')
@@ -558,10 +512,10 @@ def test_auto_dtype_follows_the_release(monkeypatch):
 def test_a_head_is_trained_by_its_recipe_and_resumes_bitwise(folder, tmp_path, kind):
   """Stored features, acceptance length measured, and the head loads again for its target."""
   deep = tmp_path / 'target'
-  save(deep, 3, num_layers=3, extra_files=[folder / 'tokenizer.json'])
+  tiny_folders.save(deep, 3, num_layers=3, extra_files=[folder / 'tokenizer.json'])
   recipe = {'eagle3': train_eagle3_zoo, 'medusa': train_medusa_zoo,
             'early_exit': train_early_exit_zoo}[kind]
-  config = train_config(folder, recipe, num_steps=20 if kind == 'eagle3' else 10)
+  config = tiny_folders.train_config(folder, recipe, num_steps=20 if kind == 'eagle3' else 10)
   config.target.path, config.corpus.tokenizer = str(deep), ''
   config.corpus.path = str(tmp_path / 'corpus')
   config.batch_size, config.evaluate_every = 4, 10
@@ -595,14 +549,14 @@ def test_a_head_is_trained_by_its_recipe_and_resumes_bitwise(folder, tmp_path, k
 
 
 def test_training_of_heads_that_cannot_work_is_refused(folder, tmp_path):
-  config = train_config(folder, train_eagle3_zoo)
+  config = tiny_folders.train_config(folder, train_eagle3_zoo)
   config.target.path = ''
   with pytest.raises(ValueError, match="kind='eagle3' trains a head of a target"):
     train.run(config, str(tmp_path / 'a'), console=console())
   config.kind = 'other'
   with pytest.raises(ValueError, match='config.kind must be one of'):
     train.run(config, str(tmp_path / 'b'), console=console())
-  config = train_config(folder)
+  config = tiny_folders.train_config(folder)
   config.samples.num_samples = 4
   with pytest.raises(ValueError, match='samples of a target, and there is none'):
     train.run(config, str(tmp_path / 'c'), console=console())

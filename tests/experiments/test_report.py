@@ -12,62 +12,7 @@ import pytest
 from experiments import charts
 from experiments import report
 from experiments import workdir as workdir_lib
-
-EVIL = '</script><script>alert(1)</script><b>&"\''
-
-
-def row(name='draft model', rule='greedy', **changes):
-  values = dict(
-      name=name, rule=rule, drafter='model', temperature=0.0, num_speculative_tokens=2,
-      dtype='float32', width=3, prompts=4, new_tokens=80, target_passes=40, seconds=2.0,
-      prefill_seconds=0.5, tokens_per_second=40.0, speedup=1.5, speedup_low=1.3, speedup_high=1.7,
-      predicted_speedup=1.4, mean_acceptance_length=2.0, draft_acceptance_rate=0.5,
-      prediction=dict(
-          tokens_per_round=1.9, num_drafted=2.0, draft_cost=0.1, pass_cost=1.05, overhead=0.03
-      ),
-      acceptance_rate_per_position=[0.7, 0.3], accepted_lengths=[0.3, 0.4, 0.3],
-      identical_to_plain=True,
-      versions={'jax': '0.12'}, hardware={'platform': 'cpu', 'device': 'a CPU', 'cpu_cores': 2},
-  )
-  return values | changes
-
-
-def plain():
-  return row(
-      'plain decode', drafter='none', num_speculative_tokens=0, speedup=1.0, speedup_low=1.0,
-      speedup_high=1.0, predicted_speedup=None, prediction=None, draft_acceptance_rate=None,
-      acceptance_rate_per_position=[], accepted_lengths=[1.0], identical_to_plain=None,
-      mean_acceptance_length=1.0,
-  )
-
-
-CALIBRATION = dict(
-    dtype='float32', width=1,
-    candidates=[dict(dtype='float32', width=1, seconds=0.01, pass_seconds=0.02)],
-    widths=[1, 3, 5], pass_seconds=[0.01, 0.011, 0.012],
-    rules=[dict(rule='greedy', plain=0.01, overhead=[[2, 0.001]], drafting={})],
-    batch_size=1, cache_length=64, rounds=8, repetitions=3, noise=0.1, versions={}, hardware={},
-)
-
-TRACE = dict(
-    name=EVIL, prompt=f'prompt {EVIL}',
-    rounds=[
-        dict(
-            before=EVIL,
-            emitted=[[EVIL, 'accepted'], ['x', 'recovered']],
-            nodes=[
-                dict(
-                    number=1, parent=0, text=EVIL, accepted=True, reached=True, accept=1.0,
-                    target=0.5, draft=0.4,
-                ),
-                dict(
-                    number=2, parent=1, text='y', accepted=False, reached=True, accept=0.1,
-                    target=0.1, draft=0.9,
-                ),
-            ],
-        )
-    ],
-)
+from tests.support import reports
 
 
 class Page(html.parser.HTMLParser):
@@ -97,11 +42,15 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope='module')
 def page():
   rows = [
-      plain(), row(), row(EVIL, 'rejection', temperature=1.0, identical_to_plain=None),
-      row('prompt lookup', identical_to_plain=False, acceptance_rate_per_position=[0.2, None]),
+      reports.plain(), reports.row(),
+      reports.row(reports.EVIL, 'rejection', temperature=1.0, identical_to_plain=None),
+      reports.row(
+          'prompt lookup', identical_to_plain=False, acceptance_rate_per_position=[0.2, None]
+      ),
   ]
   return report.render(
-      rows=rows, calibration=CALIBRATION, traces=[TRACE], config={'title': EVIL, 'seed': 0}
+      rows=rows, calibration=reports.CALIBRATION, traces=[reports.TRACE],
+      config={'title': reports.EVIL, 'seed': 0},
   )
 
 
@@ -119,7 +68,7 @@ class TestReport:
   def test_text_is_escaped(self, page):
     parsed = Page(page)
     assert len(parsed.scripts) == 4  # the data and three of code, none from a name or a token
-    assert json.loads(parsed.scripts[0])['traces'] == [TRACE]
+    assert json.loads(parsed.scripts[0])['traces'] == [reports.TRACE]
     assert not any(tag == 'b' and 'alert' in str(a) for tag, a in parsed.tags)
     assert '<script>alert(1)' not in page.replace(parsed.scripts[0], '')
     assert 'innerHTML' not in page.replace(parsed.scripts[1], '')  # the library has its own
@@ -139,7 +88,7 @@ class TestReport:
       xml.etree.ElementTree.fromstring(each)
 
   def test_parts_that_are_missing_are_left_out(self):
-    page = report.render(rows=[plain()])
+    page = report.render(rows=[reports.plain()])
     assert 'Cost of a target pass' not in page and 'id="viewer"' not in page
     page = report.render(rows=[])
     assert '<h1>specjax</h1>' in page
@@ -156,8 +105,8 @@ class TestReport:
 
   def test_is_made_anew_from_a_workdir(self, tmp_path):
     run = workdir_lib.open_workdir(tmp_path, {'name': 'a run'})
-    run.record(row())
-    run.write_json(report.CALIBRATION, CALIBRATION)
+    run.record(reports.row())
+    run.write_json(report.CALIBRATION, reports.CALIBRATION)
     path = report.write(run)
     assert path == tmp_path / 'report.html'
     assert 'Cost of a target pass' in path.read_text()
@@ -171,24 +120,11 @@ def plots_of(page):
   return json.loads(Page(page).scripts[0])['plots']
 
 
-def arm(k, rule, **changes):
-  """A row of a sweep."""
-  fields = {'drafter.num_speculative_tokens': k, 'rule.name': rule}
-  values = dict(
-      arm=f'K={k} rule={rule}', fields=fields, status='done', num_speculative_tokens=k,
-      mean_acceptance_length_low=1.9, mean_acceptance_length_high=2.1,
-      expected_tokens_per_round=2.05, lossless='same law', gain=None, gain_low=None,
-      gain_high=None, along=[[10, 5], [8, 1]], flips=0, identical_to_plain=None,
-      round_seconds=dict(draft=1e-3, verify=2e-3, rest=5e-4, measured=3.7e-3),
-  )
-  return row(values['arm'], rule) | values | changes
-
-
 @pytest.fixture(scope='module')
 def swept():
-  rows = [arm(k, rule) for k in (2, 4) for rule in ('rejection', 'block')]
+  rows = [reports.arm(k, rule) for k in (2, 4) for rule in ('rejection', 'block')]
   rows[3] |= dict(gain=0.04, gain_low=0.01, gain_high=0.07)
-  rows += [dict(arm=f'K=8 rule={EVIL}', fields={}, status='failed', error=EVIL)]
+  rows += [dict(arm=f'K=8 rule={reports.EVIL}', fields={}, status='failed', error=reports.EVIL)]
   config = dict(title='a sweep', question='Which?', x='drafter.num_speculative_tokens')
   return report.render(rows=rows, config=config)
 
@@ -212,7 +148,7 @@ class TestSweep:
 
   def test_drafters_are_compared_at_equal_cost(self):
     rows = [
-        arm(k, 'greedy', seconds=seconds, mean_acceptance_length=length)
+        reports.arm(k, 'greedy', seconds=seconds, mean_acceptance_length=length)
         for k, seconds, length in ((2, 1.0, 1.5), (4, 2.0, 2.0), (2, 0.4, 1.2), (4, 1.0, 1.3))
     ]
     for each, kind in zip(rows, ('model', 'model', 'ngram', 'ngram')):
@@ -241,14 +177,15 @@ class TestCharts:
     assert ticks[-2] < highest
 
   def test_text_is_escaped(self):
+    evil = reports.EVIL
     drawn = charts.bars(
-        [(EVIL, [charts.Bar(1.0, 'measured', EVIL), charts.Bar(None, 'predicted', '')])],
+        [(evil, [charts.Bar(1.0, 'measured', evil), charts.Bar(None, 'predicted', '')])],
         unit='×', reference=1.0,
     )
     texts = [node.text for node in xml.etree.ElementTree.fromstring(drawn).iter()]
-    assert texts.count(EVIL) == 2
-    drawn = charts.lines([(EVIL, 'measured', [(1, 2.0)])], x_label=EVIL, y_label=EVIL)
-    assert EVIL in [node.text for node in xml.etree.ElementTree.fromstring(drawn).iter()]
+    assert texts.count(evil) == 2
+    drawn = charts.lines([(evil, 'measured', [(1, 2.0)])], x_label=evil, y_label=evil)
+    assert evil in [node.text for node in xml.etree.ElementTree.fromstring(drawn).iter()]
 
 
 class TestWorkdir:

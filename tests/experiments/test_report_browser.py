@@ -6,8 +6,8 @@ import time
 import pytest
 
 from experiments import report
-from tests.experiments import test_report
 from tests.support import browser
+from tests.support import reports
 
 pytestmark = pytest.mark.skipif(browser.find() is None, reason=browser.MISSING)
 
@@ -76,7 +76,7 @@ def chromium():
 def file(tmp_path_factory):
   """A sweep of 24 arms."""
   rows = [
-      test_report.arm(k, rule, temperature=t) | dict(arm=f'K={k} rule={rule} T={t}')
+      reports.arm(k, rule, temperature=t) | dict(arm=f'K={k} rule={rule} T={t}')
       for k in (1, 2, 3, 4, 6, 8) for rule in ('rejection', 'block') for t in (0.5, 1.0)
   ]
   for row in rows:
@@ -85,7 +85,7 @@ def file(tmp_path_factory):
   path.write_text(
       report.render(
           rows=rows,
-          calibration=test_report.CALIBRATION,
+          calibration=reports.CALIBRATION,
           traces=[trace()] + [long_trace(number) for number in range(23)],
           config=dict(title='24 arms', x='drafter.num_speculative_tokens'),
       ),
@@ -233,9 +233,9 @@ def test_text_of_models_stays_text(chromium, tmp_path):
   path = tmp_path / 'report.html'
   path.write_text(
       report.render(
-          rows=[test_report.row(test_report.EVIL)],
-          traces=[test_report.TRACE],
-          config=dict(title=test_report.EVIL),
+          rows=[reports.row(reports.EVIL)],
+          traces=[reports.TRACE],
+          config=dict(title=reports.EVIL),
       ),
       encoding='utf-8',
   )
@@ -245,5 +245,5 @@ def test_text_of_models_stays_text(chromium, tmp_path):
   opened.page.click('#step-next')
   opened.see_all()
   assert not asked and not opened.problems
-  assert json.dumps(opened.page.locator('h1').inner_text()) == json.dumps(test_report.EVIL)
+  assert json.dumps(opened.page.locator('h1').inner_text()) == json.dumps(reports.EVIL)
   opened.context.close()

@@ -9,7 +9,7 @@ from tensorboardX.proto import event_pb2
 from experiments import report
 from experiments import tensorboard
 from experiments import workdir as workdir_lib
-from tests.experiments import test_report
+from tests.support import reports
 
 
 def scalars(folder: pathlib.Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
@@ -41,13 +41,13 @@ def test_training_has_curves_over_steps(tmp_path):
 
 
 def test_a_sweep_has_a_run_for_each_line(tmp_path):
-  rows = [test_report.arm(k, rule) for rule in ('rejection', 'block') for k in (2, 4)]
+  rows = [reports.arm(k, rule) for rule in ('rejection', 'block') for k in (2, 4)]
   tensorboard.write(tmp_path, rows, x='drafter.num_speculative_tokens')
   found = scalars(tmp_path / 'tensorboard')
   assert found['rule=block', 'speedup'] == [(2, 1.5), (4, 1.5)]
   assert {run for run, _ in found} == {'rule=rejection', 'rule=block'}
   # A field that is no integer is counted.
-  rows = [test_report.arm(2, rule) for rule in ('rejection', 'block')]
+  rows = [reports.arm(2, rule) for rule in ('rejection', 'block')]
   tensorboard.write(tmp_path, rows, x='rule.name')
   found = scalars(tmp_path / 'tensorboard')
   assert found['K=2', 'mean_acceptance_length'] == [(0, 2.0), (1, 2.0)]
@@ -55,7 +55,7 @@ def test_a_sweep_has_a_run_for_each_line(tmp_path):
 
 def test_the_report_writes_them_and_a_new_run_removes_them(tmp_path):
   run = workdir_lib.open_workdir(tmp_path, {'name': 'a run'})
-  run.record(test_report.row())
+  run.record(reports.row())
   report.write(run)
   found = scalars(tmp_path / 'tensorboard')
   assert found['draft_model_greedy_T=0', 'tokens_per_second'] == [(2, 40.0)]

@@ -20,90 +20,30 @@ from specjax.drafters.eagle import EagleDrafter
 from specjax.drafters.early_exit import EarlyExitDrafter
 from specjax.drafters.medusa import MedusaDrafter
 from specjax.heads import eagle as eagle_lib
-from specjax.heads import early_exit as exit_lib
-from specjax.heads import medusa as medusa_lib
-from specjax.heads import target as target_lib
 from specjax.models import TransformerConfig
 from tests.support import tiny
+from tests.support import tiny_heads
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
-K = 3
 OPTIONS = dict(max_new_tokens=16, prefill_chunk=4)
 RULES = {'greedy': verify.greedy(), 'coupled': verify.coupled()}
 TREE = (2, 2, 1)
 PROMPTS = tiny.PROMPTS
 
 
-def target():
-  return tiny.target()
-
-
-@functools.cache
-def head(version: int = 3, vocab_size: int = tiny.VOCAB, seed: int = 3) -> heads.Eagle:
-  """A random head; what it drafts is mostly rejected, which exercises rolling back."""
-  cfg = target().module.config
-  decoder = TransformerConfig(
-      vocab_size=vocab_size, width=cfg.width, num_layers=1, num_heads=4, num_kv_heads=2,
-      head_dim=16, mlp_width=64,
-  )
-  config = heads.EagleConfig(
-      decoder=decoder,
-      target_width=cfg.width,
-      target_vocab_size=cfg.vocab_size,
-      feature_layers=(1, 2, 3) if version == 3 else (cfg.num_layers,),
-      version=version,
-      fuse_bias=version == 1,
-  )
-  module = heads.EagleHead(config)
-  params = eagle_lib.init_params(module, jax.random.key(seed))
-  ids = None
-  if vocab_size < tiny.VOCAB:
-    ids = jnp.asarray(np.random.default_rng(0).permutation(tiny.VOCAB)[:vocab_size], jnp.int32)
-  return heads.Eagle(module, jax.tree.map(lambda x: x * 2, params), None, ids)
-
-
-@functools.cache
-def medusa() -> heads.Medusa:
-  cfg = target().module.config
-  config = heads.MedusaConfig(
-      num_heads=K, target_width=cfg.width, target_vocab_size=cfg.vocab_size,
-      target_layers=cfg.num_layers,
-  )
-  module = heads.MedusaHeads(config, jnp.float32, jnp.float32)
-  params = medusa_lib.init_params(module, jax.random.key(0))
-  noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
-  return heads.Medusa(module, jax.tree.map(noise, params))
-
-
-@functools.cache
-def adapter() -> heads.EarlyExit:
-  config = heads.ExitConfig(exit_layer=2, target=target().module.config, mlp_width=32)
-  module = heads.ExitAdapter(config, jnp.float32, jnp.float32)
-  return heads.EarlyExit(module, exit_lib.init_params(module, jax.random.key(1), target()))
-
-
-def make(kind: str, **shape):
-  shape = shape or dict(num_speculative_tokens=K)
-  if kind == 'medusa':
-    return drafters.medusa(medusa(), target(), **shape)
-  if kind == 'exit':
-    return drafters.early_exit(adapter(), target(), **shape)
-  if kind == 'plain exit':
-    return drafters.early_exit(heads.plain_exit(target(), 2), target(), **shape)
-  chosen = {'eagle3': head(), 'eagle1': head(1), 'reduced': head(3, 24)}[kind]
-  return drafters.eagle(chosen, target(), **shape)
-
-
 @functools.cache
 def plain(rule: str):
-  return generation.decode(target(), PROMPTS, rule=RULES[rule], width=K + 1, **OPTIONS)
+  return generation.decode(
+      tiny.target(), PROMPTS, rule=RULES[rule], width=tiny_heads.K + 1, **OPTIONS
+  )
 
 
 @functools.cache
 def drafted(kind: str):
   """A greedy run with its trace."""
   return generation.generate(
-      target(), PROMPTS, drafter=make(kind), rule=verify.greedy(), trace=True, **OPTIONS
+      tiny.target(), PROMPTS, drafter=tiny_heads.make(kind), rule=verify.greedy(), trace=True,
+      **OPTIONS,
   )
 
 
@@ -117,7 +57,7 @@ def test_a_chain_is_bit_for_bit_plain_decoding(kind):
 )
 def test_a_tree_gives_the_tokens_of_plain_decoding(kind, rule):
   output = generation.generate(
-      target(), PROMPTS, drafter=make(kind, tree=TREE), rule=RULES[rule], **OPTIONS
+      tiny.target(), PROMPTS, drafter=tiny_heads.make(kind, tree=TREE), rule=RULES[rule], **OPTIONS
   )
   np.testing.assert_array_equal(output.tokens, plain(rule).tokens)
 
@@ -126,69 +66,14 @@ def test_a_tree_gives_the_tokens_of_plain_decoding(kind, rule):
 def test_a_dynamic_tree_gives_the_tokens_of_plain_decoding(kind, rule):
   tree = drafters.dynamic_tree(num_nodes=8, depth=3, width=3)
   output = generation.generate(
-      target(), PROMPTS, drafter=make(kind, tree=tree), rule=RULES[rule], **OPTIONS
+      tiny.target(), PROMPTS, drafter=tiny_heads.make(kind, tree=tree), rule=RULES[rule], **OPTIONS
   )
   np.testing.assert_array_equal(output.tokens, plain(rule).tokens)
 
 
 def test_an_early_exit_has_room_for_what_it_keeps():
   with pytest.raises(ValueError, match='has room for those that are kept'):
-    make('exit', tree=drafters.dynamic_tree(num_nodes=4, depth=3, width=3))
-
-
-@functools.partial(jax.jit, static_argnames='layers')
-def _streams(tokens, layers):
-  return target()(tokens, feature_layers=layers, with_logits=False).features
-
-
-def streams(tokens, layers):
-  """Features [1, T, F]; padded, so that one program serves all lengths."""
-  padded = np.zeros((1, 40), np.int32)
-  padded[0, : len(tokens)] = tokens
-  return _streams(padded, layers)[:, : len(tokens)]
-
-
-@jax.jit
-def _unroll(chosen, embedded, features):
-  variables = {'params': chosen.params}
-  return chosen.module.apply(variables, embedded, features, K, method='unroll')
-
-
-def fresh_chain(kind: str, tokens) -> list[int]:
-  """What a head drafts behind `tokens` (the root included), from nothing but its definition."""
-  layers = {'eagle1': (3,), 'medusa': (3,)}.get(kind, (1, 2, 3))
-  if kind == 'exit':
-    chosen = list(tokens)
-    for _ in range(K):
-      stream = streams(chosen, (2,))
-      chosen.append(int(adapter().logits(target(), stream)[0, -1].argmax()))
-    return chosen[len(tokens) :]
-  features = streams(tokens[:-1], layers)
-  if kind == 'medusa':
-    feature = target_lib.final_norm(target(), features[:, -1])
-    logits = medusa().module.apply({'params': medusa().params}, feature)
-    return [int(t) for t in logits[0].argmax(-1)]
-  chosen = head({'eagle1': 1}.get(kind, 3), 24 if kind == 'reduced' else tiny.VOCAB)
-  apply = lambda *args, **kw: chosen.module.apply({'params': chosen.params}, *args, **kw)
-  if kind == 'eagle1':
-    features = target_lib.final_norm(target(), features)
-  # Each step with all that came before and no cache: unrolled from the last pair.
-  steps, found, count = list(tokens[1:]), [], features.shape[1]
-  features = jnp.pad(features, ((0, 0), (0, 40 - count), (0, 0)))
-  for step in range(K):
-    padded = np.zeros((1, 40 + K), np.int32)
-    padded[0, : len(steps)] = steps
-    embedded = target_lib.embed(target(), padded)
-    last = _unroll(chosen, embedded, features)[step, :, count - 1]
-    if kind == 'eagle1':
-      logits = apply(last, method='output') @ target_lib.head_kernel(target()).T
-    else:
-      logits = apply(last, method='logits')
-    token = int(logits[0].argmax())
-    token = token if chosen.draft_to_target is None else int(chosen.draft_to_target[token])
-    found.append(token)
-    steps.append(token)
-  return found
+    tiny_heads.make('exit', tree=drafters.dynamic_tree(num_nodes=4, depth=3, width=3))
 
 
 def stale_rounds(kind: str, output) -> list[tuple[int, int]]:
@@ -203,7 +88,7 @@ def stale_rounds(kind: str, output) -> list[tuple[int, int]]:
         assert not trace.valid[row, turn].any()
         continue
       assert trace.valid[row, turn].all()
-      expected = fresh_chain(kind, output.tokens[row, :length].tolist())
+      expected = tiny_heads.fresh_chain(kind, output.tokens[row, :length].tolist())
       if trace.tokens[row, turn].tolist() != expected:
         stale.append((row, int(turn)))
   return stale
@@ -260,10 +145,10 @@ class ForgetsTheRoot(EarlyExitDrafter):
     (ForgetsTheRoot, 'exit'),
 ])
 def test_what_only_drafts_worse_is_caught_by_a_fresh_pass(fault, kind):
-  right = make(kind)
+  right = tiny_heads.make(kind)
   drafter = fault(**{f.name: getattr(right, f.name) for f in dataclasses.fields(fault)})
   output = generation.generate(
-      target(), PROMPTS, drafter=drafter, rule=verify.greedy(), trace=True, **OPTIONS
+      tiny.target(), PROMPTS, drafter=drafter, rule=verify.greedy(), trace=True, **OPTIONS
   )
   np.testing.assert_array_equal(output.tokens, plain('greedy').tokens)
   assert stale_rounds(kind, output)
@@ -271,7 +156,8 @@ def test_what_only_drafts_worse_is_caught_by_a_fresh_pass(fault, kind):
 
 def test_a_row_does_not_depend_on_the_others():
   alone = generation.generate(
-      target(), [PROMPTS[0]] * 4, drafter=make('eagle3'), rule=verify.greedy(), trace=True,
+      tiny.target(), [PROMPTS[0]] * 4, drafter=tiny_heads.make('eagle3'), rule=verify.greedy(),
+      trace=True,
       **OPTIONS
   )
   beside = drafted('eagle3')
@@ -285,19 +171,19 @@ def test_a_row_does_not_depend_on_the_others():
 def test_misfits_are_refused():
   other = tiny.model(0, width=32, num_layers=2)
   with pytest.raises(ValueError, match='target of width 48, this target has 32'):
-    drafters.eagle(head(), other)
+    drafters.eagle(tiny_heads.head(), other)
   with pytest.raises(ValueError, match='target of another shape'):
-    drafters.early_exit(adapter(), other)
+    drafters.early_exit(tiny_heads.adapter(), other)
   with pytest.raises(ValueError, match='not both'):
-    drafters.eagle(head(), target(), num_speculative_tokens=2, tree=(2, 1))
+    drafters.eagle(tiny_heads.head(), tiny.target(), num_speculative_tokens=2, tree=(2, 1))
   with pytest.raises(ValueError, match='must be at least 1, got 0'):
-    drafters.eagle(head(), target(), num_speculative_tokens=0)
+    drafters.eagle(tiny_heads.head(), tiny.target(), num_speculative_tokens=0)
   with pytest.raises(ValueError, match='3 heads draft at most 3 tokens deep, 4'):
-    drafters.medusa(medusa(), target(), num_speculative_tokens=4)
+    drafters.medusa(tiny_heads.medusa(), tiny.target(), num_speculative_tokens=4)
   with pytest.raises(ValueError, match='exit_layer must be 1 … 2, got 3'):
-    heads.plain_exit(target(), 3)
+    heads.plain_exit(tiny.target(), 3)
   with pytest.raises(ValueError, match='EAGLE-3 head has one layer, got num_layers=2'):
-    cfg = head().config
+    cfg = tiny_heads.head().config
     heads.EagleConfig(
         decoder=TransformerConfig(
             vocab_size=8, width=48, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8,
@@ -308,9 +194,9 @@ def test_misfits_are_refused():
 
 
 def test_sizes_are_counted():
-  for each in (head(), head(1)):
+  for each in (tiny_heads.head(), tiny_heads.head(1)):
     assert sum(x.size for x in jax.tree.leaves(each.params)) == each.config.num_parameters
-  for each in (medusa(), adapter()):
+  for each in (tiny_heads.medusa(), tiny_heads.adapter()):
     assert sum(x.size for x in jax.tree.leaves(each.params)) == each.config.num_parameters
 
 

@@ -13,8 +13,8 @@ from specjax import heads
 from specjax.heads import hf_eagle
 from specjax.heads import torch_files
 from specjax.models import hf_files
-from tests.heads import test_heads
 from tests.support import tiny
+from tests.support import tiny_heads
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'heads'
 # The heads' goldens were made for no target in particular: one of their width and vocabulary.
@@ -102,8 +102,8 @@ def same(one, other) -> bool:
     ],
 )
 def test_a_head_comes_back_the_same(kind, layout, tmp_path):
-  head = {'eagle1': test_heads.head(1), 'eagle3': test_heads.head(),
-          'reduced': test_heads.head(3, 24)}[kind]
+  head = {'eagle1': tiny_heads.head(1), 'eagle3': tiny_heads.head(),
+          'reduced': tiny_heads.head(3, 24)}[kind]
   heads.save_eagle(head, tmp_path / 'head', layout=layout)
   again = heads.load_eagle(tmp_path / 'head', tiny.target())
   assert again.config == head.config and again.embedding is None
@@ -120,14 +120,14 @@ def test_a_head_comes_back_the_same(kind, layout, tmp_path):
 
 def test_a_target_s_embedding_is_stored_on_request_and_shared_again(tmp_path):
   embedding = tiny.target().params['embedding']
-  heads.save_eagle(test_heads.head(), tmp_path / 'head', embedding=embedding)
+  heads.save_eagle(tiny_heads.head(), tmp_path / 'head', embedding=embedding)
   assert 'embed_tokens.weight' in hf_files.open_folder(tmp_path / 'head')
   assert heads.load_eagle(tmp_path / 'head', tiny.target()).embedding is None
 
 
 def test_switches_of_speculators_survive_their_layout_alone(tmp_path):
   import dataclasses
-  head = test_heads.head()
+  head = tiny_heads.head()
   changed = dataclasses.replace(head.config, norm_before_residual=True)
   head = head.replace(module=head.module.clone(config=changed))
   heads.save_eagle(head, tmp_path / 'head', layout='speculators')
@@ -160,7 +160,7 @@ def rewrite(folder, change):
     (lambda t: t.update(t2d=~t['t2d']), 't2d does not mark'),
 ])
 def test_a_wrong_tensor_is_named(change, message, tmp_path):
-  heads.save_eagle(test_heads.head(3, 24), tmp_path / 'head')
+  heads.save_eagle(tiny_heads.head(3, 24), tmp_path / 'head')
   rewrite(tmp_path / 'head', change)
   with pytest.raises(ValueError, match=message):
     heads.load_eagle(tmp_path / 'head', tiny.target())
@@ -176,14 +176,14 @@ def test_layers_are_counted_as_each_engine_counts_them():
 
 @pytest.mark.parametrize('layout', heads.MEDUSA_LAYOUTS)
 def test_medusa_heads_and_exits_come_back_the_same(layout, tmp_path):
-  heads.save_medusa(test_heads.medusa(), tmp_path / 'medusa', layout=layout)
+  heads.save_medusa(tiny_heads.medusa(), tmp_path / 'medusa', layout=layout)
   again = heads.load_medusa(tmp_path / 'medusa', tiny.target())
-  assert again.config == test_heads.medusa().config
-  assert same(again.params, test_heads.medusa().params)
-  heads.save_early_exit(test_heads.adapter(), tmp_path / 'exit')
+  assert again.config == tiny_heads.medusa().config
+  assert same(again.params, tiny_heads.medusa().params)
+  heads.save_early_exit(tiny_heads.adapter(), tmp_path / 'exit')
   again = heads.load_early_exit(tmp_path / 'exit', tiny.target())
-  assert again.config == test_heads.adapter().config
-  assert same(again.params, test_heads.adapter().params)
+  assert again.config == tiny_heads.adapter().config
+  assert same(again.params, tiny_heads.adapter().params)
   rewrite(tmp_path / 'exit', lambda tensors: tensors.pop('norm.weight'))
   with pytest.raises(ValueError, match='norm.weight are missing'):
     heads.load_early_exit(tmp_path / 'exit', tiny.target())

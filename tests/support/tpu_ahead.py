@@ -9,6 +9,7 @@ import pytest
 
 from specjax.sharding import ahead
 
+
 def devices(topology: str) -> list:
   """The devices of a TPU slice such as 'v5e:2x2', to compile for.
 

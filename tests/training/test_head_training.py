@@ -18,8 +18,8 @@ from specjax.training import heads as head_losses
 from specjax.training import losses
 from specjax.training import samples
 from specjax.training import train
-from tests.heads import test_heads
 from tests.support import tiny
+from tests.support import tiny_heads
 
 LAYERS = (1, 2, 3)
 
@@ -139,7 +139,7 @@ def text() -> np.ndarray:
 
 def test_training_unrolls_what_decoding_does():
   """Row i of step j against a cache that read pairs 0 … i and then drafted j tokens."""
-  head = test_heads.head()
+  head = tiny_heads.head()
   apply = lambda *args, **kw: head.module.apply({'params': head.params}, *args, **kw)
   tokens = jnp.asarray(text()[None, :9].astype(np.int32))
   stream = tiny.target()(tokens, feature_layers=LAYERS).features[:, :6]
@@ -162,14 +162,14 @@ def test_training_unrolls_what_decoding_does():
 def loss_of(kind: str, num_chunks: int = 1):
   target = tiny.target()
   if kind == 'eagle3':
-    head = test_heads.head()
+    head = tiny_heads.head()
     params = eagle_lib.init_params(head.module, jax.random.key(9))
     loss = head_losses.eagle3(head.module, target, num_steps=2, num_chunks=num_chunks)
     return loss, params, (*LAYERS,)
   if kind == 'medusa':
-    both = test_heads.medusa()
+    both = tiny_heads.medusa()
     return head_losses.medusa(both.module, target, num_chunks=num_chunks), both.params, (3,)
-  exit_ = test_heads.adapter()
+  exit_ = tiny_heads.adapter()
   return head_losses.early_exit(exit_.module, target, num_chunks=num_chunks), exit_.params, (2, 3)
 
 
@@ -262,7 +262,7 @@ def test_an_interrupted_store_goes_on_and_a_full_disk_is_said_first(tmp_path, mo
 def test_a_head_of_another_width_is_refused_before_training():
   other = tiny.model(0, width=32, num_layers=2)
   with pytest.raises(ValueError, match='target of width 48, this target has 32'):
-    head_losses.eagle3(test_heads.head().module, other, num_steps=2)
+    head_losses.eagle3(tiny_heads.head().module, other, num_steps=2)
   batch = {'tokens': np.zeros((1, 5), np.int32), 'features': np.zeros((1, 4, 48), np.float32)}
   loss, params, _ = loss_of('eagle3')
   with pytest.raises(ValueError, match='48 wide; the head reads layers'):

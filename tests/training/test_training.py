@@ -18,55 +18,18 @@ from specjax.training import checkpoints
 from specjax.training import losses
 from specjax.training import optimizers
 from specjax.training import train
-
-VOCAB = 7
-
-
-def bigram(seed: int = 0):
-  """A bigram model: its parameters and its loss."""
-  params = {'table': 0.1 * jax.random.normal(jax.random.key(seed), (VOCAB, VOCAB))}
-
-  def loss_fn(params, batch):
-    loss = losses.cross_entropy(params['table'][batch[:, :-1]], batch[:, 1:])
-    return loss, {'loss': loss}
-
-  return params, loss_fn
-
-
-def counting(step: int) -> np.ndarray:
-  """A toy corpus [4, 9] in which every token is followed by the next number."""
-  starts = np.random.default_rng(step).integers(VOCAB, size=(4, 1))
-  return ((starts + np.arange(9)) % VOCAB).astype(np.int32)
-
-
-def fit(workdir, **kwargs):
-  """A short run; returns the state and the records."""
-  params, loss_fn = bigram()
-  records = []
-  options = dict(
-      params=params,
-      loss_fn=loss_fn,
-      optimizer=optax.adam(0.1),
-      batches=counting,
-      num_steps=20,
-      workdir=workdir,
-      checkpoint_every=10,
-      evaluate_every=10,
-      record_every=5,
-      record=records.append,
-  )
-  return train.fit(**(options | kwargs)), records
+from tests.support import toy_training
 
 
 def test_loss_falls_and_the_record_is_complete(tmp_path):
-  held_out = lambda: iter([counting(1000), counting(1001)])
-  state, records = fit(tmp_path, held_out=held_out)
+  held_out = lambda: iter([toy_training.counting(1000), toy_training.counting(1001)])
+  state, records = toy_training.fit(tmp_path, held_out=held_out)
   kinds = [(r.kind, r.step) for r in records]
   assert kinds == [
       ('train', 5), ('train', 10), ('held_out', 10), ('train', 15), ('train', 20), ('held_out', 20)
   ]
   by_kind = lambda kind: [r.metrics['loss'] for r in records if r.kind == kind]
-  assert by_kind('train')[0] > np.log(VOCAB) * 0.7
+  assert by_kind('train')[0] > np.log(toy_training.VOCAB) * 0.7
   assert by_kind('train')[-1] < 0.5 * by_kind('train')[0]
   assert by_kind('held_out')[-1] < 0.5 * by_kind('train')[0]
   assert int(state.step) == 20
@@ -76,23 +39,12 @@ def test_loss_falls_and_the_record_is_complete(tmp_path):
 
 
 def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path):
-  whole, all_records = fit(tmp_path / 'whole', num_steps=20)
-  fit(tmp_path / 'parts', num_steps=10)
-  parts, records = fit(tmp_path / 'parts', num_steps=20)
+  whole, all_records = toy_training.fit(tmp_path / 'whole', num_steps=20)
+  toy_training.fit(tmp_path / 'parts', num_steps=10)
+  parts, records = toy_training.fit(tmp_path / 'parts', num_steps=20)
   assert [r.step for r in records] == [15, 20]
   assert [r.metrics for r in records] == [r.metrics for r in all_records if r.step > 10]
   np.testing.assert_array_equal(whole.params['table'], parts.params['table'])
-
-
-_CHILD = """
-import json, sys, time
-sys.path.insert(0, sys.argv[1])
-from tests.training import test_training
-def record(p):
-  print(json.dumps([p.step, p.metrics]), flush=True)
-  time.sleep(float(sys.argv[3]))
-test_training.fit(sys.argv[2], num_steps=40, record=record)
-"""
 
 
 def test_resumes_after_sigkill_to_bitwise_the_same_losses(tmp_path):
@@ -100,7 +52,7 @@ def test_resumes_after_sigkill_to_bitwise_the_same_losses(tmp_path):
 
   def start(workdir, pause):
     return subprocess.Popen(
-        [sys.executable, '-c', _CHILD, root, str(workdir), str(pause)],
+        [sys.executable, '-m', 'tests.support.toy_training', str(workdir), str(pause)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=root,
@@ -119,7 +71,7 @@ def test_resumes_after_sigkill_to_bitwise_the_same_losses(tmp_path):
   child.send_signal(signal.SIGKILL)
   child.communicate()
 
-  _, expected = fit(tmp_path / 'whole', num_steps=40)
+  _, expected = toy_training.fit(tmp_path / 'whole', num_steps=40)
   expected = [[r.step, r.metrics] for r in expected]
   after, _ = start(tmp_path / 'killed', 0.0).communicate()
   after = [json.loads(line) for line in after.splitlines()]
@@ -131,43 +83,44 @@ def test_resumes_after_sigkill_to_bitwise_the_same_losses(tmp_path):
 @pytest.mark.parametrize('slices', [2, 4])
 def test_gradient_accumulation_equals_the_big_batch(tmp_path, slices):
   options = dict(num_steps=5, optimizer=optax.sgd(1.0))
-  whole, records = fit(tmp_path / 'whole', **options)
-  sliced, other = fit(tmp_path / 'sliced', **options, gradient_accumulation=slices)
+  whole, records = toy_training.fit(tmp_path / 'whole', **options)
+  sliced, other = toy_training.fit(tmp_path / 'sliced', **options, gradient_accumulation=slices)
   np.testing.assert_allclose(whole.params['table'], sliced.params['table'], atol=1e-6)
   for name, value in records[-1].metrics.items():
     assert other[-1].metrics[name] == pytest.approx(value, rel=1e-5)
 
 
 def test_a_bound_array_is_an_argument_of_the_step_not_a_constant(tmp_path):
-  params, _ = bigram()
+  params, _ = toy_training.bigram()
 
   def distill(params, batch, *, table):
     loss = losses.forward_kl(table[batch], params['table'][batch])
     return loss, {'loss': loss}
 
-  table = jnp.eye(VOCAB)
+  table = jnp.eye(toy_training.VOCAB)
   loss_fn = jax.tree_util.Partial(distill, table=table)
-  state, records = fit(tmp_path, params=params, loss_fn=loss_fn, num_steps=40)
+  state, records = toy_training.fit(tmp_path, params=params, loss_fn=loss_fn, num_steps=40)
   assert records[-1].metrics['loss'] < 0.1 * records[0].metrics['loss']
   step = train._make_step(optax.adam(0.1), 1)
-  lowered = step.lower(loss_fn, jax.device_get(state), counting(0))
-  assert f'tensor<{VOCAB}x{VOCAB}xf32>' in lowered.as_text().split('func.func')[1].split('{')[0]
+  lowered = step.lower(loss_fn, jax.device_get(state), toy_training.counting(0))
+  table_type = f'tensor<{toy_training.VOCAB}x{toy_training.VOCAB}xf32>'
+  assert table_type in lowered.as_text().split('func.func')[1].split('{')[0]
   leaves = jax.tree.leaves(lowered.in_avals)
   assert len(leaves) == 2 + len(jax.tree.leaves(state))
 
 
 def test_initial_parameters_survive_the_run(tmp_path):
-  params, _ = bigram()
-  fit(tmp_path, params=params, num_steps=5)
+  params, _ = toy_training.bigram()
+  toy_training.fit(tmp_path, params=params, num_steps=5)
   assert np.isfinite(params['table']).all()
 
 
 @pytest.mark.parametrize('where', ['loss', 'update'])
 def test_not_a_number_raises_and_saves_nothing(tmp_path, where):
-  params, loss_fn = bigram()
+  params, loss_fn = toy_training.bigram()
 
   def broken_at_12(step):
-    batch = counting(step)
+    batch = toy_training.counting(step)
     return -np.ones_like(batch) if where == 'loss' and step == 12 else batch
 
   def loss_or_nan(params, batch):
@@ -177,7 +130,7 @@ def test_not_a_number_raises_and_saves_nothing(tmp_path, where):
 
   rate = lambda count: jnp.where((count == 12) & (where == 'update'), jnp.nan, 0.1)
   with pytest.raises(FloatingPointError, match=r'step 15 .*\n?.*Lower the learning rate'):
-    fit(
+    toy_training.fit(
         tmp_path, params=params, loss_fn=loss_or_nan, batches=broken_at_12,
         optimizer=optax.adam(rate), num_steps=15,
     )
@@ -200,7 +153,7 @@ def test_not_a_number_raises_and_saves_nothing(tmp_path, where):
 )
 def test_what_cannot_work_is_refused_before_the_first_step(tmp_path, options, message):
   with pytest.raises(ValueError, match=message):
-    fit(tmp_path / 'run', **options)
+    toy_training.fit(tmp_path / 'run', **options)
   assert not (tmp_path / 'run').exists()
 
 
@@ -210,13 +163,13 @@ def test_a_full_disk_is_said_before_the_first_step(tmp_path, monkeypatch):
 
   monkeypatch.setattr(train.shutil, 'disk_usage', lambda path: Full)
   with pytest.raises(OSError, match='Make room'):
-    fit(tmp_path)
+    toy_training.fit(tmp_path)
 
 
 def test_a_checkpoint_beyond_the_end_is_refused(tmp_path):
-  fit(tmp_path, num_steps=10)
+  toy_training.fit(tmp_path, num_steps=10)
   with pytest.raises(ValueError, match='holds step 10, beyond the 5 steps'):
-    fit(tmp_path, num_steps=5)
+    toy_training.fit(tmp_path, num_steps=5)
 
 
 def test_evaluations_are_not_counted_as_training_time(tmp_path, monkeypatch):
@@ -228,10 +181,10 @@ def test_evaluations_are_not_counted_as_training_time(tmp_path, monkeypatch):
 
   def slow():
     now[0] += 100.0
-    return iter([counting(0)])
+    return iter([toy_training.counting(0)])
 
   monkeypatch.setattr(train.time, 'perf_counter', clock)
-  _, records = fit(tmp_path, held_out=slow, evaluate_every=3)
+  _, records = toy_training.fit(tmp_path, held_out=slow, evaluate_every=3)
   speeds = [r.tokens_per_second for r in records if r.kind == 'train']
   assert min(speeds) > 36 * 4 / 0.1
   # The estimate of what is left does count them: an evaluation every three steps.

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 
 from flax import struct
 import jax
@@ -10,96 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import constraints
 from specjax import drafters
 from specjax import engine
 from specjax import generation
 from specjax import randomness
-from specjax import sampling as sampling_lib
 from specjax import testing
 from specjax import tree
 from specjax import types
 from specjax import verify
 from specjax.verify import acceptance
+from tests.support import exact_laws
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
-VOCAB = 3
-TARGET = testing.table_model(seed=1)
-DRAFT = testing.table_model(seed=9)
-# The prompt repeats itself, so that prompt lookup finds something from the start.
-PROMPT = (0, 1, 0)
-
-# One row of a batch each: one compiled program serves them all.
-SETTINGS = {
-    'temperature 1': dict(),
-    'temperature 0.5': dict(temperature=0.5),
-    'temperature 0': dict(temperature=0.0),
-    'top-k': dict(top_k=2),
-    'top-p': dict(top_p=0.7),
-    'min-p': dict(min_p=0.3),
-    'penalties': dict(repetition_penalty=1.6, presence_penalty=0.4, frequency_penalty=0.5),
-    'bias': dict(logit_bias=(0.8, -0.9, 0.1)),
-    'all': dict(
-        temperature=0.8, top_p=0.9, min_p=0.05, frequency_penalty=-0.6,
-        logit_bias=(0.0, 0.5, -0.5),
-    ),
-}
-FREE = constraints.TokenAutomaton.create([[0, 0, 0], [0, 0, 0]])
-# After a 1 must come a 2.
-STRICT = constraints.TokenAutomaton.create([[0, 1, 0], [-1, -1, 0]])
-
-
-def settings(constraint=FREE, repeats=1):
-  """All settings, `repeats` rows each, with a constraint."""
-  defaults = {
-      'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0, 'repetition_penalty': 1.0,
-      'presence_penalty': 0.0, 'frequency_penalty': 0.0, 'logit_bias': (0.0,) * VOCAB,
-  }
-  columns = {
-      name: np.repeat([row.get(name, value) for row in SETTINGS.values()], repeats, axis=0)
-      for name, value in defaults.items()
-  }
-  return sampling_lib.make(
-      batch_size=repeats * len(SETTINGS), constraint=constraint, **columns
-  )
-
-
-def output_laws(rule, drafter, *, constraint=FREE, max_new_tokens=3, **options):
-  return testing.output_law(
-      TARGET,
-      [PROMPT] * len(SETTINGS),
-      rule=rule,
-      drafter=drafter,
-      sampling=settings(constraint),
-      max_new_tokens=max_new_tokens,
-      **options,
-  )
-
-
-@functools.cache
-def plain_laws(*, constrained=False, max_new_tokens=3, stop_tokens=()):
-  return testing.plain_law(
-      TARGET,
-      [PROMPT] * len(SETTINGS),
-      sampling=settings(STRICT if constrained else FREE),
-      max_new_tokens=max_new_tokens,
-      stop_tokens=stop_tokens,
-  )
-
-
-def errors(laws, expected):
-  """The largest error of every setting."""
-  return {
-      name: testing.max_difference(law, right)
-      for name, law, right in zip(SETTINGS, laws, expected)
-  }
-
-
 # Drafters, and how many tokens are enumerated: K + 2 has a round behind a full acceptance.
 DRAFTERS = {
-    'draft model': (drafters.model(DRAFT, num_speculative_tokens=2), 4),
+    'draft model': (drafters.model(exact_laws.DRAFT, num_speculative_tokens=2), 4),
     'prompt lookup': (drafters.ngram(num_speculative_tokens=3), 5),
-    'adaptive': (drafters.model(DRAFT, num_speculative_tokens=3, min_confidence=0.7), 3),
+    'adaptive': (drafters.model(exact_laws.DRAFT, num_speculative_tokens=3, min_confidence=0.7), 3),
     'plain': (None, 3),
 }
 CASES = [
@@ -113,36 +39,35 @@ CASES.remove((verify.block(), 'plain'))  # the same program as the rejection rul
 def test_output_law_is_the_targets(rule, name):
   drafter, length = DRAFTERS[name]
   for constrained in (False, True):
-    laws = output_laws(
-        rule, drafter, constraint=STRICT if constrained else FREE, max_new_tokens=length
-    )
-    expected = plain_laws(constrained=constrained, max_new_tokens=length)
+    constraint = exact_laws.STRICT if constrained else exact_laws.FREE
+    laws = exact_laws.output_laws(rule, drafter, constraint=constraint, max_new_tokens=length)
+    expected = exact_laws.plain_laws(constrained=constrained, max_new_tokens=length)
     if rule.mode == 'greedy':
       # The greedy rule decodes greedily whatever the temperature: compare those rows.
       laws, expected = [laws[2]], [expected[2]]
       assert max(laws[0].values()) == pytest.approx(1.0)
-    found = errors(laws, expected)
+    found = exact_laws.errors(laws, expected)
     assert max(found.values()) < 1e-6, found
 
 
 def test_stop_tokens_inside_an_accepted_block():
-  laws = output_laws(verify.rejection(), DRAFTERS['draft model'][0], stop_tokens=(2,))
-  found = errors(laws, plain_laws(stop_tokens=(2,)))
+  laws = exact_laws.output_laws(verify.rejection(), DRAFTERS['draft model'][0], stop_tokens=(2,))
+  found = exact_laws.errors(laws, exact_laws.plain_laws(stop_tokens=(2,)))
   assert max(found.values()) < 1e-6, found
   assert any(len(output) < 3 for output in laws[0])
 
 
 def test_plain_law_against_float64():
   """The reference itself, from sorted float64 probabilities."""
-  table = np.asarray(TARGET.params['table'], np.float64)
-  for name, law in zip(SETTINGS, plain_laws()):
+  table = np.asarray(exact_laws.TARGET.params['table'], np.float64)
+  for name, law in zip(exact_laws.SETTINGS, exact_laws.plain_laws()):
     for output, prob in law.items():
       expected = 1.0
       for index, token in enumerate(output):
         said = output[:index]
-        before = (*PROMPT, *said)
+        before = (*exact_laws.PROMPT, *said)
         logits = table[before[-2], before[-1]]
-        expected *= float64_law(logits, said=said, **SETTINGS[name])[token]
+        expected *= float64_law(logits, said=said, **exact_laws.SETTINGS[name])[token]
       assert prob == pytest.approx(expected, abs=1e-6), (name, output)
 
 
@@ -151,8 +76,8 @@ def float64_law(
     presence_penalty=0.0, frequency_penalty=0.0, logit_bias=0.0,
 ):
   logits = logits + np.asarray(logit_bias)
-  counts = np.bincount(np.asarray(said, int), minlength=VOCAB)
-  seen = (counts > 0) | np.isin(np.arange(VOCAB), PROMPT)
+  counts = np.bincount(np.asarray(said, int), minlength=exact_laws.VOCAB)
+  seen = (counts > 0) | np.isin(np.arange(exact_laws.VOCAB), exact_laws.PROMPT)
   factor = np.where(logits > 0, 1 / repetition_penalty, repetition_penalty)
   logits = np.where(seen, logits * factor, logits)
   logits = logits - frequency_penalty * counts - presence_penalty * (counts > 0)
@@ -162,7 +87,7 @@ def float64_law(
     return (rank == 0).astype(float)
   probs = np.exp((logits - logits.max()) / temperature)
   probs /= probs.sum()
-  kept = rank < (top_k or VOCAB)
+  kept = rank < (top_k or exact_laws.VOCAB)
   probs = probs * kept / (probs * kept).sum()
   before = (np.cumsum(probs[order]) - probs[order])[rank]
   probs = np.where(before < top_p, probs, 0)
@@ -253,13 +178,13 @@ FAULTS |= {
 }
 FAULTS['drops the token that stops it'] = (
     verify.rejection(),
-    Dropping(draft=DRAFT, min_confidence=jnp.float32(0), num_nodes=2),
+    Dropping(draft=exact_laws.DRAFT, min_confidence=jnp.float32(0), num_nodes=2),
 )
 
 
 @pytest.mark.parametrize('fault', FAULTS)
 def test_wrong_rules_are_caught(fault):
-  found = errors(output_laws(*FAULTS[fault]), plain_laws())
+  found = exact_laws.errors(exact_laws.output_laws(*FAULTS[fault]), exact_laws.plain_laws())
   assert found['temperature 1'] > 1e-3, found
 
 
@@ -270,12 +195,12 @@ def test_without_its_fault_a_wrong_rule_is_the_right_one(wrong, right):
   """So that it is the fault that is caught above."""
   rng = np.random.default_rng(0)
   law, draft = (
-      jax.nn.log_softmax(jnp.asarray(rng.normal(size=(100, rows, VOCAB)), jnp.float32))
+      jax.nn.log_softmax(jnp.asarray(rng.normal(size=(100, rows, exact_laws.VOCAB)), jnp.float32))
       for rows in (3, 2)
   )
   parents = tree.chain_parents(100, 2)
   proposal = types.Proposal(
-      tokens=jnp.asarray(rng.integers(0, VOCAB, (100, 2)), jnp.int32),
+      tokens=jnp.asarray(rng.integers(0, exact_laws.VOCAB, (100, 2)), jnp.int32),
       parents=parents,
       valid=jnp.ones((100, 2), bool),
       law=draft,
@@ -297,10 +222,10 @@ def expected_accepted(rule, target, draft):
   """The mean of every setting."""
   return testing.expected_accepted(
       target,
-      [PROMPT] * len(SETTINGS),
+      [exact_laws.PROMPT] * len(exact_laws.SETTINGS),
       rule=rule,
       drafter=drafters.model(draft, num_speculative_tokens=2),
-      sampling=settings(),
+      sampling=exact_laws.settings(),
   )
 
 
@@ -309,8 +234,9 @@ def test_expected_tokens_of_the_two_symbol_example():
   never = -1e4  # a third token, so that the compiled programs above serve
   target = testing.table_model([[np.log(1 / 3), np.log(2 / 3), never]] * 3)
   draft = testing.table_model([[np.log(2 / 3), np.log(1 / 3), never]] * 3)
+  size = exact_laws.VOCAB
   two_tokens = lambda model: testing.table_model(
-      np.broadcast_to(model.params['table'], (VOCAB + 1, VOCAB, VOCAB))
+      np.broadcast_to(model.params['table'], (size + 1, size, size))
   )
   target, draft = two_tokens(target), two_tokens(draft)
   for rule, expected in ((verify.rejection(), 10 / 9), (verify.block(), 11 / 9)):
@@ -321,18 +247,18 @@ def test_expected_tokens_of_the_two_symbol_example():
 def test_the_block_rule_never_accepts_less():
   for seed in range(10, 15):
     draft = testing.table_model(seed=seed)
-    tokens = expected_accepted(verify.rejection(), TARGET, draft)
-    blocks = expected_accepted(verify.block(), TARGET, draft)
+    tokens = expected_accepted(verify.rejection(), exact_laws.TARGET, draft)
+    blocks = expected_accepted(verify.block(), exact_laws.TARGET, draft)
     assert (blocks > tokens - 1e-6).all(), seed
     assert blocks[2] == pytest.approx(tokens[2], abs=1e-6), 'equal at temperature 0'
 
 
 def test_typical_acceptance_is_biased_and_by_how_much():
   rule = verify.typical()
-  laws = output_laws(rule, DRAFTERS['draft model'][0])
+  laws = exact_laws.output_laws(rule, DRAFTERS['draft model'][0])
   bias = {
       name: testing.total_variation(law, right)
-      for name, law, right in zip(SETTINGS, laws, plain_laws())
+      for name, law, right in zip(exact_laws.SETTINGS, laws, exact_laws.plain_laws())
   }
   assert not rule.lossless and 'lossy' in rule.name
   assert bias['temperature 0'] < 1e-6
@@ -340,12 +266,12 @@ def test_typical_acceptance_is_biased_and_by_how_much():
 
 
 def test_the_adaptive_drafter_stops_now_and_then():
-  table = np.asarray(DRAFT.params['table'], np.float64)
+  table = np.asarray(exact_laws.DRAFT.params['table'], np.float64)
   largest = np.exp(table).max(axis=-1) / np.exp(table).sum(axis=-1)
-  first = largest[PROMPT[-2], PROMPT[-1]]
-  second = first * largest[PROMPT[-1]]
+  first = largest[exact_laws.PROMPT[-2], exact_laws.PROMPT[-1]]
+  second = first * largest[exact_laws.PROMPT[-1]]
   assert first > 0.7 and second.min() < 0.7 < second.max()
-  assert largest[PROMPT[-1], 2] < 0.7
+  assert largest[exact_laws.PROMPT[-1], 2] < 0.7
 
 
 # What an enumeration with independent choices cannot see: the engine's own random numbers.
@@ -374,10 +300,10 @@ def test_keys_of_the_block_rule(source):
         cache_length=6,
         prefill_chunk=3,
     )
-    setup, state, _, _ = generation.prepare(target, [PROMPT] * rows, request)
+    setup, state, _, _ = generation.prepare(target, [exact_laws.PROMPT] * rows, request)
     state = engine.run(setup.replace(source_fn=source), state, jnp.int32(3))
     counts.update(map(tuple, np.asarray(state.tokens)[:, 3:].tolist()))
-  law = testing.plain_law(target, [PROMPT], max_new_tokens=3)[0]
+  law = testing.plain_law(target, [exact_laws.PROMPT], max_new_tokens=3)[0]
   test = testing.chi_square(counts, law)
   if source is PositionKeyed:
     assert test.statistic > 50 * test.degrees_of_freedom and test.p_value < 1e-6, test
@@ -391,22 +317,22 @@ REPEATS = 2000
 def coupled_tokens(drafter=None, seed=0):
   """Tokens [settings, REPEATS, 3] under the coupled rule."""
   output = generation.generate(
-      TARGET,
-      [PROMPT] * (REPEATS * len(SETTINGS)),
+      exact_laws.TARGET,
+      [exact_laws.PROMPT] * (REPEATS * len(exact_laws.SETTINGS)),
       drafter=drafter,
       rule=verify.coupled(),
-      sampling=settings(repeats=REPEATS),
+      sampling=exact_laws.settings(repeats=REPEATS),
       max_new_tokens=3,
       seeds=seed,
       cache_length=6,
       prefill_chunk=3,
   )
-  return output.tokens[:, 3:].reshape(len(SETTINGS), REPEATS, 3)
+  return output.tokens[:, 3:].reshape(len(exact_laws.SETTINGS), REPEATS, 3)
 
 
 def test_plain_coupled_sampling_has_the_targets_law():
   samples = [coupled_tokens(seed=seed) for seed in (0, 10**6, 2 * 10**6)]
-  for row, (name, law) in enumerate(zip(SETTINGS, plain_laws())):
+  for row, (name, law) in enumerate(zip(exact_laws.SETTINGS, exact_laws.plain_laws())):
     counts = collections.Counter(tuple(x) for part in samples for x in part[row].tolist())
     test = testing.chi_square(counts, law)
     assert test.p_value > 1e-3, (name, test)
@@ -417,9 +343,11 @@ def test_coupled_output_is_plain_decodings():
   plain = coupled_tokens()
   assert len(np.unique(plain[0], axis=0)) > 10
   branching = drafters.synthetic(
-      np.concatenate([np.tile(PROMPT, (plain[..., 0].size, 1)), plain.reshape(-1, 3)], axis=1),
+      np.concatenate(
+          [np.tile(exact_laws.PROMPT, (plain[..., 0].size, 1)), plain.reshape(-1, 3)], axis=1
+      ),
       acceptance=0.7,
-      vocab_size=VOCAB,
+      vocab_size=exact_laws.VOCAB,
       parents=(0, 0, 1, 1, 3),
   )
   for drafter in (DRAFTERS['adaptive'][0], DRAFTERS['prompt lookup'][0], branching):

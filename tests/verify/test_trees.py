@@ -16,10 +16,10 @@ from specjax import types
 from specjax import verify
 from specjax.verify import siblings
 from specjax.verify.k_sequential import first_branch_heights
-from tests.verify import test_lossless as lossless
+from tests.support import exact_laws
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
-DRAFT = lossless.DRAFT
+DRAFT = exact_laws.DRAFT
 # Two siblings, the first of which goes on: three nodes, two deep.
 UNEVEN = [(0,), (1,), (0, 0)]
 DYNAMIC = drafters.dynamic_tree(num_nodes=3, depth=2, width=2)
@@ -47,14 +47,14 @@ LENGTH = 4  # a round behind a full acceptance
 def test_output_law_is_the_targets(rule, kind):
   """For every sampling control, penalty and hook, at every node."""
   for constrained in (False, True):
-    laws = lossless.output_laws(
+    laws = exact_laws.output_laws(
         RULES[rule],
         DRAFTERS[kind],
-        constraint=lossless.STRICT if constrained else lossless.FREE,
+        constraint=exact_laws.STRICT if constrained else exact_laws.FREE,
         max_new_tokens=LENGTH,
     )
-    expected = lossless.plain_laws(constrained=constrained, max_new_tokens=LENGTH)
-    found = lossless.errors(laws, expected)
+    expected = exact_laws.plain_laws(constrained=constrained, max_new_tokens=LENGTH)
+    found = exact_laws.errors(laws, expected)
     assert max(found.values()) < 1e-6, found
 
 
@@ -155,14 +155,14 @@ def test_wrong_rules_are_caught(fault):
   drafter = PRUNING if kind == 'pruning' else DRAFTERS[kind]
   if fault.startswith('k_sequential'):
     drafter = PAIR
-  laws = lossless.output_laws(rule, drafter, max_new_tokens=2)
-  found = lossless.errors(laws, lossless.plain_laws(max_new_tokens=2))
+  laws = exact_laws.output_laws(rule, drafter, max_new_tokens=2)
+  found = exact_laws.errors(laws, exact_laws.plain_laws(max_new_tokens=2))
   assert found['temperature 1'] > 1e-3, found
 
 
 def test_the_k_sequential_rule_with_a_group_of_two():
-  laws = lossless.output_laws(verify.k_sequential(), PAIR, max_new_tokens=2)
-  found = lossless.errors(laws, lossless.plain_laws(max_new_tokens=2))
+  laws = exact_laws.output_laws(verify.k_sequential(), PAIR, max_new_tokens=2)
+  found = exact_laws.errors(laws, exact_laws.plain_laws(max_new_tokens=2))
   assert max(found.values()) < 1e-6, found
 
 
@@ -171,11 +171,11 @@ def test_the_k_sequential_rule_with_a_group_of_two():
 
 def accepted(rule, kind, shape, draft):
   return testing.expected_accepted(
-      lossless.TARGET,
-      [lossless.PROMPT] * len(lossless.SETTINGS),
+      exact_laws.TARGET,
+      [exact_laws.PROMPT] * len(exact_laws.SETTINGS),
       rule=rule,
       drafter=tree(kind, shape, draft),
-      sampling=lossless.settings(),
+      sampling=exact_laws.settings(),
   )
 
 
@@ -206,14 +206,14 @@ def test_never_shorter_than_the_first_branch(rule, kind, shape):
 
 
 def test_on_a_chain_the_rules_are_those_for_chains():
-  prompts = [lossless.PROMPT] * len(lossless.SETTINGS)
+  prompts = [exact_laws.PROMPT] * len(exact_laws.SETTINGS)
   for tree_rule, chain_rule in (('recursive', 'rejection'), ('traversal', 'block')):
     expected = testing.expected_accepted(
-        lossless.TARGET,
+        exact_laws.TARGET,
         prompts,
         rule=getattr(verify, chain_rule)(),
         drafter=tree('with_replacement', (1, 1), testing.table_model(seed=SEEDS[0])),
-        sampling=lossless.settings(),
+        sampling=exact_laws.settings(),
     )
     np.testing.assert_allclose(chain(tree_rule, 'with_replacement')[0], expected, atol=1e-6)
   np.testing.assert_allclose(
@@ -352,7 +352,7 @@ def test_the_engines_own_numbers(name):
   target, draft = (testing.table_model(seed=seed, scale=2.0) for seed in (1, 6))
   output = generation.generate(
       target,
-      [lossless.PROMPT] * 30_000,
+      [exact_laws.PROMPT] * 30_000,
       drafter=tree('with_replacement', [(0,), (1,), (0, 0), (0, 1)], draft),
       rule=RULES[name],
       max_new_tokens=3,
@@ -361,7 +361,7 @@ def test_the_engines_own_numbers(name):
   )
   tokens, counts = np.unique(output.tokens[:, 3:], axis=0, return_counts=True)
   counts = dict(zip(map(tuple, tokens.tolist()), counts.tolist()))
-  law = testing.plain_law(target, [lossless.PROMPT], max_new_tokens=3)[0]
+  law = testing.plain_law(target, [exact_laws.PROMPT], max_new_tokens=3)[0]
   test = testing.chi_square(counts, law)
   assert test.p_value > 1e-3, test
 
@@ -371,11 +371,11 @@ def test_the_engines_own_numbers(name):
 
 def coupled(rule, drafter=None):
   return generation.generate(
-      lossless.TARGET,
-      [lossless.PROMPT] * 500 * len(lossless.SETTINGS),
+      exact_laws.TARGET,
+      [exact_laws.PROMPT] * 500 * len(exact_laws.SETTINGS),
       drafter=drafter,
       rule=rule,
-      sampling=lossless.settings(repeats=500),
+      sampling=exact_laws.settings(repeats=500),
       max_new_tokens=4,
       cache_length=8,
       prefill_chunk=8,
