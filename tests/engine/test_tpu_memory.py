@@ -26,6 +26,13 @@ LENGTH = 16384
 ONE_ARRAY = 4 * LENGTH * 128 * 2
 
 
+@pytest.fixture(autouse=True)
+def traced_anew():
+  """Some tests replace what is traced."""
+  yield
+  jax.clear_caches()
+
+
 def model(num_layers: int):
   """Heads of 128, the width of a TPU's lanes: narrower ones are padded in memory."""
   return tiny.model(
@@ -122,45 +129,55 @@ def tree_of_narrow_heads():
 PADDED = 2 * 8 * LENGTH * 128 * 2
 
 
-def test_narrow_heads_are_not_copied_into_padded_ones(monkeypatch):
+def test_narrow_heads_are_not_copied_into_padded_ones():
   assert temporaries_of_one_row_a_device() < 0.25 * PADDED
+
+
+def test_narrow_heads_left_to_the_compiler_would_be_copied(monkeypatch):
   monkeypatch.setattr(cache_rows, 'LANES', 1)
-  jax.clear_caches()  # the run was traced with the other one
   assert temporaries_of_one_row_a_device() > PADDED
 
 
-def test_a_tree_copies_narrow_heads_neither_for_its_levels_nor_for_its_path(monkeypatch):
-  slots = r'\[4,(1,)?16[0-9]{3},64\]'  # LENGTH and what one call may append
-  padded = re.compile(slots + r'\{(3,)?2,1,0:')  # the heads along the lanes
+SLOTS = r'\[4,(1,)?16[0-9]{3},64\]'  # LENGTH and what one call may append
+PADDED_SLOTS = re.compile(SLOTS + r'\{(3,)?2,1,0:')  # the heads along the lanes
+
+
+def test_a_tree_copies_narrow_heads_neither_for_its_levels_nor_for_its_path():
   loop = tree_of_narrow_heads()
   assert loop.memory_analysis().temp_size_in_bytes < 0.25 * PADDED
   text = loop.as_text()
-  assert re.search(slots, text) and not padded.search(text)
+  assert re.search(SLOTS, text) and not PADDED_SLOTS.search(text)
 
+
+def test_a_tree_read_by_a_gather_or_left_to_the_compiler_would_copy_them(monkeypatch):
   with monkeypatch.context() as patch:
     gather = lambda buffer, first, offsets, most: cache_rows.read(
         buffer, first[:, None] + offsets
     )
     patch.setattr(cache_rows, 'read_behind', gather)
-    jax.clear_caches()  # the run was traced with the other one
-    assert padded.search(tree_of_narrow_heads().as_text())
+    assert PADDED_SLOTS.search(tree_of_narrow_heads().as_text())
   monkeypatch.setattr(cache_rows, 'LANES', 1)
   jax.clear_caches()
   assert tree_of_narrow_heads().memory_analysis().temp_size_in_bytes > PADDED
 
 
-def test_many_rows_of_narrow_heads_are_written_in_place(monkeypatch):
-  def temporaries() -> int:
-    """Of a loop whose draft holds four arrays of this many rows, LENGTH and heads of 64."""
-    drafter = drafters.model(draft_of_narrow_heads(), num_speculative_tokens=2, step_width=1)
-    loop = compiled(1, verify.greedy(), drafter, prompts=tiny.PROMPTS * 4)[1]
-    return loop.memory_analysis().temp_size_in_bytes
+def temporaries_of_many_rows() -> int:
+  """Of a loop whose draft holds four arrays of sixteen rows, LENGTH and heads of 64."""
+  drafter = drafters.model(draft_of_narrow_heads(), num_speculative_tokens=2, step_width=1)
+  loop = compiled(1, verify.greedy(), drafter, prompts=tiny.PROMPTS * 4)[1]
+  return loop.memory_analysis().temp_size_in_bytes
 
-  one_array = 16 * LENGTH * 64 * 2
-  assert temporaries() < one_array
+
+ARRAY_OF_MANY_ROWS = 16 * LENGTH * 64 * 2
+
+
+def test_many_rows_of_narrow_heads_are_written_in_place():
+  assert temporaries_of_many_rows() < ARRAY_OF_MANY_ROWS
+
+
+def test_many_rows_written_by_a_scatter_would_be_copied(monkeypatch):
   monkeypatch.setattr(cache_rows, '_write_rows', _scattered)
-  jax.clear_caches()  # the run was traced with the other one
-  assert temporaries() > 4 * one_array
+  assert temporaries_of_many_rows() > 4 * ARRAY_OF_MANY_ROWS
 
 
 def _scattered(buffer, new, first, *, part, unroll):

@@ -1,4 +1,4 @@
-"""A sweep that is killed three times ends with the table of one that was left alone."""
+"""A sweep that is killed, once or three times, ends with the table of one left alone."""
 
 import json
 import os
@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+
+import pytest
 
 from experiments import workdir as workdir_lib
 
@@ -40,16 +42,30 @@ def table(workdir: pathlib.Path) -> list[dict]:
   return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
-def test_a_sweep_killed_three_times_has_the_same_table(tmp_path):
-  alone, killed = tmp_path / 'alone', tmp_path / 'killed'
-  whole = start(alone)
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """The folder of a sweep that was left alone."""
+  path = tmp_path_factory.mktemp('sweep') / 'alone'
+  whole = start(path)
   output, _ = whole.communicate(timeout=400)
   assert whole.returncode == 0, output
-  assert len(table(alone)) == 24 and 'failed' not in output
+  assert len(table(path)) == 24 and 'failed' not in output
+  return path
 
+
+def test_a_sweep_killed_once_has_the_same_table(alone, tmp_path):
+  check(alone, tmp_path / 'killed', times=1)
+
+
+def test_a_sweep_killed_three_times_has_the_same_table(alone, tmp_path):
+  check(alone, tmp_path / 'killed', times=3)
+
+
+def check(alone: pathlib.Path, killed: pathlib.Path, times: int) -> None:
+  """Kills a sweep so often, at random, lets it end, and compares it with the other."""
   chance = random.Random(os.environ.get('SPECJAX_TEST_SEED', '0'))
   kept = {}
-  for number in sorted(chance.sample(range(1, 23), 3)):
+  for number in sorted(chance.sample(range(1, 23), times)):
     running = start(killed)
     deadline = time.monotonic() + 300
     while len(finished(killed)) < number and running.poll() is None:

@@ -5,7 +5,8 @@
     python -m tests.support.mesh_run OUT.json --devices=8 --full
 
 Writes, for every layout x drafter x rule, the tokens of a run, and those on one device where
-there is one process alone. The tests take a cut; `--full` takes every drafter with every rule
+there is one process alone. The tests take a cut, `--short` the least of it in which every layout,
+drafter and rule of the cut occurs; `--full` takes every drafter with every rule
 that verifies it, `--pairs` a quarter of these under each layout, so that every two of (layout,
 drafter, rule) meet; `--layouts` and `--rules` take some of them, `--few` one layout, and
 
@@ -61,6 +62,14 @@ FEW = {
     'sequence': [('eagle tree', 'greedy'), ('tree', 'coupled')],
     'fsdp': [('model', 'block'), ('early exit', 'coupled')],
 }
+SHORT = {
+    'tensor': [
+        ('model', 'block'), ('ngram', 'rejection'), ('eagle', 'block'), ('medusa tree', 'traversal')
+    ],
+    'data x tensor': [('tree', 'coupled')],
+    'sequence': [('eagle tree', 'greedy')],
+    'fsdp': [('early exit', 'coupled')],
+}
 # Rows grow beyond the first half of the cache's 64 slots: that is where `sequence` splits them.
 NEW_TOKENS, CACHE_LENGTH = 28, 48
 # Children by depth: two tokens behind the root, two behind the first, one more.
@@ -68,7 +77,11 @@ TREE = ((0,), (1,), (0, 0), (0, 1), (0, 0, 0))
 
 
 def pairs_of(layout: str, extent: str = 'cut') -> list[tuple[str, str]]:
-  """What runs under a layout; `extent` is 'cut', 'pairs' or 'full'."""
+  """What runs under a layout; `extent` is 'short', 'cut', 'pairs' or 'full'."""
+  if extent == 'short':
+    if layout == ONE_DEVICE:
+      return list(dict.fromkeys(pair for pairs in SHORT.values() for pair in pairs))
+    return SHORT[layout]
   if extent == 'full' or extent == 'pairs' and layout == ONE_DEVICE:
     return ALL
   if extent == 'pairs':
@@ -359,6 +372,7 @@ def main() -> None:
   parser.add_argument('--count', type=int)
   parser.add_argument('--few', action='store_true', help='one layout, for several processes')
   extents = parser.add_mutually_exclusive_group()
+  extents.add_argument('--short', action='store_true', help='the least of the cut')
   extents.add_argument('--full', action='store_true', help='every drafter under every rule')
   extents.add_argument('--pairs', action='store_true', help='each of these under one layout')
   parser.add_argument('--layouts', help='names of layouts, with commas; all where not given')
@@ -389,7 +403,8 @@ def main() -> None:
     names = ['data x tensor']
   if alone:
     names.append(ONE_DEVICE)
-  extent = 'full' if arguments.full else 'pairs' if arguments.pairs else 'cut'
+  given = [name for name in ('short', 'full', 'pairs') if getattr(arguments, name)]
+  extent = given[0] if given else 'cut'
   models, result = Models(), {}
   for name in names:
     layouts = None if name == ONE_DEVICE else sharding.make(**LAYOUTS[name])
@@ -402,7 +417,7 @@ def main() -> None:
     unused = [c for c, each in result[name].items() if not each['accepted'] and 'plain' not in c]
     if unused:
       sys.exit(f'{name}: nothing was accepted, which says little: {", ".join(unused)}')
-    if extent != 'cut' and processes.is_first():
+    if extent in ('pairs', 'full') and processes.is_first():
       pathlib.Path(arguments.out).write_text(json.dumps(result))
   if alone:
     compare({n: r for n, r in result.items() if n != ONE_DEVICE}, {ONE_DEVICE: result[ONE_DEVICE]})

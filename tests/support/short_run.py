@@ -1,9 +1,9 @@
 """What the short run of the suite leaves out, and why.
 
-`./scripts/test.sh` is the short run: every kind of check, and every level of every factor at least
-once, but not every combination of them. `./scripts/test.sh --everything` runs all tests, and so does
-pytest for tests that are named on its command line. `problems` finds what the table below must not
-do: leave out the only case of a level, or name what is not there.
+`./scripts/test.sh` is the short run: every kind of check, and every level of every factor at
+least once, but not every combination of them. `./scripts/test.sh --everything` runs all tests,
+and so does pytest for tests that are named on its command line. `problems` finds what the table
+below must not do: leave out the only case of a level, or name what is not there.
 """
 
 from collections.abc import Iterable, Sequence
