@@ -261,8 +261,9 @@ def _counts(outputs: Sequence[GenerateOutput], method: methods_lib.Method) -> di
   found = dict(
       tokens=[int(n) for output in outputs for n in output.lengths - output.prompt_lengths],
       rounds=stats.rounds,
-      proposed_at=stats.proposed_at,
-      accepted_at=stats.accepted_at,
+      # As drafted and decided: forecasts and expectations are made of them.
+      proposed_at=stats.drafted_at,
+      accepted_at=stats.decided_at,
       free_rounds=sum(output.drafter_state for output in outputs),
       expected={},
   )

@@ -126,7 +126,7 @@ class Store:
     """The arm's result, or None where there is none."""
     path = self._folder / f'{arm.key}.json'
     try:
-      return json.loads(path.read_text(encoding='utf-8'))
+      return json.loads(path.read_text(encoding='utf-8-sig'))
     except FileNotFoundError:
       return None
     except json.JSONDecodeError as error:

@@ -29,6 +29,7 @@ from experiments import peers
 from experiments import prompts as prompts_lib
 from experiments import report
 from experiments import workdir as workdir_lib
+from specjax import detokenize
 from specjax import generation
 from specjax.analysis import calibration as calibration_lib
 from specjax.analysis import records
@@ -303,7 +304,7 @@ def _stream(config, loaded, runner: Runner, prompt, console, status) -> dict[str
   next(specjax.stream(loaded.target, [prompt], **options, rounds_per_chunk=1))
   status.stop()
   console.rule(f'{method.name}, {method.rule_name}: accepted draft tokens in colour', align='left')
-  text = loaded.tokenizer.decode(list(prompt))
+  text = detokenize.text(loaded.tokenizer, prompt)
   display.write(
       console, ''.join(text.splitlines(keepends=True)[-8:]), display.COLOURS['prompt']
   )

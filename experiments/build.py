@@ -22,6 +22,7 @@ from specjax import sampling as sampling_lib
 from specjax import sharding
 from specjax import verify
 from specjax import zoo
+from specjax.stopping import as_strings
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -348,7 +349,7 @@ def options(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
       rule=rule(config),
       max_new_tokens=config.max_new_tokens,
       stop_tokens=stops,
-      stop_strings=tuple(config.stop_strings),
+      stop_strings=as_strings(config.stop_strings),
       tokenizer=loaded.tokenizer,
       logprobs=config.logprobs or None,
       width=config.width,

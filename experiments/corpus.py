@@ -95,7 +95,8 @@ def _open(files: dict[str, pathlib.Path], tokenizer: tokenizers.Tokenizer) -> Co
   info = {}
   for name in (TRAIN, HELD_OUT):
     described = files[name].with_suffix('.json')
-    info[files[name].stem] = json.loads(described.read_text()) if described.exists() else {}
+    text = described.read_text(encoding='utf-8-sig') if described.exists() else '{}'
+    info[files[name].stem] = json.loads(text)
   return Corpus(
       tokenizer=tokenizer,
       tokenizer_file=files[TOKENIZER],

@@ -12,7 +12,9 @@ import rich.table
 import rich.text
 
 from specjax.analysis import traces
+from specjax.detokenize import Detokenizer
 from specjax.generation import GenerateOutput
+from specjax.stopping import as_strings
 from specjax.training.train import Progress
 
 # Colours of tokens by where they came from; all others are in the terminal's own colour.
@@ -77,8 +79,7 @@ class TokenStream:
   """Writes a row's text as it grows, accepted draft tokens in colour.
 
   Without a terminal, or where NO_COLOR is set, it is the text alone, byte for byte. What
-  could still change is held back: an unfinished character, or the beginning of a stop
-  string.
+  could still change is held back: a character that is open, or the beginning of a stop string.
   """
 
   def __init__(
@@ -87,31 +88,37 @@ class TokenStream:
       tokenizer: Any,
       *,
       row: int = 0,
-      stop_strings: Sequence[str] = (),
+      stop_strings: str | Sequence[str] = (),
   ):
     """Colours need a trace: see `wants_trace`."""
     self._console = console
     self._tokenizer = tokenizer
     self._row = row
-    self._held_back = max([len(string) - 1 for string in stop_strings], default=0)
+    self._held_back = max([len(string) - 1 for string in as_strings(stop_strings)], default=0)
+    self._detokenizer: Detokenizer | None = None
+    self._pieces: list[str] = []
     self._shown = 0
 
   def update(self, output: GenerateOutput) -> None:
     """Writes what is new in the output so far; all of it once the row is over."""
     row = self._row
+    running = output.finish_reasons[row] == 'running'
     tokens = output.new_tokens(row)
-    pieces = traces.pieces(self._tokenizer, tokens)
-    sources = [None] * len(pieces)
+    if self._detokenizer is None:
+      prompt = output.tokens[row, : output.prompt_lengths[row]]
+      self._detokenizer = Detokenizer(self._tokenizer, prompt)
+    self._pieces += [self._detokenizer.push(token) for token in tokens[len(self._pieces) :]]
+    if self._pieces and not running:
+      self._pieces[-1] += self._detokenizer.flush()
+    sources = [None] * len(self._pieces)
     if output.trace is not None:
       sources = traces.sources(output, row)
-    text = ''.join(pieces)
-    if output.finish_reasons[row] != 'running':
+    end = sum(map(len, self._pieces)) - (self._held_back if running else 0)
+    if output.texts is not None:
       # The output's own text is cut before a stop string.
-      end = len(text) if output.texts is None else min(len(text), len(output.texts[row]))
-    else:
-      end = len(text.rstrip('\N{REPLACEMENT CHARACTER}')) - self._held_back
+      end = min(end, len(output.texts[row]))
     start = 0
-    for piece, source in zip(pieces, sources):
+    for piece, source in zip(self._pieces, sources):
       fresh = piece[max(self._shown - start, 0) : max(end - start, 0)]
       if fresh:
         write(self._console, fresh, COLOURS.get(source))

@@ -141,7 +141,7 @@ def steps_of(settings: ConfigDict, proposed_at: np.ndarray, num_rounds: int) -> 
 
   Args:
     settings: of the method.
-    proposed_at: [D], rounds that proposed at least d + 1 tokens.
+    proposed_at: [D], rounds that drafted at least d + 1 tokens (`Stats.drafted_at`).
     num_rounds: all rounds.
   """
   if settings.drafter.kind != costs.MODEL:

@@ -20,6 +20,7 @@ from experiments import cli
 from experiments import display
 from experiments import prompts as prompts_lib
 from experiments import workdir as workdir_lib
+from specjax import checks
 from specjax import generation
 from specjax.analysis import records
 from specjax.analysis import traces
@@ -88,15 +89,10 @@ def _prompts(config, loaded: build.Loaded) -> list[prompts_lib.Prompt]:
       max_tokens=config.prompt_tokens if own else config.held_out_tokens,
       num_prompts=config.num_prompts,
   )
-  longest = getattr(getattr(loaded.target.module, 'config', None), 'max_positions', None)
+  # All of them before the first is generated, and by name.
   for prompt in prompts:
-    wanted = len(prompt.tokens) + config.max_new_tokens
-    if longest is not None and wanted > longest:
-      raise ValueError(
-          f'The prompt {prompt.name} has {len(prompt.tokens)} tokens; with {config.max_new_tokens} '
-          f'new ones that is more than the {longest} positions that the target was made for. Cut '
-          'it with --config.prompt_tokens, or lower --config.max_new_tokens.'
-      )
+    length, name = len(prompt.tokens), f'The prompt {prompt.name}'
+    checks.positions(loaded.target, length, config.max_new_tokens, name=name)
   return prompts
 
 
@@ -173,7 +169,7 @@ def _rows(config, loaded, batch: _Batch, output) -> list[dict[str, Any]]:
       described['logprobs'] = output.logprobs[row, start:end]
       described['logprobs_of'] = output.logprobs_of
     if config.trace:
-      described['pieces'] = traces.pieces(loaded.tokenizer, tokens)
+      described['pieces'] = traces.pieces(loaded.tokenizer, tokens, prompt.tokens)
       described['rounds'] = traces.rounds(output, row)
     rows.append(described)
   return rows

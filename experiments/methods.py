@@ -235,8 +235,8 @@ def acceptance(
   stats = records.merge_stats(outputs)
   rounds = int(stats.rounds.sum())
   return Acceptance(
-      rates=tuple(theory.conditional_rates(stats.accepted_at.sum(0), rounds)),
-      num_drafted=forecasts.steps_of(method.settings, stats.proposed_at.sum(0), rounds),
+      rates=tuple(theory.conditional_rates(stats.decided_at.sum(0), rounds)),
+      num_drafted=forecasts.steps_of(method.settings, stats.drafted_at.sum(0), rounds),
       free_share=sum(output.drafter_state for output in outputs) / rounds,
   )
 

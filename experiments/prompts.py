@@ -21,6 +21,8 @@ from typing import Any, TextIO
 
 import tokenizers
 
+from specjax import detokenize
+
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
@@ -67,7 +69,9 @@ def texts(
   if prompt:
     found = [('prompt', prompt)]
   elif file == '-':
-    found = [('stdin', (sys.stdin if stdin is None else stdin).read())]
+    # A byte-order mark, which `utf-8-sig` takes off files.
+    content = (sys.stdin if stdin is None else stdin).read().removeprefix('\ufeff')
+    found = [('stdin', content)]
   elif file:
     found = _read(pathlib.Path(file).expanduser())
   else:
@@ -123,7 +127,7 @@ def _read(path: pathlib.Path) -> list[tuple[str, str]]:
   if not path.is_file():
     raise FileNotFoundError(f'There is no prompt file {path}.')
   try:
-    content = path.read_text(encoding='utf-8')
+    content = path.read_text(encoding='utf-8-sig')
   except UnicodeDecodeError as error:
     raise ValueError(f'{path} is not UTF-8 text: {error}') from error
   if path.suffix != '.jsonl':
@@ -168,6 +172,8 @@ def encode(
 ) -> list[Prompt]:
   """Tokens of the prompts, with what the tokenizer puts around a text (such as a BOS).
 
+  A text that begins with the BOS itself, as chat templates write it, gets no second one.
+
   Args:
     found: (name, text) of each.
     tokenizer: of the target.
@@ -181,9 +187,17 @@ def encode(
     raise ValueError('config.prompt_tokens and config.num_prompts must be at least 0 (0: all).')
   prompts = []
   for name, text in found[: num_prompts or None]:
-    ids = tokenizer.encode(text).ids
+    ids = _ids(text, tokenizer)
     if max_tokens and len(ids) > max_tokens:
       ids = ids[:max_tokens]
-      text = tokenizer.decode(ids)
+      text = detokenize.text(tokenizer, ids)
     prompts.append(Prompt(name, text, tuple(ids)))
   return prompts
+
+
+def _ids(text: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
+  """The tokens of a text and what the tokenizer adds, but no beginning that is there already."""
+  encoded = tokenizer.encode(text)
+  added = next((i for i, mask in enumerate(encoded.special_tokens_mask) if not mask), 0)
+  beginning, rest = encoded.ids[:added], encoded.ids[added:]
+  return rest if rest[:added] == beginning else encoded.ids

@@ -191,7 +191,7 @@ def _subtitle(config: Row, methods: Sequence[Row]) -> str:
 
 
 def _asset(name: str) -> str:
-  return (_HERE / name).read_text(encoding='utf-8')
+  return (_HERE / name).read_text(encoding='utf-8-sig')
 
 
 def _read(path: pathlib.Path) -> Any:
@@ -199,7 +199,7 @@ def _read(path: pathlib.Path) -> Any:
   if not path.exists():
     return None
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
+    return json.loads(path.read_text(encoding='utf-8-sig'))
   except json.JSONDecodeError as error:
     raise ValueError(f'{path} is not JSON: {error}') from error
 

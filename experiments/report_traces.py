@@ -21,16 +21,18 @@ def entry(output: GenerateOutput, tokenizer: Any, *, name: str, row: int = 0) ->
     probabilities.
   """
   start, end = int(output.prompt_lengths[row]), int(output.lengths[row])
-  pieces = traces_lib.pieces(tokenizer, output.tokens[row, :end])
+  tokens = output.tokens[row, :end].tolist()
+  pieces = traces_lib.pieces(tokenizer, tokens)
   rounds = []
   for each in traces_lib.rounds(output, row):
     texts = pieces[each.start : each.start + len(each.emitted)]
     kept = {0} | {node.number for node in each.nodes if node.accepted}
+    before = _befores(each, tokens)
     nodes = [
         {
             'number': node.number,
             'parent': node.parent,
-            'text': tokenizer.decode([node.token]),
+            'text': _text(tokenizer, node.token, before[node.parent]),
             'accepted': node.accepted,
             # Below a rejected node nothing was looked at.
             'reached': node.parent in kept,
@@ -41,11 +43,23 @@ def entry(output: GenerateOutput, tokenizer: Any, *, name: str, row: int = 0) ->
         for node in each.nodes
     ]
     rounds.append({
-        'before': tokenizer.decode([int(output.tokens[row, each.start - 1])]),
+        'before': _text(tokenizer, tokens[each.start - 1], tokens[: each.start - 1]),
         'emitted': [list(pair) for pair in zip(texts, each.sources)],
         'nodes': nodes,
     })
   return {'name': name, 'prompt': ''.join(pieces[:start]), 'rounds': rounds}
+
+
+def _befores(each: traces_lib.Round, tokens: list[int]) -> dict[int, list[int]]:
+  """What stands before a child of each node of a round: the end of the row, then the path."""
+  befores = {0: tokens[max(each.start - 16, 0) : each.start]}
+  for node in each.nodes:
+    befores[node.number] = [*befores[node.parent], node.token]
+  return befores
+
+
+def _text(tokenizer: Any, token: int, before: list[int]) -> str:
+  return traces_lib.pieces(tokenizer, [token], before)[0]
 
 
 def _short(value: float) -> float:

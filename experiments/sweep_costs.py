@@ -57,7 +57,7 @@ def of_arms(
     name = f'{FOLDER}/{key}-{arms_lib.digest(cases)[:8]}.json'
     path = results_dir.path / name
     if path.exists():
-      made = costs_lib.from_json(json.loads(path.read_text(encoding='utf-8')))
+      made = costs_lib.from_json(json.loads(path.read_text(encoding='utf-8-sig')))
     else:
       made = _measure(config, group, models, say)
       results_dir.write_json(name, dataclasses.asdict(made))

@@ -219,7 +219,7 @@ def _resume(results: workdir_lib.Workdir, config, say) -> int:
 
 
 def _check_same_run(path: pathlib.Path, config) -> None:
-  before = json.loads((path / workdir_lib.CONFIG).read_text(encoding='utf-8'))
+  before = json.loads((path / workdir_lib.CONFIG).read_text(encoding='utf-8-sig'))
   now = workdir_lib.to_json(config)
   changed = [
       f'{name} was {before.get(name)!r} and is {now.get(name)!r}'

@@ -123,7 +123,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
   if not path.exists():
     raise FileNotFoundError(f'There is no {path}: run an experiment with this --workdir first.')
   rows = []
-  *lines, _ = path.read_text(encoding='utf-8').split('\n')
+  *lines, _ = path.read_text(encoding='utf-8-sig').split('\n')
   for number, line in enumerate(lines, start=1):
     try:
       rows.append(json.loads(line))

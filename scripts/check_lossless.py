@@ -376,10 +376,12 @@ def open_results(out: pathlib.Path) -> list[dict]:
   names = ('pair', 'prompts', 'prompt_length', 'new_tokens', 'batch')
   settings = {name: FLAGS[name].value for name in names} | dict(files=digest.hexdigest())
   config, metrics = out / 'config.json', out / 'metrics.jsonl'
-  if metrics.exists() and (not config.exists() or json.loads(config.read_text()) != settings):
+  before = json.loads(config.read_text(encoding='utf-8-sig')) if config.exists() else None
+  if metrics.exists() and before != settings:
     raise app.UsageError(f'{out} holds rows of other settings or of another pair. Give --out=…')
   config.write_text(json.dumps(settings, indent=2), encoding='utf-8')
-  lines = metrics.read_text(encoding='utf-8').splitlines(keepends=True) if metrics.exists() else []
+  text = metrics.read_text(encoding='utf-8-sig') if metrics.exists() else ''
+  lines = text.splitlines(keepends=True)
   # A row that was being written when the run ended has no line end.
   whole = [line for line in lines if line.endswith('\n')]
   metrics.write_text(''.join(whole), encoding='utf-8')

@@ -146,7 +146,7 @@ def scheduled_cycles(path: str) -> int:
     RuntimeError: if a loop has no constant exit test.
   """
   bundles = [
-      line for line in pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+      line for line in pathlib.Path(path).read_text(encoding='utf-8-sig').splitlines()
       if re.match(r'\s*(0x[\da-f]+|0)\s+(LB|LH|LE|PB|PF|CT)?\s*:', line)
   ]
   total, weights = 0, [1] * (len(bundles) + _DELAY)
@@ -173,7 +173,7 @@ def kernel_cycles(folder: str) -> tuple[dict[str, int], dict[str, int]]:
     name = re.search(r'accept_[a-z]+', os.path.basename(path))
     if name and 'schedule-analysis' not in path:
       cycles[name.group(0)] = scheduled_cycles(path)
-      text = pathlib.Path(path).read_text(encoding='utf-8')
+      text = pathlib.Path(path).read_text(encoding='utf-8-sig')
       cores[name.group(0)] = 2 if 'BarrierMegacore' in text else 1
   return cycles, cores
 

@@ -145,7 +145,7 @@ def inputs(generator, feature_width):
 
 def medusa(root, out, generator):
   sys.modules['fastchat'] = types.ModuleType('fastchat')
-  source = (root / 'medusa/model/medusa_model.py').read_text()
+  source = (root / 'medusa/model/medusa_model.py').read_text(encoding='utf-8-sig')
   # The file imports whole models of older transformers; the block of a head stands by itself.
   start, end = source.index('class ResBlock'), source.index('class MedusaModelABC')
   names = {'nn': torch.nn, 'torch': torch}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from specjax import engine
+from specjax import stopping
 
 
 def request(
@@ -18,7 +19,7 @@ def request(
     max_new_tokens: int | Sequence[int],
     cache_length: int | None,
     logprobs: str | None,
-    stop_strings: Sequence[str],
+    stop_strings: str | Sequence[str],
     tokenizer: Any,
 ) -> np.ndarray:
   """Refuses what cannot be run, before any compute.
@@ -28,9 +29,10 @@ def request(
 
   Raises:
     ValueError: empty prompts or token ids outside the vocabulary; a prompt and its new
-      tokens longer than the cache; vocabularies of target and drafter that differ; a rule
-      that cannot verify the drafter's tree; settings for another batch size; an unknown
-      kind of log-probabilities; stop strings without a tokenizer.
+      tokens longer than the cache, or than the target was made for; vocabularies of target
+      and drafter that differ; a rule that cannot verify the drafter's tree; settings for
+      another batch size; an unknown kind of log-probabilities; stop strings without a
+      tokenizer.
   """
   _prompts(prompts, target.vocab_size)
   batch = len(prompts)
@@ -50,6 +52,8 @@ def request(
             f'{len(prompt) + limit} positions; cache_length is {cache_length}. Shorten the '
             'prompt, lower max_new_tokens or raise cache_length.'
         )
+  for row, (prompt, limit) in enumerate(zip(prompts, limits)):
+    positions(target, len(prompt), int(limit), name=f'Prompt {row}')
   if drafter.vocab_size is not None and drafter.vocab_size != target.vocab_size:
     raise ValueError(
         f'The drafter has a vocabulary of {drafter.vocab_size} tokens, the target of '
@@ -68,11 +72,35 @@ def request(
     )
   if logprobs not in (None, 'raw', 'controlled'):
     raise ValueError(f"logprobs must be None, 'raw' or 'controlled', got {logprobs!r}.")
-  if stop_strings and tokenizer is None:
+  strings = stopping.as_strings(stop_strings)
+  if strings and tokenizer is None:
     raise ValueError('stop_strings need a tokenizer; give tokenizer=, or use stop_tokens.')
-  if any(not string for string in stop_strings):
+  if any(not string for string in strings):
     raise ValueError('A stop string is empty; every output would end at once.')
   return limits
+
+
+def positions(target: Any, num_prompt_tokens: int, max_new_tokens: int, *, name: str) -> None:
+  """Refuses a prompt that its new tokens would carry beyond the target's longest sequence.
+
+  Args:
+    target: a `specjax.models.LanguageModel`; one whose module's config has no `max_positions`
+      takes any length.
+    num_prompt_tokens: tokens of the prompt.
+    max_new_tokens: new tokens at most.
+    name: how the error calls the prompt.
+
+  Raises:
+    ValueError: with both lengths and the limit.
+  """
+  config = getattr(getattr(target, 'module', None), 'config', None)
+  longest = getattr(config, 'max_positions', None)
+  if longest is not None and num_prompt_tokens + max_new_tokens > longest:
+    raise ValueError(
+        f'{name} has {num_prompt_tokens} tokens; with {max_new_tokens} new ones that is more than '
+        f'the {longest} positions that the target was made for. Shorten the prompt '
+        '(config.prompt_tokens), or lower max_new_tokens.'
+    )
 
 
 def _prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:

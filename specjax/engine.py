@@ -14,6 +14,7 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specjax import kv_cache
 from specjax import sampling as sampling_lib
@@ -28,17 +29,33 @@ PyTree = Any
 # Why a row ended.
 RUNNING, STOP_TOKEN, LENGTH, NOT_A_NUMBER, NOTHING_ALLOWED = 0, 1, 2, 3, 4
 
+# Rounds that a state remembers where the host looks for stop strings.
+RECENT = 16
+
 
 @struct.dataclass
 class Stats:
-  """Counts of each row's rounds.
+  """Counts of each row's rounds, of what is in the output alone.
+
+  The last round of a row may be cut: by a stop token or a limit inside the accepted tokens, or
+  by a stop string that ends before the round does. Of a round that is cut after n draft tokens,
+  these n are accepted and the nodes at depths 1 … n are proposed; what lies deeper counts
+  neither for the draft nor against it. So a draft that is always right has a rate of 1 at every
+  depth, however it ends, and emitted tokens are `accepted + rounds`, less one where the row's
+  last round is cut.
+
+  `drafted_at` and `decided_at` count the same rounds without the cut, as they were drafted and
+  as the rule decided: what a drafter costs and how often it is right says nothing about where
+  an output ends. Forecasts are made of them.
 
   Attributes:
-    rounds: [B] int32, rounds in which the row was not done (target passes).
+    rounds: [B] int32, rounds that emitted a token of the output (target passes).
     proposed: [B] int32, valid nodes.
-    accepted: [B] int32, accepted draft tokens that were emitted.
+    accepted: [B] int32, accepted draft tokens.
     proposed_at: [B, D] int32, rounds with a valid node at depth d + 1.
     accepted_at: [B, D] int32, rounds that accepted at least d + 1 tokens.
+    drafted_at: [B, D] int32, `proposed_at` without the cut.
+    decided_at: [B, D] int32, `accepted_at` without the cut.
   """
 
   rounds: Array
@@ -46,6 +63,32 @@ class Stats:
   accepted: Array
   proposed_at: Array
   accepted_at: Array
+  drafted_at: Array
+  decided_at: Array
+
+  @classmethod
+  def zeros(cls, batch_size: int, depth: int) -> 'Stats':
+    """The counts before the first round, of rows whose drafter is `depth` deep."""
+    row = lambda: jnp.zeros((batch_size,), jnp.int32)
+    at = lambda: jnp.zeros((batch_size, depth), jnp.int32)
+    return cls(row(), row(), row(), at(), at(), at(), at())
+
+
+@struct.dataclass
+class Rounds:
+  """Some rounds of every row, as far as `Stats` counts them.
+
+  Attributes:
+    starts: [B, R] int32, the row's length before the round.
+    nodes_at: [B, R, D] int32, valid nodes at depth d + 1.
+    num_accepted: [B, R] int32, as the rule decided.
+    num_emitted: [B, R] int32, tokens emitted; 0 where the row had no such round.
+  """
+
+  starts: Array
+  nodes_at: Array
+  num_accepted: Array
+  num_emitted: Array
 
 
 @struct.dataclass
@@ -58,7 +101,8 @@ class Trace:
     parents: [B, R, N] int32.
     valid: [B, R, N] bool.
     path: [B, R, D] int32, accepted node numbers, 0 beyond.
-    num_accepted: [B, R] int32, as the rule decided (a stop may cut what is emitted).
+    num_accepted: [B, R] int32, as the rule decided (a stop may cut what is emitted:
+      `specjax.analysis.traces.rounds` has what was).
     next_token: [B, R] int32.
     is_bonus: [B, R] bool; otherwise the next token was recovered.
     accept_probs: [B, R, N] float32, the rule's.
@@ -99,6 +143,8 @@ class DecodeState:
     stats: counts.
     trace: the rounds, or None.
     round: int32 scalar, rounds so far.
+    recent: the last `RECENT` rounds, round r at entry r % RECENT, for a cut that is found only
+      after they ran; or None.
   """
 
   tokens: Array
@@ -116,6 +162,7 @@ class DecodeState:
   stats: Stats
   trace: Trace | None
   round: Array
+  recent: Rounds | None = None
 
 
 @struct.dataclass
@@ -364,6 +411,7 @@ def _commit(setup, state, rows, depths, verification, proposal, broken, kept):
   finish = jnp.where(active & stopped, STOP_TOKEN, state.finish)
   finish = jnp.where(full, LENGTH, finish)
   finish = jnp.where(state.done, finish, jnp.maximum(finish, broken))
+  this = _this_round(state.lengths, count, depths, verification, proposal)
   return state.replace(
       tokens=tokens,
       lengths=lengths,
@@ -373,8 +421,9 @@ def _commit(setup, state, rows, depths, verification, proposal, broken, kept):
           state.history, emitted, written, constraint=setup.sampling.constraint
       ),
       logprobs=logprobs,
-      stats=_count(state.stats, active, count, depths, verification, proposal),
+      stats=jax.tree.map(jnp.add, state.stats, tally(this)),
       round=state.round + 1,
+      recent=None if state.recent is None else _remember(state.recent, this, state.round),
   )
 
 
@@ -387,20 +436,61 @@ def _token_logprobs(logits, rows, tokens, *, normalise: bool) -> Array:
   return values
 
 
-def _count(stats: Stats, active, count, depths, verification, proposal: Proposal) -> Stats:
-  """Adds one round to the counts of active rows."""
-  depth = stats.proposed_at.shape[1]
-  valid = proposal.valid & active[:, None]
-  levels = jnp.arange(1, depth + 1)
-  at_level = (depths[:, 1:, None] == levels) & valid[..., None]
-  accepted = jnp.where(active, verification.num_accepted, 0)
-  return Stats(
-      rounds=stats.rounds + active,
-      proposed=stats.proposed + valid.sum(-1),
-      accepted=stats.accepted + jnp.minimum(accepted, count),
-      proposed_at=stats.proposed_at + at_level.any(axis=1),
-      accepted_at=stats.accepted_at + (accepted[:, None] >= levels),
+def _this_round(lengths, count, depths, verification, proposal: Proposal) -> Rounds:
+  """The round that emits `count` [B] tokens after `lengths` [B], as `Rounds` with R = 1."""
+  levels = jnp.arange(1, verification.path.shape[1] + 1)
+  at_level = (depths[:, 1:, None] == levels) & proposal.valid[..., None]
+  this = Rounds(
+      starts=lengths,
+      nodes_at=at_level.sum(axis=1, dtype=jnp.int32),
+      num_accepted=verification.num_accepted,
+      num_emitted=count,
   )
+  return jax.tree.map(lambda x: x[:, None], this)
+
+
+def _remember(recent: Rounds, this: Rounds, round_: Array) -> Rounds:
+  write = lambda buffer, value: buffer.at[:, round_ % RECENT].set(value[:, 0])
+  return jax.tree.map(write, recent, this)
+
+
+def empty_recent(batch_size: int, depth: int) -> Rounds:
+  """No rounds, for `DecodeState.recent` of rows whose drafter is `depth` deep."""
+  zeros = lambda *shape: jnp.zeros((batch_size, RECENT, *shape), jnp.int32)
+  return Rounds(zeros(), zeros(depth), zeros(), zeros())
+
+
+def tally(rounds: Rounds) -> Stats:
+  """The counts of some rounds: the one definition of `Stats`, for numpy and jax alike."""
+  entry = lambda x: x[..., None]
+  levels = np.arange(1, rounds.nodes_at.shape[-1] + 1, dtype=np.int32)
+  there = rounds.num_emitted > 0
+  is_cut = rounds.num_emitted <= rounds.num_accepted
+  in_output = entry(there) & (entry(~is_cut) | (levels <= entry(rounds.num_emitted)))
+  decided = entry(there) & (levels <= entry(rounds.num_accepted))
+  accepted = decided & (levels <= entry(rounds.num_emitted))
+  nodes = rounds.nodes_at * in_output
+  total = lambda x: x.sum(axis=1, dtype=np.int32)
+  return Stats(
+      rounds=total(there),
+      proposed=total(nodes.sum(axis=-1)),
+      accepted=total(accepted.sum(axis=-1)),
+      proposed_at=total(nodes > 0),
+      accepted_at=total(accepted),
+      drafted_at=total(entry(there) & (rounds.nodes_at > 0)),
+      decided_at=total(decided),
+  )
+
+
+def behind(rounds: Rounds, end: Array) -> Stats:
+  """What the counts of some rounds hold of tokens from the lengths `end` [B] on.
+
+  Taken from the counts of rows that a stop string ends at `end`, it leaves those of the output
+  that is kept, as if the rows had ended there by themselves.
+  """
+  kept = (end[:, None] - rounds.starts).clip(0)
+  kept = rounds.replace(num_emitted=np.minimum(rounds.num_emitted, kept))
+  return jax.tree.map(lambda whole, part: whole - part, tally(rounds), tally(kept))
 
 
 def _store(drafter, state, new_state, cache, features, verification: Verification):

@@ -40,18 +40,23 @@ class GenerateOutput:
     tokens: [B, S] int32 numpy, prompt and output; 0 beyond a row's length.
     prompt_lengths: [B] int32.
     lengths: [B] int32, prompt and output together.
-    finish_reasons: one a row: 'stop' (a stop token, which is kept, or a stop string),
+    finish_reasons: one per row: 'stop' (a stop token, which is kept, or a stop string),
       'length', or 'running' for a chunk of a stream that is not over.
     logprobs: [B, S] float32 of the emitted tokens at their slots, or None.
     logprobs_of: 'raw' (the target's own law) or 'controlled' (after the sampling controls),
       or None.
-    stats: counts a row (`specjax.engine.Stats`, as numpy arrays).
-    target_passes: rounds of the loop, prefill not counted.
-    seconds: of the loop, compilation excluded where the run was warmed up.
+    stats: counts per row (`specjax.engine.Stats`, as numpy arrays), of the tokens above alone:
+      rounds after a stop string do not count, nor does what a stop or a limit cuts off a round.
+    target_passes: rounds of the longest row, prefill not counted.
+    seconds: of the loop, compilation excluded where the run was warmed up; what ran on after a
+      stop string is in it.
     prefill_seconds: of the prefill.
-    trace: the rounds (`specjax.engine.Trace`, numpy) or None.
-    drafter_state: the drafter's state after the run.
-    texts: a row's output text, cut before a stop string; None without a tokenizer.
+    trace: the rounds (`specjax.engine.Trace`, numpy) or None; zeros where a row had no round.
+    drafter_state: the drafter's state after the run, which may have seen tokens after a stop
+      string; None before the run is over.
+    texts: a row's output text, cut before a stop string; None without a tokenizer. A row that
+      is still running holds back what may change: a character that is open, and what a stop
+      string may begin with, so that each text of a stream begins with the one before.
     tokenizer: the request's, or None.
   """
 
@@ -86,12 +91,12 @@ class GenerateOutput:
 
   @property
   def mean_acceptance_length(self) -> float:
-    """Emitted tokens a round and row, the next token included: 1 … D + 1."""
+    """Emitted tokens per round and row, the next token included: at most D + 1."""
     return self.num_new_tokens / max(int(self.stats.rounds.sum()), 1)
 
   @property
   def draft_acceptance_rate(self) -> float | None:
-    """Accepted over proposed draft tokens; None where nothing was proposed."""
+    """Accepted over proposed draft tokens, cuts as in `Stats`; None if nothing was proposed."""
     proposed = int(self.stats.proposed.sum())
     return int(self.stats.accepted.sum()) / proposed if proposed else None
 
@@ -164,9 +169,11 @@ class Request:
     seeds: one integer (row b takes seed + b) or one a row. A row's output depends on its
       own seed alone.
     stop_tokens: token ids that end a row, also inside an accepted block; kept in the output.
-    stop_strings: texts that end a row; needs `tokenizer`. The text is cut before them, the
-      tokens behind the first token that completes one.
-    tokenizer: for `stop_strings` and `texts`; has `decode(list of ids) -> str`.
+    stop_strings: one text or several that end a row; needs `tokenizer`. They are searched for
+      in the text with its special tokens, so that `<|im_end|>` is found whether it is shown or
+      not. The text is cut before them, the tokens after the first one that completes one.
+    tokenizer: for `stop_strings` and `texts`; has `decode(list of ids) -> str`, which may take
+      `skip_special_tokens`.
     logprobs: None, 'raw' or 'controlled'.
     trace: keep a record of every round.
     width: tokens that a target pass reads, at least N + 1; None takes the narrowest fast one.
@@ -182,7 +189,7 @@ class Request:
   max_new_tokens: int | Sequence[int] = 128
   seeds: int | Sequence[int] = 0
   stop_tokens: Sequence[int] = ()
-  stop_strings: Sequence[str] = ()
+  stop_strings: str | Sequence[str] = ()
   tokenizer: Any = None
   logprobs: str | None = None
   trace: bool = False
@@ -199,27 +206,27 @@ def stream(target, prompts: Sequence[Sequence[int]], **options) -> Iterator[Gene
   """
   request = Request(**options)
   setup, state, prompt_lengths, prefill_seconds = prepare(target, prompts, request)
-  stops = StopStrings(request.stop_strings, request.tokenizer, len(prompts))
+  reader = _Reader(request, prompts, prompt_lengths, prefill_seconds)
   chunk = request.rounds_per_chunk
   if chunk is None:
-    # Stop strings are looked for between chunks, so that a row does not run on for long.
-    chunk = 16 if request.stop_strings else np.iinfo(np.int32).max // 2
-  seconds = 0.0
-  while True:
+    chunk = np.iinfo(np.int32).max // 2
+  # Stop strings are looked for while the state remembers the rounds behind them.
+  between_looks = chunk if state.recent is None else engine.RECENT
+  seconds, left, over = 0.0, chunk, False
+  while not over:
+    rounds = min(left, between_looks)
     started = time.perf_counter()
-    state = engine.run(setup, state, np.int32(chunk))
+    state = engine.run(setup, state, np.int32(rounds))
     over = bool(state.done.all())
     seconds += time.perf_counter() - started
     checks.usable(np.asarray(state.finish))
-    output = _read(request, state, prompt_lengths, stops, seconds, prefill_seconds)
-    over = over or 'running' not in output.finish_reasons
-    if not over and request.stop_strings:
-      ended = np.asarray([reason != 'running' for reason in output.finish_reasons])
+    ended = reader.look(state)
+    over, left = over or bool(ended.all()), left - rounds
+    if over or (not left and request.rounds_per_chunk is not None):
+      yield reader.read(state, seconds)
+    if not over and state.recent is not None:
       state = state.replace(done=state.done | ended)
-    if over or request.rounds_per_chunk is not None:
-      yield output
-    if over:
-      return
+    left = left or chunk
 
 
 def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
@@ -313,6 +320,8 @@ def _initial_state(setup, request: Request, tokens, lengths, limits):
   )
   if request.trace:
     state = state.replace(trace=engine.empty_trace(batch, int(limits.max()), drafter))
+  if request.stop_strings:
+    state = state.replace(recent=engine.empty_recent(batch, drafter.depth))
   return sharding.put(state, setup.layout)
 
 
@@ -361,7 +370,7 @@ def first_state(
       features=features,
       features_valid=(jnp.arange(depth + 1) == 0) & jnp.asarray(lengths > 1)[:, None],
       logprobs=None if setup.logprobs is None else jnp.zeros((batch, size), jnp.float32),
-      stats=engine.Stats(zeros(), zeros(), zeros(), zeros(depth), zeros(depth)),
+      stats=engine.Stats.zeros(batch, depth),
       trace=None,
       round=jnp.int32(0),
   )
@@ -393,39 +402,86 @@ def _pad_stops(stop_tokens: Sequence[int]) -> jnp.ndarray:
   return jnp.asarray([*stop_tokens, *[-1] * (count - len(stop_tokens))], jnp.int32)
 
 
-def _read(request, state, prompt_lengths, stops, seconds, prefill_seconds) -> GenerateOutput:
-  """Reads the state back, cutting rows at stop strings."""
-  tokens = np.array(state.tokens)
-  lengths = np.array(state.lengths)
-  finish = np.asarray(state.finish)
-  reasons = [_FINISH.get(int(code), 'running') for code in finish]
-  texts = None
-  if request.tokenizer is not None:
-    texts = []
-    for row, (start, end) in enumerate(zip(prompt_lengths, lengths)):
-      kept, text, hit = stops.update(row, tokens[row, start:end])
-      lengths[row] = start + kept
-      reasons[row] = 'stop' if hit else reasons[row]
-      texts.append(text)
-  logprobs = None if state.logprobs is None else np.array(state.logprobs)
-  beyond = np.arange(tokens.shape[1]) >= lengths[:, None]
-  tokens[beyond] = 0
-  if logprobs is not None:
-    logprobs[beyond] = 0.0
-  to_numpy = lambda x: jax.tree.map(np.array, x)
-  return GenerateOutput(
-      tokens=tokens,
-      prompt_lengths=prompt_lengths,
-      lengths=lengths,
-      finish_reasons=tuple(reasons),
-      logprobs=logprobs,
-      logprobs_of=request.logprobs,
-      stats=to_numpy(state.stats),
-      target_passes=int(state.round),
-      seconds=seconds,
-      prefill_seconds=prefill_seconds,
-      trace=None if state.trace is None else to_numpy(state.trace),
-      drafter_state=state.drafter if state.done.all() else None,
-      texts=None if texts is None else tuple(texts),
-      tokenizer=request.tokenizer,
-  )
+class _Reader:
+  """Reads the state back as far as it is kept: rows end at their stop strings."""
+
+  def __init__(
+      self,
+      request: Request,
+      prompts: Sequence[Sequence[int]],
+      prompt_lengths: np.ndarray,
+      prefill_seconds: float,
+  ):
+    self._request = request
+    self._starts = prompt_lengths
+    self._prefill_seconds = prefill_seconds
+    self._texts = [''] * len(prompts)
+    self._stops = None
+    if request.tokenizer is not None:
+      self._stops = StopStrings(request.stop_strings, request.tokenizer, prompts)
+    # Of rows that a stop string ended: their lengths, and what the counts hold beyond these.
+    self._ends: dict[int, int] = {}
+    self._behind: engine.Stats | None = None
+
+  def look(self, state: engine.DecodeState) -> np.ndarray:
+    """Reads the new tokens' text; whether each row [B] is over, by itself or by a stop string."""
+    done = np.array(state.done)
+    if self._stops is None:
+      return done
+    tokens, lengths = np.asarray(state.tokens), np.asarray(state.lengths)
+    ends = lengths.copy()
+    for row, (start, end) in enumerate(zip(self._starts, lengths)):
+      if row in self._ends:
+        continue
+      count, self._texts[row], found = self._stops.update(
+          row, tokens[row, start:end], over=bool(done[row])
+      )
+      if found:
+        self._ends[row] = ends[row] = start + count
+    if (ends < lengths).any():
+      behind = engine.behind(jax.tree.map(np.asarray, state.recent), ends)
+      if self._behind is not None:
+        behind = jax.tree.map(np.add, self._behind, behind)
+      self._behind = behind
+    done[list(self._ends)] = True
+    return done
+
+  def read(self, state: engine.DecodeState, seconds: float) -> GenerateOutput:
+    """The output so far, as of the last look."""
+    request = self._request
+    to_numpy = lambda x: jax.tree.map(np.array, x)
+    tokens, lengths = np.array(state.tokens), np.array(state.lengths)
+    reasons = [_FINISH.get(int(code), 'running') for code in np.asarray(state.finish)]
+    for row, end in self._ends.items():
+      lengths[row], reasons[row] = end, 'stop'
+    logprobs = None if state.logprobs is None else np.array(state.logprobs)
+    beyond = np.arange(tokens.shape[1]) >= lengths[:, None]
+    tokens[beyond] = 0
+    if logprobs is not None:
+      logprobs[beyond] = 0.0
+    stats = to_numpy(state.stats)
+    if self._behind is not None:
+      stats = jax.tree.map(np.subtract, stats, self._behind)
+    return GenerateOutput(
+        tokens=tokens,
+        prompt_lengths=self._starts,
+        lengths=lengths,
+        finish_reasons=tuple(reasons),
+        logprobs=logprobs,
+        logprobs_of=request.logprobs,
+        stats=stats,
+        target_passes=int(stats.rounds.max()),
+        seconds=seconds,
+        prefill_seconds=self._prefill_seconds,
+        trace=None if state.trace is None else _kept_trace(to_numpy(state.trace), lengths),
+        drafter_state=None if 'running' in reasons else state.drafter,
+        texts=None if self._stops is None else tuple(self._texts),
+        tokenizer=request.tokenizer,
+    )
+
+
+def _kept_trace(trace: engine.Trace, lengths: np.ndarray) -> engine.Trace:
+  """The rounds that begin within the output; zeros elsewhere, where rows only ran along."""
+  kept = (trace.starts > 0) & (trace.starts < lengths[:, None])
+  zero = lambda x: np.where(kept.reshape(kept.shape + (1,) * (x.ndim - 2)), x, np.zeros_like(x))
+  return jax.tree.map(zero, trace)

@@ -3,46 +3,116 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from specjax.detokenize import Detokenizer
+
+
+def as_strings(strings: str | Sequence[str] | None) -> tuple[str, ...]:
+  """Stop strings as they are given: one text is one stop string; None is none."""
+  if strings is None:
+    return ()
+  return (strings,) if isinstance(strings, str) else tuple(strings)
 
 
 class StopStrings:
-  """Looks for stop strings in the text of each row, token by token.
+  """The text of each row as it grows, and its end where a stop string is complete.
 
-  The cut depends on the tokens alone: the shortest prefix of a row's output whose text
-  contains a stop string is kept, so it does not matter how many tokens came at once.
+  Stop strings are searched for in the text with its special tokens (`<|im_end|>`), where
+  nothing matches across one that is not shown; what is returned is the text as the tokenizer
+  shows it. The cut depends on the tokens alone: a row ends with the first token that completes a
+  stop string, so that it does not matter how many tokens came at once.
   """
 
-  def __init__(self, strings: Sequence[str], tokenizer: Any, batch_size: int):
-    """`tokenizer.decode(ids) -> str` is used for texts; may be None without strings."""
-    self._strings = tuple(strings)
-    self._tokenizer = tokenizer
-    # Tokens of each row that are known not to complete a stop string.
-    self._clean = [0] * batch_size
-    self._hits: list[tuple[int, str] | None] = [None] * batch_size
+  def __init__(
+      self,
+      strings: str | Sequence[str] | None,
+      tokenizer: Any,
+      prompts: Sequence[Sequence[int]],
+  ):
+    """Starts after the prompts.
 
-  def update(self, row: int, tokens: np.ndarray) -> tuple[int, str, bool]:
+    Args:
+      strings: one stop string, or several; none may be empty.
+      tokenizer: has `decode(list of ids) -> str`.
+      prompts: the tokens before each row's output.
+    """
+    strings = as_strings(strings)
+    self._rows = [_Row(strings, tokenizer, prompt) for prompt in prompts]
+
+  def update(self, row: int, tokens: Sequence[int], *, over: bool = False) -> tuple[int, str, bool]:
     """Reads a row's output so far.
 
     Args:
       row: which row.
       tokens: [n] int32, all that it emitted.
+      over: whether no more tokens come.
 
     Returns:
       How many tokens to keep, their text (cut before the stop string), and whether a stop
-      string was found.
+      string was found. Until the row is over, the end of the text that may still change is
+      held back: a character that is open, and what a stop string may begin with.
     """
-    if self._hits[row] is not None:
-      return (*self._hits[row], True)
-    ids = [int(token) for token in tokens]
-    text = self._tokenizer.decode(ids)
-    if not self._strings or not any(string in text for string in self._strings):
-      self._clean[row] = len(ids)
-      return len(ids), text, False
-    for end in range(self._clean[row] + 1, len(ids) + 1):
-      text = self._tokenizer.decode(ids[:end])
-      places = [place for s in self._strings if (place := text.find(s)) >= 0]
-      if places:
-        self._hits[row] = (end, text[: min(places)])
-        return (*self._hits[row], True)
-    return len(ids), text, False
+    return self._rows[row].update(tokens, over)
+
+
+class _Row:
+  """The text of one row."""
+
+  def __init__(self, strings: tuple[str, ...], tokenizer: Any, prompt: Sequence[int]):
+    self._strings = strings
+    self._longest = max(map(len, strings), default=0)
+    self._shown = Detokenizer(tokenizer, prompt)
+    self._searched = Detokenizer(tokenizer, prompt, special=True) if strings else None
+    self._text = ''
+    self._search_text = ''
+    # Lengths of both texts after each step.
+    self._steps = [(0, 0)]
+    self._num_read = 0
+    self._found = False
+
+  def update(self, tokens: Sequence[int], over: bool) -> tuple[int, str, bool]:
+    for token in tokens[self._num_read :]:
+      if self._found:
+        break
+      self._num_read += 1
+      self._append(self._shown.push(token), self._searched and self._searched.push(token))
+    if over and not self._found:
+      self._append(self._shown.flush(), self._searched and self._searched.flush())
+    text = self._text
+    if not self._found and not over:
+      text = text[: self._num_shown(len(self._search_text) - self._num_begun())]
+    return self._num_read, text, self._found
+
+  def _append(self, shown: str, searched: str | None) -> None:
+    self._text += shown
+    if not searched:  # nothing to search, or nothing new
+      searched = ''
+    self._search_text += searched
+    self._steps.append((len(self._text), len(self._search_text)))
+    start = max(len(self._search_text) - len(searched) - self._longest + 1, 0)
+    places = [self._search_text.find(string, start) for string in self._strings] if searched else []
+    places = [place for place in places if place >= 0]
+    if places:
+      self._found = True
+      self._text += self._shown.flush()
+      self._steps[-1] = (len(self._text), len(self._search_text))
+      self._text = self._text[: self._num_shown(min(places))]
+
+  def _num_begun(self) -> int:
+    """Characters at the end of the searched text that a stop string may begin with."""
+    most = min(self._longest - 1, len(self._search_text))
+    for size in range(most, 0, -1):
+      end = self._search_text[-size:]
+      if any(string.startswith(end) for string in self._strings):
+        return size
+    return 0
+
+  def _num_shown(self, place: int) -> int:
+    """How much of the text that is shown stands before a place of the searched one."""
+    shown, searched = self._steps[-1]
+    if place >= searched:
+      return shown
+    for (start, first), (end, last) in zip(self._steps[-2::-1], self._steps[:0:-1]):
+      if first <= place:
+        # Within a step both texts end alike; a special token is in one of them only.
+        return max(end - (last - place), start)
+    return 0

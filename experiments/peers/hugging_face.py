@@ -37,7 +37,7 @@ class Engine:
     with tempfile.TemporaryDirectory() as folder:
       out = pathlib.Path(folder) / 'runs.jsonl'
       call(self._python, request(self._task, self._dtype), out)
-      rows = [json.loads(line) for line in out.read_text(encoding='utf-8').splitlines()]
+      rows = [json.loads(line) for line in out.read_text(encoding='utf-8-sig').splitlines()]
     self.versions = rows[0]['versions']
     return parse(self._task, rows[1:])
 

@@ -139,7 +139,8 @@ def source(build: pathlib.Path) -> pathlib.Path:
   cache = build / 'CMakeCache.txt'
   home = None
   if cache.is_file():
-    home = re.search(r'^CMAKE_HOME_DIRECTORY:INTERNAL=(.+)$', cache.read_text(), re.MULTILINE)
+    text = cache.read_text(encoding='utf-8-sig')
+    home = re.search(r'^CMAKE_HOME_DIRECTORY:INTERNAL=(.+)$', text, re.MULTILINE)
   if home is None:
     raise ValueError(f'{build} is no CMake build folder: its CMakeCache.txt names no source.')
   return pathlib.Path(home[1])

@@ -134,7 +134,7 @@ def write(prompts: Sequence[Prompt], file: pathlib.Path) -> None:
 
 def read(file: pathlib.Path) -> list[Prompt]:
   """Reads what `write` wrote."""
-  rows = [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()]
+  rows = [json.loads(line) for line in file.read_text(encoding='utf-8-sig').splitlines()]
   return [Prompt(**(row | {'tokens': tuple(row['tokens'])})) for row in rows]
 
 

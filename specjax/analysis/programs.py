@@ -90,7 +90,6 @@ def with_drafter(setup, state, drafter, request):
   batch, size = state.tokens.shape
   width = max(drafter.num_nodes + 1, setup.width)
   depth, layers = drafter.depth, drafter.feature_layers
-  zeros = lambda *shape: jnp.zeros((batch, *shape), jnp.int32)
   features = 0
   if layers:
     read = lambda: setup.target(state.tokens[:, :1], feature_layers=layers).features
@@ -104,7 +103,7 @@ def with_drafter(setup, state, drafter, request):
       drafter=drafter.init(**sizes),
       features=jnp.zeros((batch, depth + 1, features), state.features.dtype),
       features_valid=jnp.zeros((batch, depth + 1), bool),
-      stats=engine.Stats(zeros(), zeros(), zeros(), zeros(depth), zeros(depth)),
+      stats=engine.Stats.zeros(batch, depth),
   )
   return setup.replace(drafter=drafter, width=width), state
 

@@ -26,7 +26,8 @@ def conditional_rates(accepted_at: Sequence[int], num_rounds: int) -> list[float
   """Conditional acceptance rates [D] from counts.
 
   Args:
-    accepted_at: [D], rounds that accepted at least d + 1 tokens (`Stats.accepted_at`).
+    accepted_at: [D], rounds whose rule accepted at least d + 1 tokens (`Stats.decided_at`, which
+      the end of an output does not cut).
     num_rounds: all rounds, those with nothing proposed included.
 
   Returns:

@@ -1,11 +1,10 @@
 """Reads the trace of a run: what each round proposed, and where every token came from."""
 
-from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 import numpy as np
 
+from specjax.detokenize import pieces as pieces
 from specjax.generation import GenerateOutput
 
 # Where an emitted token came from.
@@ -23,7 +22,7 @@ class Node:
     number: of the node, from 1 on.
     token: its id.
     parent: node number, 0 is the root of the round.
-    accepted: whether it was kept.
+    accepted: whether it was accepted, and emitted.
     accept_prob: with which the rule would accept it, its parent given.
     target_prob: under the target's law.
     draft_prob: under the law that it was drawn from; 1 where it was chosen.
@@ -44,7 +43,8 @@ class Round:
 
   Attributes:
     start: the row's length before it.
-    nodes: valid nodes, in order.
+    nodes: valid nodes, in order; where a stop or a limit cut the round, those at the depths
+      that were emitted, as `specjax.engine.Stats` counts them.
     emitted: ids of the tokens emitted, after stops and limits.
     sources: where each of them came from.
   """
@@ -68,7 +68,12 @@ def rounds(output: GenerateOutput, row: int = 0) -> list[Round]:
   for index in np.flatnonzero(trace.starts[row]):
     start = int(trace.starts[row, index])
     count = int(trace.num_accepted[row, index])
-    path = trace.path[row, index, :count]
+    # A stop or a limit may cut what the rule decided.
+    size = max(min(count + 1, end - start), 0)
+    path = trace.path[row, index, : min(count, size)]
+    valid = trace.valid[row, index]
+    if size <= count:
+      valid = valid & (_depths(trace.parents[row, index], path.size) <= size)
     nodes = tuple(
         Node(
             number=int(n) + 1,
@@ -79,15 +84,22 @@ def rounds(output: GenerateOutput, row: int = 0) -> list[Round]:
             target_prob=float(trace.target_probs[row, index, n]),
             draft_prob=float(trace.draft_probs[row, index, n]),
         )
-        for n in np.flatnonzero(trace.valid[row, index])
+        for n in np.flatnonzero(valid)
     )
     last = BONUS if trace.is_bonus[row, index] else RECOVERED
     last = last if nodes else PLAIN
-    # A stop or a limit may cut what the rule decided.
-    size = max(min(count + 1, end - start), 0)
     emitted = tuple(int(token) for token in output.tokens[row, start : start + size])
     found.append(Round(start, nodes, emitted, ((ACCEPTED,) * count + (last,))[:size]))
   return found
+
+
+def _depths(parents: np.ndarray, most: int) -> np.ndarray:
+  """Depths [N] of the nodes with these parents [N], from 1 on; `most` + 1 for all deeper ones."""
+  depths, above = np.ones_like(parents), parents
+  for _ in range(most):
+    depths = depths + (above > 0)
+    above = np.where(above > 0, parents[above - 1], 0)
+  return depths
 
 
 def sources(output: GenerateOutput, row: int = 0) -> list[str]:
@@ -140,38 +152,3 @@ def expected_accepted(output: GenerateOutput, rule: str) -> list[np.ndarray]:
       total += stays
     found.append(total)
   return found
-
-
-def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
-  """The text of each token; together they are the text of all.
-
-  A token that ends within a character has no text of its own: the one that completes the
-  character gets it.
-
-  Args:
-    tokenizer: has `decode(list of ids) -> str`.
-    tokens: ids.
-  """
-  tokens = [int(token) for token in tokens]
-  texts, start, shown = [], 0, ''
-  for end in range(1, len(tokens) + 1):
-    text = tokenizer.decode(tokens[start:end])
-    unfinished = text.endswith('\N{REPLACEMENT CHARACTER}')
-    if unfinished and end < len(tokens):
-      texts.append('')
-      continue
-    texts.append(text[_num_shared(text, shown) :])
-    shown = text
-    if end - start >= 32:
-      # Decoding from the first token each time would take quadratic time. One token of
-      # context stays: what a token looks like may depend on the one before.
-      start = end - 1
-      shown = tokenizer.decode(tokens[start:end])
-  return texts
-
-
-def _num_shared(text: str, other: str) -> int:
-  """Characters that both begin with."""
-  if text.startswith(other):
-    return len(other)
-  return next((i for i, (a, b) in enumerate(zip(text, other)) if a != b), len(text))

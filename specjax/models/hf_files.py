@@ -102,7 +102,7 @@ def open_folder(folder: pathlib.Path, *, integers: bool = False) -> dict[str, St
 def read_json(path: pathlib.Path) -> dict:
   """A JSON object; errors name the file."""
   try:
-    data = json.loads(path.read_text(encoding='utf-8'))
+    data = json.loads(path.read_text(encoding='utf-8-sig'))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(f'{path} is not JSON ({error}): fetch it again.') from error
   if not isinstance(data, dict):

@@ -11,6 +11,9 @@ from specjax.models import hf_files
 def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
   """The `tokenizers.Tokenizer` of a folder with `tokenizer.json`, or of such a file.
 
+  Truncation and padding, which such a file may ask for, are off: a prompt keeps all of its tokens
+  and gets no others.
+
   Raises:
     FileNotFoundError: when there is none.
     ValueError: when the file does not hold a tokenizer.
@@ -26,9 +29,12 @@ def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
       )
     raise FileNotFoundError(f'{file} does not exist.{hint}')
   try:
-    return tokenizers.Tokenizer.from_file(str(file))
+    tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding='utf-8-sig'))
   except Exception as error:  # tokenizers raises bare Exception
     raise ValueError(f'{file} does not hold a tokenizer that tokenizers reads: {error}') from error
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  return tokenizer
 
 
 def load_eos_ids(folder: str | os.PathLike) -> tuple[int, ...]:

@@ -98,7 +98,7 @@ class CorpusInfo:
     bytes: bytes of text, ends of text not counted.
     tokens: number of tokens, one end of text per file included.
     bytes_per_token: bytes / tokens.
-    sha256: of the files' bytes one after the other, in the order given.
+    sha256: of that text's bytes one after the other, in the order given.
   """
 
   python: str
@@ -151,19 +151,19 @@ def _is_corpus(root: pathlib.Path, relative: str) -> bool:
   if relative in _EXCLUDED_FILES or relative.startswith(_EXCLUDED_PREFIXES):
     return False
   try:
-    return bool((root / relative).read_bytes().decode('utf-8'))
+    return bool((root / relative).read_bytes().decode('utf-8-sig'))
   except UnicodeDecodeError:
     return False
 
 
 def read_texts(files: Iterable[str | os.PathLike]) -> Iterator[str]:
-  """The files' texts one by one, line ends as they stand.
+  """The files' texts one by one, line ends as they stand, without a byte-order mark.
 
   Raises:
     UnicodeDecodeError: a file is not UTF-8.
   """
   for path in files:
-    yield pathlib.Path(path).read_bytes().decode('utf-8')
+    yield pathlib.Path(path).read_bytes().decode('utf-8-sig')
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:

@@ -202,7 +202,7 @@ def open_store(folder: str | os.PathLike) -> FeatureStore:
     raise FileNotFoundError(
         f'{folder} holds no complete features ({_DESCRIPTION} is missing); store them first.'
     )
-  described = json.loads((folder / _DESCRIPTION).read_text())
+  described = json.loads((folder / _DESCRIPTION).read_text(encoding='utf-8-sig'))
   shape = (described['windows'], described['seq_len'], described['width'])
   dtype = jnp.dtype(described['dtype'])
   size = (folder / _FEATURES).stat().st_size
@@ -228,13 +228,13 @@ def _begun(folder: pathlib.Path, described: dict) -> int:
   """Windows that an interrupted run has stored."""
   if not (folder / _PARTIAL).exists() or not (folder / _FEATURES).exists():
     return 0
-  partial = json.loads((folder / _PARTIAL).read_text())
+  partial = json.loads((folder / _PARTIAL).read_text(encoding='utf-8-sig'))
   done = partial.pop('done')
   return done if partial == described else 0
 
 
 def _check_same(file: pathlib.Path, described: dict) -> None:
-  found = json.loads(file.read_text())
+  found = json.loads(file.read_text(encoding='utf-8-sig'))
   other = sorted(key for key in described if found.get(key) != described[key])
   if other:
     raise ValueError(

@@ -67,7 +67,7 @@ def write(
       new_tokens=new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
   )
   if (folder / _DESCRIPTION).exists():
-    found = json.loads((folder / _DESCRIPTION).read_text())
+    found = json.loads((folder / _DESCRIPTION).read_text(encoding='utf-8-sig'))
     if found != described:
       raise ValueError(f'{folder} holds other samples ({found}), wanted {described}.')
   folder.mkdir(parents=True, exist_ok=True)

@@ -136,7 +136,7 @@ def load(name: str = 'stdlib', *, dtype: Any = None) -> Pair:
       path.parent.name: models.load_hf(path.parent, dtype=dtype)
       for path in sorted(folder.glob('draft*/config.json'))
   }
-  with open(folder / 'held_out.jsonl', encoding='utf-8') as lines:
+  with open(folder / 'held_out.jsonl', encoding='utf-8-sig') as lines:
     held_out = tuple(HeldOut(**json.loads(line)) for line in lines)
   return Pair(
       name=name,

@@ -174,9 +174,9 @@ class TestMethods:
     # The last batch is filled up with the first prompt.
     outputs = [runner(method, prompts[:2], first=5), runner(method, [prompts[2], prompts[0]], 7)]
     rounds = sum(output.stats.rounds.sum() for output in outputs)
-    accepted = sum(output.stats.accepted_at.sum() for output in outputs)
+    accepted = sum(output.stats.decided_at.sum() for output in outputs)
     assert theory.expected_tokens(found.rates, 3) == pytest.approx(1 + accepted / rounds)
-    drafted = sum(output.stats.proposed_at[:, :2].sum() for output in outputs)
+    drafted = sum(output.stats.drafted_at[:, :2].sum() for output in outputs)
     assert found.num_drafted == pytest.approx(1 + drafted / rounds)
     assert 1 <= found.num_drafted <= 3
 

@@ -242,7 +242,7 @@ def test_a_70b_target_with_a_1b_head_traces_without_memory():
         drafter=drafter_state, history=history,
         features=jnp.pad(features[:, None], ((0, 0), (0, 6), (0, 0))),
         features_valid=zeros(7) == 0, logprobs=None,
-        stats=engine.Stats(zeros(), zeros(), zeros(), zeros(6), zeros(6)), trace=None,
+        stats=engine.Stats.zeros(batch, 6), trace=None,
         round=jnp.int32(0),
     )
     return engine.speculative_round(setup, state)
