@@ -98,8 +98,8 @@ def positions(target: Any, num_prompt_tokens: int, max_new_tokens: int, *, name:
   if longest is not None and num_prompt_tokens + max_new_tokens > longest:
     raise ValueError(
         f'{name} has {num_prompt_tokens} tokens; with {max_new_tokens} new ones that is more than '
-        f'the {longest} positions that the target was made for. Shorten the prompt '
-        '(config.prompt_tokens), or lower max_new_tokens.'
+        f'the {longest} positions that the target was made for. Shorten the prompt (on the command '
+        'line: --config.prompt_tokens), or lower max_new_tokens.'
     )
 
 
