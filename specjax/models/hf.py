@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -96,6 +97,7 @@ def load_hf(
   folder = pathlib.Path(folder)
   config = load_config(folder, text_only=text_only)
   stored = _strip(hf_files.open_folder(folder), text_only)
+  _check_depth(stored, config, folder)
   config = layout_lib.fitted(config, layout)
   parts = list(_layout(config))
   _check(stored, parts, config, folder)
@@ -176,6 +178,7 @@ def load_config(folder: str | os.PathLike, *, text_only: bool = False) -> Transf
     )
   file = folder / 'config.json'
   if not file.exists():
+    hf_files.refuse_adapter(folder)
     raise FileNotFoundError(f'{file} is missing: {folder} is not a Hugging Face model folder.')
   return hf_config.read(hf_files.read_json(file), where=str(file), text_only=text_only)
 
@@ -297,6 +300,19 @@ def _strip(
     if not name.endswith(_IGNORED):
       result[name] = tensor
   return result
+
+
+def _check_depth(
+    stored: Mapping[str, hf_files.StoredTensor], config: TransformerConfig, folder: pathlib.Path
+) -> None:
+  """Raises unless there are tensors of as many layers as the configuration has."""
+  numbers = (re.match(r'model\.layers\.(\d{1,9})\.', name) for name in stored)
+  depth = max((int(number[1]) + 1 for number in numbers if number), default=0)
+  if depth != config.num_layers:
+    raise ValueError(
+        f'{folder}: config.json says num_hidden_layers={config.num_layers}, the tensors are '
+        f'those of {depth} layers.'
+    )
 
 
 def _check(

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from typing import Any
 
+from specjax.models import hf_keys
 from specjax.models import hf_rope
 from specjax.models.config import RopeScaling, TransformerConfig
 
@@ -22,12 +23,14 @@ class _Family:
     model_type: its `model_type`.
     switches: fields of `TransformerConfig` that the class fixes.
     defaults: values of keys that a `config.json` may leave out, as in `transformers`.
+    keys: what it reads beside `hf_keys.DECODER`.
   """
 
   architecture: str
   model_type: str
   switches: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  keys: hf_keys.Table = dataclasses.field(default_factory=dict)
 
   @property
   def is_gemma(self) -> bool:
@@ -50,24 +53,29 @@ _GEMMA_DEFAULTS = dict(
     sliding_window=4096,
 )
 FAMILIES = (
-    _Family('LlamaForCausalLM', 'llama', {}, dict(max_position_embeddings=2048)),
+    _Family(
+        'LlamaForCausalLM', 'llama', {}, dict(max_position_embeddings=2048), hf_keys.NO_GEMMA
+    ),
     _Family(
         'MistralForCausalLM',
         'mistral',
         {},
         dict(max_position_embeddings=131072, sliding_window=4096, num_key_value_heads=8),
+        hf_keys.NO_GEMMA | hf_keys.WINDOWS,
     ),
     _Family(
         'Qwen2ForCausalLM',
         'qwen2',
         dict(qkv_bias=True),
         _QWEN_DEFAULTS,
+        hf_keys.NO_GEMMA | hf_keys.QWEN,
     ),
     _Family(
         'Qwen3ForCausalLM',
         'qwen3',
         dict(qk_norm=True),
         _QWEN_DEFAULTS | dict(head_dim=128),
+        hf_keys.NO_GEMMA | hf_keys.QWEN,
     ),
     _Family(
         'Gemma2ForCausalLM',
@@ -79,6 +87,7 @@ FAMILIES = (
             attn_logit_softcapping=50.0,
             final_logit_softcapping=30.0,
         ),
+        hf_keys.GEMMA,
     ),
     # The published 4B, 12B and 27B leave out even these sizes.
     _Family(
@@ -90,8 +99,11 @@ FAMILIES = (
             max_position_embeddings=131072,
             vocab_size=262208,
             num_attention_heads=8,
+            attn_logit_softcapping=None,
+            final_logit_softcapping=None,
             sliding_window_pattern=6,
         ),
+        hf_keys.GEMMA3,
     ),
 )
 _MULTIMODAL = 'Gemma3ForConditionalGeneration'
@@ -101,18 +113,10 @@ _ACTIVATIONS = {
     'gelu_pytorch_tanh': 'gelu_tanh',
     'gelu_new': 'gelu_tanh',
 }
-# Keys that change what a model computes and that no field here expresses, with the values
-# that leave it alone.
-_INERT = {
-    'attention_bias': (False, None),
-    'mlp_bias': (False, None),
-    'quantization_config': (None,),
-    'partial_rotary_factor': (1.0, None),
-    'use_bidirectional_attention': (False, None),
-    'is_causal': (True, None),
-    'num_local_experts': (None, 0, 1),
-    'num_experts': (None, 0, 1),
-}
+
+
+class VisionTowerError(ValueError):
+  """A model with a vision tower, of which `text_only` loads the rest."""
 
 
 def read(data: Mapping[str, Any], *, where: str, text_only: bool = False) -> TransformerConfig:
@@ -127,47 +131,47 @@ def read(data: Mapping[str, Any], *, where: str, text_only: bool = False) -> Tra
     ValueError: for what is not supported, or missing, naming it and what is supported.
   """
   family, data = _family(data, where, text_only)
-  _refuse_unsupported(data, where)
-  get = lambda key: data.get(key, family.defaults.get(key))
-  heads = _size(data, family, 'num_attention_heads', where)
-  width = _size(data, family, 'hidden_size', where)
-  num_layers = _size(data, family, 'num_hidden_layers', where)
-  head_dim = get('head_dim') or width // heads
-  if not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:
-    raise ValueError(f'{where}: head_dim must be an even integer, got {head_dim!r}.')
-  theta, scaling, local_theta = hf_rope.read(
-      data,
-      by_layer_type=family.model_type == 'gemma3_text',
-      max_positions=get('max_position_embeddings'),
-      where=where,
+  hf_keys.read(data, hf_keys.MODEL, where=where)
+  values = hf_keys.read(
+      data, hf_keys.DECODER | family.keys, where=where, defaults=family.defaults
   )
-  window, local_layers = _windows(data, family, num_layers, where)
+  width, heads = values['hidden_size'], values['num_attention_heads']
+  head_dim = values['head_dim'] or width // heads
+  if head_dim < 2 or head_dim % 2:
+    raise ValueError(
+        f'{where}: head_dim must be an even integer, got {head_dim} '
+        f'(hidden_size={width} / num_attention_heads={heads}).'
+    )
+  theta, scaling, local_theta = hf_rope.read(
+      values, by_layer_type=family.model_type == 'gemma3_text', where=where
+  )
+  window, local_layers = _windows(values, family, where)
   gemma = {}
   if family.is_gemma:
     gemma = dict(
         embedding_scale=math.sqrt(width),
-        query_scale=get('query_pre_attn_scalar') ** -0.5,
-        attention_soft_cap=get('attn_logit_softcapping'),
-        logit_soft_cap=get('final_logit_softcapping'),
+        query_scale=values['query_pre_attn_scalar'] ** -0.5,
+        attention_soft_cap=values['attn_logit_softcapping'],
+        logit_soft_cap=values['final_logit_softcapping'],
     )
   try:
     config = TransformerConfig(
-        vocab_size=_size(data, family, 'vocab_size', where),
+        vocab_size=values['vocab_size'],
         width=width,
-        num_layers=num_layers,
+        num_layers=values['num_hidden_layers'],
         num_heads=heads,
-        num_kv_heads=get('num_key_value_heads') or heads,
+        num_kv_heads=values['num_key_value_heads'] or heads,
         head_dim=head_dim,
-        mlp_width=_size(data, family, 'intermediate_size', where),
+        mlp_width=values['intermediate_size'],
         rope_theta=theta,
         rope_scaling=scaling,
         local_rope_theta=local_theta,
-        norm_epsilon=data.get('rms_norm_eps', 1e-6),
-        tie_embeddings=bool(get('tie_word_embeddings')),
-        activation=_activation(data, family, where),
+        norm_epsilon=values['rms_norm_eps'],
+        tie_embeddings=values['tie_word_embeddings'],
+        activation=_ACTIVATIONS[values['hidden_activation' if family.is_gemma else 'hidden_act']],
         sliding_window=window,
         local_layers=local_layers,
-        max_positions=get('max_position_embeddings'),
+        max_positions=values['max_position_embeddings'],
         **family.switches,
         **gemma,
     )
@@ -243,19 +247,18 @@ def canonical(config: TransformerConfig) -> TransformerConfig:
 
 def _family(data, where: str, text_only: bool) -> tuple[_Family, Mapping[str, Any]]:
   """The family of a `config.json`, and the record that describes its language model."""
-  architectures = data.get('architectures') or []
+  values = hf_keys.read(data, hf_keys.MODEL, where=where)
+  architectures = values['architectures'] or ()
   if _MULTIMODAL in architectures:
     if not text_only:
-      raise ValueError(
+      raise VisionTowerError(
           f'{where}: {_MULTIMODAL} has a vision tower, which is not supported; pass '
           'text_only=True to load its language model alone.'
       )
-    text = dict(data.get('text_config') or {})
+    text = dict(values['text_config'] or {})
     text.setdefault('tie_word_embeddings', data.get('tie_word_embeddings', True))
-    # Quantisation is declared beside the two parts, for both.
-    text.setdefault('quantization_config', data.get('quantization_config'))
     return next(f for f in FAMILIES if f.model_type == 'gemma3_text'), text
-  model_type = data.get('model_type')
+  model_type = values['model_type']
   for family in FAMILIES:
     # `transformers` itself goes by the type; older files may lack one of the two.
     right_type = model_type in (family.model_type, None)
@@ -264,7 +267,7 @@ def _family(data, where: str, text_only: bool) -> tuple[_Family, Mapping[str, An
       return family, data
   supported = ', '.join(family.architecture for family in FAMILIES)
   raise ValueError(
-      f'{where}: architectures={architectures}, model_type={model_type!r} is not supported. '
+      f'{where}: architectures={list(architectures)}, model_type={model_type!r} is not supported. '
       f'Supported are {supported}.'
   )
 
@@ -282,53 +285,22 @@ def _family_for(config: TransformerConfig) -> _Family:
   raise ValueError(f'No supported Hugging Face architecture has {switches}.')
 
 
-def _refuse_unsupported(data, where: str) -> None:
-  for key, inert in _INERT.items():
-    value = data.get(key)
-    if value in inert:
-      continue
-    if key == 'quantization_config':
-      method = value.get('quant_method', value) if isinstance(value, Mapping) else value
-      raise ValueError(
-          f'{where}: quantised weights (quantization_config: {method}) are not supported; '
-          'take the bfloat16, float16 or float32 files of this model.'
-      )
-    raise ValueError(f'{where}: {key}={value!r} is not supported (only {inert[0]!r} is).')
-
-
-def _size(data, family: _Family, key: str, where: str) -> int:
-  value = data.get(key, family.defaults.get(key))
-  if not isinstance(value, int) or value < 1:
-    raise ValueError(f'{where}: {key} must be a positive integer, got {value!r}.')
-  return value
-
-
-def _activation(data, family: _Family, where: str) -> str:
-  key = 'hidden_activation' if family.is_gemma else 'hidden_act'
-  name = data.get(key, family.defaults.get(key, 'silu'))
-  if name not in _ACTIVATIONS:
-    supported = ', '.join(_ACTIVATIONS)
-    raise ValueError(f'{where}: {key}={name!r} is not supported. Supported are {supported}.')
-  return _ACTIVATIONS[name]
-
-
-def _windows(data, family: _Family, num_layers: int, where: str):
+def _windows(values: Mapping[str, Any], family: _Family, where: str):
   """`sliding_window` and `local_layers` of the record."""
-  get = lambda key: data.get(key, family.defaults.get(key))
-  kind = family.model_type
-  window = None if kind == 'llama' else get('sliding_window')
-  if kind in ('qwen2', 'qwen3') and not data.get('use_sliding_window', False):
+  kind, num_layers = family.model_type, values['num_hidden_layers']
+  window = values.get('sliding_window')
+  if kind in ('qwen2', 'qwen3') and not values['use_sliding_window']:
     window = None
   rule = {
       'llama': lambda layer: False,
       'mistral': lambda layer: window is not None,
-      'qwen2': lambda layer: window is not None and layer >= get('max_window_layers'),
-      'qwen3': lambda layer: window is not None and layer >= get('max_window_layers'),
+      'qwen2': lambda layer: window is not None and layer >= values['max_window_layers'],
+      'qwen3': lambda layer: window is not None and layer >= values['max_window_layers'],
       'gemma2': lambda layer: layer % 2 == 0,
-      'gemma3_text': lambda layer: (layer + 1) % get('sliding_window_pattern') != 0,
+      'gemma3_text': lambda layer: (layer + 1) % values['sliding_window_pattern'] != 0,
   }[kind]
   local = tuple(rule(layer) for layer in range(num_layers))
-  types = data.get('layer_types')
+  types = values['layer_types']
   if types is not None:
     unknown = sorted(set(types) - {'full_attention', 'sliding_attention'})
     if unknown:
@@ -344,7 +316,7 @@ def _windows(data, family: _Family, num_layers: int, where: str):
     if kind in ('llama', 'mistral') and listed != local:
       raise ValueError(f'{where}: {family.architecture} with mixed layer_types is not supported.')
     local = listed
-  if any(local) and (not isinstance(window, int) or window < 1):
+  if any(local) and window is None:
     raise ValueError(
         f'{where}: layers with sliding_attention need sliding_window, a positive integer'
         f' (and use_sliding_window in Qwen), got {window!r}.'

@@ -9,6 +9,7 @@ one tensor at a time. Every header is checked before any tensor is touched.
 from collections.abc import Callable, Iterable
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -17,8 +18,12 @@ import tempfile
 import ml_dtypes
 import numpy as np
 
+from specjax.models import hf_keys
+from specjax.models.hf_keys import read_json as read_json
+
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
+ADAPTER = 'adapter_config.json'
 _DTYPES = {
     'F32': np.dtype(np.float32),
     'F16': np.dtype(np.float16),
@@ -51,14 +56,19 @@ class StoredTensor:
 
   def read(self) -> np.ndarray:
     """A read-only view of the mapped file."""
+    size = math.prod(self.shape) * self.dtype.itemsize
+    if not size:
+      return np.zeros(self.shape, self.dtype)  # there is nothing to map
     # Bytes first: `memmap` knows no bfloat16.
-    size = int(np.prod(self.shape)) * self.dtype.itemsize
     flat = np.memmap(self.path, np.uint8, mode='r', offset=self.offset, shape=(size,))
     return flat.view(self.dtype).reshape(self.shape)
 
 
 def open_folder(folder: pathlib.Path, *, integers: bool = False) -> dict[str, StoredTensor]:
   """All tensors of a folder's safetensors file or files, by name.
+
+  Where an index lists the tensors, each is that of the file it names; what else the files hold
+  is passed over.
 
   Args:
     folder: the folder.
@@ -73,13 +83,15 @@ def open_folder(folder: pathlib.Path, *, integers: bool = False) -> dict[str, St
     return open_file(folder / SINGLE, integers=integers)
   index = folder / INDEX
   if not index.exists():
+    refuse_adapter(folder)
     others = ('.bin', '.pth', '.gguf')
     there = sorted(file.name for file in folder.iterdir() if file.suffix in others)
     hint = f' It holds {", ".join(there)}: convert these to safetensors first.' if there else ''
     raise FileNotFoundError(f'{folder} holds neither {SINGLE} nor {INDEX}.{hint}')
-  weight_map = read_json(index).get('weight_map')
-  if not isinstance(weight_map, dict):
+  found = read_json(index)
+  if 'weight_map' not in found:
     raise ValueError(f'{index} has no weight_map: it is damaged, fetch it again.')
+  weight_map = hf_keys.read(found, hf_keys.INDEX, where=str(index))['weight_map']
   shards = sorted(set(weight_map.values()))
   missing = [shard for shard in shards if not (folder / shard).exists()]
   if missing:
@@ -87,27 +99,27 @@ def open_folder(folder: pathlib.Path, *, integers: bool = False) -> dict[str, St
         f'{folder} lacks {len(missing)} of {len(shards)} shards that {INDEX} lists: '
         f'{", ".join(missing)}. Fetch them again.'
     )
-  tensors = {}
-  for shard in shards:
-    tensors |= open_file(folder / shard, integers=integers)
-  absent = sorted(set(weight_map) - set(tensors))
+  held = {shard: open_file(folder / shard, integers=integers) for shard in shards}
+  absent = sorted(name for name, shard in weight_map.items() if name not in held[shard])
   if absent:
     raise ValueError(
         f'{index} lists tensors that its shards do not hold: {", ".join(absent[:5])}'
         f'{" …" if len(absent) > 5 else ""}. Fetch the folder again.'
     )
-  return tensors
+  return {name: held[shard][name] for name, shard in weight_map.items()}
 
 
-def read_json(path: pathlib.Path) -> dict:
-  """A JSON object; errors name the file."""
-  try:
-    data = json.loads(path.read_text(encoding='utf-8-sig'))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f'{path} is not JSON ({error}): fetch it again.') from error
-  if not isinstance(data, dict):
-    raise ValueError(f'{path} must hold a JSON object, not {type(data).__name__}.')
-  return data
+def refuse_adapter(folder: pathlib.Path) -> None:
+  """Says so where a folder without what is asked for is an adapter of PEFT."""
+  file = folder / ADAPTER
+  if not file.exists():
+    return
+  values = hf_keys.read(read_json(file), hf_keys.ADAPTER, where=str(file))
+  base = values['base_model_name_or_path']
+  raise FileNotFoundError(
+      f'{folder} is an adapter (PEFT){f" of {base}" if base else ""}, not a model: merge it into '
+      'its model first, with `merge_and_unload()` and `save_pretrained(FOLDER)`.'
+  )
 
 
 def open_file(path: pathlib.Path, *, integers: bool = False) -> dict[str, StoredTensor]:
@@ -121,23 +133,33 @@ def open_file(path: pathlib.Path, *, integers: bool = False) -> dict[str, Stored
     length = int.from_bytes(start, 'little')
     if len(start) < 8 or length > size - 8:
       raise ValueError(f'{path} is truncated or not a safetensors file: fetch it again.')
-    try:
-      header = json.loads(file.read(length))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-      raise ValueError(f'{path} is not a safetensors file: its header is not JSON.') from error
+    broken = f'{path} is not a safetensors file: its header is not JSON'
+    header = hf_keys.parse_json(file.read(length), broken)
+  if not isinstance(header, dict):
+    raise ValueError(
+        f'{path} is not a safetensors file: its header must be a JSON object, not '
+        f'{type(header).__name__}.'
+    )
+  hf_keys.read(header, hf_keys.METADATA, where=str(path))
   header.pop('__metadata__', None)
+  entries = {}
+  for name, entry in header.items():
+    where = f'{path}: tensor {name}'
+    if not isinstance(entry, dict):
+      raise ValueError(f'{where} must be an object, got {hf_keys.shown(entry)}: fetch it again.')
+    entries[name] = hf_keys.read(entry, hf_keys.TENSOR, where=where)
   end = 0
   tensors = {}
-  for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
+  for name, entry in sorted(entries.items(), key=lambda item: item[1]['data_offsets']):
     dtype = known.get(entry['dtype'])
     if dtype is None:
       raise ValueError(
           f'{path}: tensor {name} has dtype {entry["dtype"]}, which is not supported. '
           f'Supported are {", ".join(known)}; quantised models are not.'
       )
-    shape = tuple(entry['shape'])
+    shape = entry['shape']
     begin, stop = entry['data_offsets']
-    if begin != end or stop - begin != int(np.prod(shape)) * dtype.itemsize:
+    if begin != end or stop - begin != math.prod(shape) * dtype.itemsize:
       raise ValueError(f'{path} is damaged at tensor {name}: fetch it again.')
     end = stop
     tensors[name] = StoredTensor(path, 8 + length + begin, shape, dtype)

@@ -8,6 +8,7 @@ Gemma 3, one a kind of layer; older releases in `rope_theta`, `rope_scaling` and
 from collections.abc import Mapping
 from typing import Any
 
+from specjax.models import hf_keys
 from specjax.models.config import RopeScaling, TransformerConfig
 
 _NEEDED = {
@@ -15,17 +16,24 @@ _NEEDED = {
     'linear': ('factor',),
     'llama3': ('factor', 'low_freq_factor', 'high_freq_factor'),
 }
+# Keys of a set that are no numbers of a scaling.
+_UNSCALED = (
+    'type',
+    'rope_type',
+    'rope_theta',
+    'partial_rotary_factor',
+    'original_max_position_embeddings',
+)
 
 
 def read(
-    data: Mapping[str, Any], *, by_layer_type: bool, max_positions: int, where: str
+    values: Mapping[str, Any], *, by_layer_type: bool, where: str
 ) -> tuple[float, RopeScaling | None, float | None]:
-  """Rotary settings of a parsed `config.json`.
+  """Rotary settings of a `config.json`.
 
   Args:
-    data: the parsed file.
+    values: of the file, as `hf_keys.read` gives them for `hf_keys.DECODER`.
     by_layer_type: whether local layers have settings of their own (Gemma 3).
-    max_positions: the longest sequence.
     where: path of the file, for messages.
 
   Returns:
@@ -34,7 +42,7 @@ def read(
   Raises:
     ValueError: for a kind of scaling that is not supported, or contradicting settings.
   """
-  parameters = dict(data.get('rope_parameters') or {})
+  parameters = dict(values['rope_parameters'] or {})
   nested = any(isinstance(value, Mapping) for value in parameters.values())
   if parameters and nested != by_layer_type:
     expected = 'one set for each of full_attention and sliding_attention'
@@ -42,18 +50,25 @@ def read(
         f'{where}: rope_parameters must be {expected if by_layer_type else "one set"} for '
         f'this architecture, got keys {sorted(parameters)}.'
     )
-  full = dict(parameters.get('full_attention') or {}) if by_layer_type else parameters
-  older = dict(data.get('rope_scaling') or {}) | _present(data, rope_theta='rope_theta')
-  full = _merge(full, older, where)
+  here = f'{where}: rope_parameters'
+  if by_layer_type:
+    parameters = hf_keys.read(parameters, hf_keys.ROPE_BY_LAYER, where=here)
+    full, local = (
+        _settings(parameters[name], f'{here}.{name}')
+        for name in ('full_attention', 'sliding_attention')
+    )
+  else:
+    full = _settings(parameters, here)
+  older = _settings(values['rope_scaling'], f'{where}: rope_scaling')
+  full = _merge(full, older | _theta(values['rope_theta']), where)
   theta = float(full.get('rope_theta', 1e6 if by_layer_type else 1e4))
-  original = data.get('original_max_position_embeddings')
-  scaling = _scaling(full, original, max_positions, where)
+  lengths = values['original_max_position_embeddings'], values['max_position_embeddings']
+  scaling = _scaling(full, *lengths, where)
   if not by_layer_type:
     return theta, scaling, None
-  older = _present(data, rope_theta='rope_local_base_freq')
-  local = _merge(dict(parameters.get('sliding_attention') or {}), older, where)
+  local = _merge(local, _theta(values['rope_local_base_freq']), where)
   local_theta = float(local.get('rope_theta', 1e4))
-  local_scaling = _scaling(local, original, max_positions, where)
+  local_scaling = _scaling(local, *lengths, where)
   if (local_theta, local_scaling) == (theta, scaling):
     return theta, scaling, None
   if local_scaling is not None:
@@ -87,16 +102,33 @@ def write(config: TransformerConfig, *, by_layer_type: bool) -> dict[str, Any]:
   return {'rope_parameters': parameters, 'rope_local_base_freq': local['rope_theta'], **older}
 
 
-def _present(data: Mapping[str, Any], **names: str) -> dict[str, Any]:
-  """Entries of `data` that are there, renamed: `_present(data, new='old')`."""
-  return {new: data[old] for new, old in names.items() if data.get(old) is not None}
+def _settings(found: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
+  """One set of settings: what it says, under the newer names.
+
+  Raises:
+    ValueError: for a wrong value, and for numbers of a scaling without its kind, which would
+      scale nothing.
+  """
+  found = found or {}
+  values = hf_keys.read(found, hf_keys.ROPE, where=where)
+  values.pop('partial_rotary_factor')  # checked: there is one value
+  kind = values.pop('type')
+  values['rope_type'] = values['rope_type'] or kind
+  numbers = [name for name in found if found[name] is not None and name not in _UNSCALED]
+  if numbers and values['rope_type'] is None:
+    raise ValueError(
+        f'{where} has {", ".join(numbers)} but no rope_type: add the kind of scaling, one of '
+        f'{", ".join(_NEEDED)}.'
+    )
+  return {name: value for name, value in values.items() if value is not None}
+
+
+def _theta(value: float | None) -> dict[str, float]:
+  return {} if value is None else {'rope_theta': value}
 
 
 def _merge(newer: dict[str, Any], older: dict[str, Any], where: str) -> dict[str, Any]:
   """One set of settings from both spellings, which must not contradict each other."""
-  for entries in (newer, older):
-    if 'type' in entries:
-      entries.setdefault('rope_type', entries.pop('type'))
   for key in newer.keys() & older.keys():
     if newer[key] != older[key]:
       raise ValueError(
@@ -110,11 +142,6 @@ def _scaling(
     rope: Mapping[str, Any], original: int | None, max_positions: int, where: str
 ) -> RopeScaling | None:
   """The scaling of one set of settings; `original` is the file's own top-level length."""
-  if rope.get('partial_rotary_factor', 1.0) != 1.0:
-    raise ValueError(
-        f'{where}: partial_rotary_factor={rope["partial_rotary_factor"]} is not supported '
-        '(only 1.0 is).'
-    )
   kind = rope.get('rope_type', 'default')
   if kind not in _NEEDED:
     raise ValueError(
@@ -129,5 +156,10 @@ def _scaling(
     return None
   if kind == 'linear':
     return RopeScaling(kind, *values)
+  if values[1] >= values[2]:
+    raise ValueError(
+        f'{where}: rotary scaling {kind!r} needs low_freq_factor < high_freq_factor, got '
+        f'{values[1]} and {values[2]}.'
+    )
   original = original or rope.get('original_max_position_embeddings') or max_positions
   return RopeScaling(kind, *values, original_max_positions=original)

@@ -5,7 +5,7 @@ import pathlib
 
 import tokenizers
 
-from specjax.models import hf_files
+from specjax.models import hf_keys
 
 
 def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
@@ -38,14 +38,39 @@ def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
 
 
 def load_eos_ids(folder: str | os.PathLike) -> tuple[int, ...]:
-  """The tokens that end a text: of `generation_config.json`, else of `config.json`.
+  """The tokens that end a text, of the first of these files that names any.
+
+  `generation_config.json`, `config.json`, and `tokenizer_config.json`, whose `eos_token` is a
+  text: its id is that of `added_tokens_decoder` there, or of `tokenizer.json`.
 
   Returns:
     Token ids, for `stop_tokens`; empty when the folder names none.
+
+  Raises:
+    ValueError: when a file names something else than tokens, or a text that is no token.
   """
-  for name in ('generation_config.json', 'config.json'):
-    file = pathlib.Path(folder) / name
-    ids = hf_files.read_json(file).get('eos_token_id') if file.exists() else None
-    if ids is not None:
-      return (ids,) if isinstance(ids, int) else tuple(ids)
-  return ()
+  folder = pathlib.Path(folder)
+  for file in (folder / 'generation_config.json', folder / 'config.json'):
+    if file.exists():
+      values = hf_keys.read(hf_keys.read_json(file), hf_keys.GENERATION, where=str(file))
+      if values['eos_token_id']:  # an empty list names none
+        return values['eos_token_id']
+  file = folder / 'tokenizer_config.json'
+  if not file.exists():
+    return ()
+  values = hf_keys.read(hf_keys.read_json(file), hf_keys.TOKENIZER, where=str(file))
+  token = values['eos_token']
+  if token is None:
+    return ()
+  for number, added in (values['added_tokens_decoder'] or {}).items():
+    if added['content'] == token and number.isdecimal():
+      return (int(number),)
+  found = None
+  if (folder / 'tokenizer.json').exists():
+    found = load_tokenizer(folder).token_to_id(token)
+  if found is None:
+    raise ValueError(
+        f'{file}: eos_token={token!r} has no id in added_tokens_decoder there, nor in '
+        f'{folder / "tokenizer.json"}.'
+    )
+  return (found,)

@@ -251,7 +251,7 @@ class TestConfig:
           ('llama2', dict(num_hidden_layers='2'), 'num_hidden_layers must be a positive int'),
           ('llama2', dict(num_key_value_heads=3), 'num_heads must be a multiple of num_kv_heads'),
           ('llama2', dict(head_dim=7), 'head_dim must be an even integer, got 7'),
-          ('gemma2', dict(sliding_window='all'), 'sliding_attention need sliding_window'),
+          ('gemma2', dict(sliding_window='all'), 'sliding_window must be a positive integer or nu'),
           ('qwen2', dict(use_sliding_window=False), 'sliding_attention need sliding_window'),
           (
               'qwen2',
