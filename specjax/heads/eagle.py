@@ -4,7 +4,8 @@ EAGLE-1 and EAGLE-2 (Li et al. 2024, 2401.15077 and 2406.16858; the same weights
 differs in the tree) predict the target's last feature, which the target's own output head
 turns into logits. EAGLE-3 (Li et al. 2025, 2503.01840) reads a low, a middle and a high layer,
 predicts tokens with an output head of its own, over a vocabulary that may be a part of the
-target's, and is trained on its own outputs ("training-time test").
+target's, and is trained on its own outputs ("training-time test"). EAGLE-3.1 (2605.09992) norms
+the features before they are fused, and feeds back the normed output.
 
 A head reads *pairs*: at position i the feature of token i (the target's, or while drafting
 its own last output) and the embedding of token i + 1; its output there predicts token i + 2.
@@ -42,6 +43,11 @@ class EagleConfig:
       of vLLM's speculators).
     extra_norms: norms on the embedding, on what the first layer's attention reads, and before
       the output head (EAGLE-1 heads of vLLM's speculators with `layernorms`).
+    fuse_norm: RMS norms on the target's features before they are fused (EAGLE-3 alone): 'each'
+      has one for each feature layer (EAGLE-3.1, `fc_norm` in published configs), 'joint' one
+      over all of them side by side (`norm_before_fc`); None has none.
+    norm_output: the head drafts on with its normed output, which its output head reads too
+      (EAGLE-3.1), instead of with the output before the norm.
   """
 
   decoder: TransformerConfig
@@ -52,8 +58,18 @@ class EagleConfig:
   fuse_bias: bool = False
   norm_before_residual: bool = False
   extra_norms: bool = False
+  fuse_norm: str | None = None
+  norm_output: bool = False
 
   def __post_init__(self):
+    if self.fuse_norm not in (None, 'each', 'joint'):
+      raise ValueError(f"fuse_norm must be 'each', 'joint' or None, got {self.fuse_norm!r}.")
+    if self.version != 3 and (self.fuse_norm or self.norm_output or self.norm_before_residual):
+      raise ValueError(
+          'fuse_norm, norm_output and norm_before_residual are for heads of version 3.'
+      )
+    if self.version == 3 and self.extra_norms:
+      raise ValueError('extra_norms are for heads of version 1.')
     if self.version not in (1, 3):
       raise ValueError(f'version must be 1 (also for EAGLE-2) or 3, got {self.version}.')
     if self.version == 3 and self.decoder.num_layers != 1:
@@ -86,9 +102,12 @@ class EagleConfig:
     layer = wide * heads + width * cfg.head_dim * cfg.num_heads + 3 * width * cfg.mlp_width
     if cfg.qkv_bias:
       layer += heads
+    if cfg.qk_norm:
+      layer += 2 * cfg.head_dim
     if self.version == 3:
       streams = len(self.feature_layers) * self.target_width
-      return layer + width * (streams + cfg.vocab_size + 4)
+      norms = streams if self.fuse_norm else 0
+      return layer + norms + width * (streams + cfg.vocab_size + 4)
     total = cfg.num_layers * (layer + 2 * width) - width
     total += 2 * width * width + (width if self.fuse_bias else 0)
     return total + (3 * width if self.extra_norms else 0)
@@ -98,7 +117,8 @@ class HeadOutput(NamedTuple):
   """What a call returns.
 
   Attributes:
-    hidden: [B, T, width]: the output, and the feature to draft on with.
+    hidden: [B, T, width]: the output, and the feature to draft on with; normed where the
+      head's config has `norm_output`.
     cache: the cache, `num_new` pairs a row longer; None when none was given.
   """
 
@@ -126,7 +146,12 @@ class _Attention(nn.Module):
     qkv = layout_lib.constrain(self.layout, qkv, layout_lib.QKV)
     if cfg.qkv_bias:
       qkv += self.param('qkv_bias', nn.initializers.zeros, shape, self.param_dtype).astype(x.dtype)
-    rotated = qkv[..., : repeats + 1, :].reshape(batch, num_new, -1, cfg.head_dim)
+    rotated = qkv[..., : repeats + 1, :]
+    if cfg.qk_norm:
+      norm = lambda name: layers.RMSNorm(cfg.norm_epsilon, 0.0, self.param_dtype, name=name)
+      normed = norm('query_norm')(rotated[..., :repeats, :])
+      rotated = jnp.concatenate([normed, norm('key_norm')(rotated[..., repeats:, :])], axis=-2)
+    rotated = rotated.reshape(batch, num_new, -1, cfg.head_dim)
     rotated = layers.apply_rope(rotated, cos, sin)
     rotated = rotated.reshape(batch, num_new, -1, repeats + 1, cfg.head_dim)
     queries, keys, values = rotated[..., :repeats, :], rotated[..., repeats, :], qkv[..., -1, :]
@@ -237,6 +262,8 @@ class EagleHead(nn.Module):
     if cfg.version == 3:
       fan_in = len(cfg.feature_layers) * cfg.target_width
       self.final_norm = norm()
+      count = {None: 0, 'joint': 1, 'each': len(cfg.feature_layers)}[cfg.fuse_norm]
+      self.fuse_norm = [norm() for _ in range(count)]
       shape = (cfg.decoder.vocab_size, width)
       self.head = self.param('head', layers.normal_init(width), shape, self.param_dtype)
     else:
@@ -326,7 +353,7 @@ class EagleHead(nn.Module):
         embedded = self.embedding_norm(embedded)
       hidden = self._fuse(jnp.concatenate([embedded, hidden], axis=-1))
     elif not own_features:
-      hidden = self._fuse(hidden)
+      hidden = self._fuse(self._norm_features(hidden))
     decoder = cfg.decoder
     cos, sin = layers.rope_tables(
         positions, decoder.head_dim, decoder.rope_theta, decoder.rope_scaling
@@ -336,7 +363,15 @@ class EagleHead(nn.Module):
       before = tuple(step[layer.layer] for step in earlier)
       hidden, cache, own = layer(embedded, hidden, cos, sin, mask, cache, before)
       owns.append(own)
+    if cfg.norm_output:
+      hidden = self.final_norm(hidden)
     return hidden, cache, tuple(owns)
+
+  def _norm_features(self, features: Array) -> Array:
+    if not self.fuse_norm:
+      return features
+    parts = jnp.split(features, len(self.fuse_norm), axis=-1)
+    return jnp.concatenate([norm(x) for norm, x in zip(self.fuse_norm, parts)], axis=-1)
 
   def _fuse(self, x: Array) -> Array:
     fused = layers.dense(x, layout_lib.for_use(self.layout, 'fuse', self.fuse))
@@ -346,7 +381,8 @@ class EagleHead(nn.Module):
   def output(self, hidden: Array) -> Array:
     """What the output head multiplies: normed for EAGLE-3, as it is for most of EAGLE-1."""
     has_norm = self.config.version == 3 or self.config.extra_norms
-    return self.final_norm(hidden) if has_norm else hidden
+    # Under norm_output what comes in is normed.
+    return self.final_norm(hidden) if has_norm and not self.config.norm_output else hidden
 
   def logits(self, hidden: Array) -> Array:
     """Draft logits [..., V_draft] float32 of EAGLE-3 outputs [..., width]."""

@@ -6,9 +6,15 @@
 | `sglang` | the same, under its own architecture names | the same, with `eagle_config` |
 | `speculators` (vLLM) | `transformer.…`, `fusion_fc.…`, nested | `layers.0.…`, nested config |
 
-`embed_tokens.weight` may be there or not. `d2t` holds each draft token's distance to the
+DeepSpec's EAGLE-3 is as SGLang's with the names `layers.0.…`, read and not written. EAGLE-3.1 adds
+`fc_norm.{i}.weight`, or `input_norm.weight` where one norm takes all features; heads of Qwen3 add
+`q_norm` and `k_norm`.
+
+`embed_tokens.weight` may be there or not, and so may `lm_head.weight` of an EAGLE-3 head over the
+whole vocabulary, which then has the target's. `d2t` holds each draft token's distance to the
 target's token, `t2d` marks the target's tokens that have one. Files are `model.safetensors` or
-`pytorch_model.bin`. Every tensor is accounted for: a missing or a superfluous one is an error.
+`pytorch_model.bin`. Every tensor is accounted for: a missing or a superfluous one is an error. So
+is every key of `config.json` (`specjax.heads.hf_keys`).
 """
 
 import dataclasses
@@ -20,11 +26,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.heads import hf_keys as head_keys
+from specjax.heads import target as target_lib
 from specjax.heads import torch_files
 from specjax.heads.eagle import default_layers, Eagle, EagleConfig, EagleHead
 from specjax.models import hf_config
 from specjax.models import hf_files
+from specjax.models import hf_keys
 from specjax.models import LanguageModel
+from specjax.models import quantization
 from specjax.models.config import TransformerConfig
 
 LAYOUTS = ('authors', 'sglang', 'speculators')
@@ -42,7 +52,8 @@ def load_eagle(
     folder: with `config.json` and `model.safetensors` or `pytorch_model.bin`.
     target: the target that it was made for: its depth says which layers an EAGLE-3 head
       reads where its config does not, and its embedding is shared where the head brings the
-      same or none.
+      same or none. So is its output head, where an EAGLE-3 head over the whole vocabulary
+      brings none.
     dtype: of weights and activations; None keeps that of the files.
 
   Returns:
@@ -51,38 +62,53 @@ def load_eagle(
   Raises:
     FileNotFoundError: when the folder or a file is missing.
     ValueError: when a tensor is missing, superfluous or of another shape, the vocabulary
-      maps contradict each other, or head and target do not fit; naming them.
+      maps contradict each other, `config.json` says what is not supported, or head and target
+      do not fit; naming them.
   """
   folder = pathlib.Path(folder)
   data = _read_config(folder)
   tensors = _read_tensors(folder)
   where = str(folder)
-  layout = _layout_of(data)
-  config = _config(data, tensors, target.module.config, layout, where)
-  names = dict(_names(config, layout, with_embedding='embed_tokens.weight' in tensors))
-  maps = ('d2t', 't2d')
-  expected = set(names) | {name for name in maps if name in tensors}
-  _check_names(set(tensors), expected, where)
-  reduced = config.decoder.vocab_size < config.target_vocab_size
-  if reduced and 'd2t' not in tensors:
+  layout = _layout_of(data, tensors)
+  config = _config(data, tensors, target.module.config, layout, str(folder / 'config.json'))
+  target_lib.check_fits(config, target)
+  own_head = 'lm_head.weight' in tensors
+  names = dict(_names(
+      config, layout, with_embedding='embed_tokens.weight' in tensors,
+      with_head=own_head or _is_reduced(config),
+  ))
+  maps = {name for name in ('d2t', 't2d') if name in tensors}
+  copies = {'lm_head.weight'} if own_head and config.version == 1 else set()
+  _check_names(set(tensors), set(names) | maps | copies, where)
+  if _is_reduced(config) and 'd2t' not in tensors:
     raise ValueError(
         f'{where}: the draft vocabulary has {config.decoder.vocab_size} of '
         f'{config.target_vocab_size} tokens, but the tensor d2t, which maps them, is missing.'
     )
-  kept = np.dtype(dtype or tensors['fc.weight' if layout != 'speculators' or config.version == 3
-                                   else 'fusion_fc.weight'].dtype)
+  kept = np.dtype(dtype or tensors[f'{_fuse_name(config, layout)}.weight'].dtype)
   values: dict[str, np.ndarray] = {}
   for name, shape in names.items():
     if tensors[name].shape != shape:
       raise ValueError(f'{where}: {name} has shape {tensors[name].shape}, expected {shape}.')
+    if tensors[name].dtype.kind in 'biu':
+      raise ValueError(f'{where}: {name} has dtype {tensors[name].dtype}, expected floats.')
     values[name] = tensors[name]
+  if 'embed_tokens.weight' not in values and config.decoder.width != config.target_width:
+    raise ValueError(
+        f'{where}: the head has width {config.decoder.width} and no embed_tokens.weight; the '
+        f"target's embedding, of width {config.target_width}, does not fit it."
+    )
+  if copies:
+    _check_copy(tensors['lm_head.weight'], target, where)
+  if config.version == 3 and not own_head:
+    tied = bool(data.get('tie_word_embeddings')) and 'embed_tokens.weight' in values
+    head = values['embed_tokens.weight'] if tied else _targets_head(config, target, where)
+    values['lm_head.weight'] = head
   params = _to_params(values, config, layout, kept)
   embedding = None
   if 'embed_tokens.weight' in values:
     embedding = _own_embedding(values['embed_tokens.weight'], target, kept)
-  draft_to_target = None
-  if reduced:
-    draft_to_target = _vocabulary_map(tensors, config, where)
+  draft_to_target = _vocabulary_map(tensors, config, where) if 'd2t' in tensors else None
   module = EagleHead(config, dtype=kept, param_dtype=kept)
   return Eagle(module, params, embedding, draft_to_target)
 
@@ -114,10 +140,17 @@ def save_eagle(
   if layout not in LAYOUTS:
     raise ValueError(f'layout must be one of {LAYOUTS}, got {layout!r}.')
   config = head.config
-  if layout != 'speculators' and (config.norm_before_residual or config.extra_norms):
+  if layout != 'speculators' and (
+      config.norm_before_residual or config.extra_norms or config.decoder.qk_norm
+  ):
     raise ValueError(
-        f'The {layout} layout has no place for norm_before_residual or extra_norms; save the '
-        "head with layout='speculators'."
+        f'The {layout} layout has no place for norm_before_residual, extra_norms or qk_norm; '
+        "save the head with layout='speculators'."
+    )
+  if layout == 'authors' and (config.fuse_norm or config.norm_output):
+    raise ValueError(
+        'The authors layout has no place for fuse_norm or norm_output; save the head with '
+        "layout='sglang' or 'speculators'."
     )
   embedding = head.embedding if head.embedding is not None else embedding
   names = dict(_names(config, layout, with_embedding=embedding is not None))
@@ -145,6 +178,7 @@ def save_eagle(
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
   file = folder / 'config.json'
   if not file.exists():
+    hf_files.refuse_adapter(folder)
     raise FileNotFoundError(f'{file} is missing: {folder} is not the folder of a head.')
   return hf_files.read_json(file)
 
@@ -160,65 +194,139 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   return {name: value for name, value in stripped.items() if not name.endswith(_IGNORED)}
 
 
-def _layout_of(data: Mapping[str, Any]) -> str:
+def _layout_of(data: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
   # SGLang and the authors name tensors alike.
-  return 'speculators' if 'speculators_model_type' in data else 'sglang'
+  if 'speculators_model_type' in data:
+    return 'speculators'
+  return 'deepspec' if 'layers.0.hidden_norm.weight' in tensors else 'sglang'
 
 
 def _config(data, tensors, target: TransformerConfig, layout: str, where: str) -> EagleConfig:
   """The head's shape, from its config and where that is silent from its tensors."""
-  inner = data.get('transformer_layer_config') if layout == 'speculators' else data
-  if not isinstance(inner, Mapping):
-    raise ValueError(f'{where}: config.json has no transformer_layer_config.')
-  inner = dict(inner) | {'architectures': ['LlamaForCausalLM'], 'model_type': 'llama'}
-  # Whether there are biases is seen from the tensors.
-  has_bias = any(name.endswith('self_attn.q_proj.bias') for name in tensors)
-  inner.pop('attention_bias', None)
-  decoder = hf_config.read(inner, where=where)
-  decoder = dataclasses.replace(
-      decoder, qkv_bias=has_bias, tie_embeddings=False, sliding_window=None, local_layers=()
-  )
-  kind = data.get('speculators_model_type')
-  architectures = ' '.join(data.get('architectures') or [])
-  is_third = kind == 'eagle3' or 'Eagle3' in architectures or 'lm_head.weight' in tensors
+  values = hf_keys.read(data, head_keys.EAGLE, where=where)
+  known = head_keys.IDLE | head_keys.DECODER
+  hf_keys.refuse_unknown(data, known | set(head_keys.EAGLE), where=where)
+  inner, inside = data, where
+  if layout == 'speculators':
+    inner, inside = values['transformer_layer_config'], f'{where}: transformer_layer_config'
+    if inner is None:
+      raise ValueError(f'{where}: config.json has no transformer_layer_config.')
+    hf_keys.refuse_unknown(inner, known, where=inside)
+    hf_keys.read(data, hf_keys.MODEL, where=where)
+  decoder = _decoder(inner, tensors, inside)
+  kind = values['speculators_model_type']
   if kind not in (None, 'eagle', 'eagle3'):
     raise ValueError(f'{where}: speculators of type {kind!r} are not EAGLE heads.')
-  if not is_third:
-    return EagleConfig(
-        decoder=dataclasses.replace(decoder, vocab_size=target.vocab_size),
-        target_width=decoder.width,
-        target_vocab_size=decoder.vocab_size,
-        feature_layers=(target.num_layers,),
-        version=1,
-        fuse_bias='fc.bias' in tensors or 'fusion_fc.bias' in tensors,
-        extra_norms=bool(data.get('layernorms', False)),
+  # An output head is no sign: files of EAGLE-1 may hold a copy of the target's.
+  is_third = kind == 'eagle3' or any('Eagle3' in name for name in values['architectures'] or ())
+  if kind is None:
+    is_third |= any(name.endswith('.hidden_norm.weight') for name in tensors)
+  flags = _flags(values, where)
+  fuse_norm = None
+  if flags['fc_norm'] and flags['norm_before_fc']:
+    raise ValueError(
+        f'{where}: fc_norm and norm_before_fc are both true: a head norms its features one by '
+        'one or side by side, not twice.'
     )
-  layers = _feature_layers(data, target.num_layers)
-  target_width = data.get('target_hidden_size') or decoder.width
-  return EagleConfig(
-      decoder=dataclasses.replace(
-          decoder, num_layers=1, vocab_size=data.get('draft_vocab_size') or decoder.vocab_size
-      ),
-      target_width=target_width,
+  if flags['fc_norm'] or flags['norm_before_fc']:
+    fuse_norm = 'each' if flags['fc_norm'] else 'joint'
+  common = dict(
       target_vocab_size=decoder.vocab_size,
-      feature_layers=layers,
-      version=3,
-      fuse_bias='fc.bias' in tensors,
-      norm_before_residual=bool(data.get('norm_before_residual', False)),
+      fuse_norm=fuse_norm,
+      norm_output=flags['norm_output'],
+      norm_before_residual=flags['norm_before_residual'],
+      extra_norms=bool(values['layernorms']),
   )
+  depth = values['num_target_layers']
+  if depth is not None and depth != target.num_layers:
+    raise ValueError(
+        f'{where}: num_target_layers={depth}, the target has {target.num_layers}. Use the head '
+        'that was made for it.'
+    )
+  try:
+    if not is_third:
+      return EagleConfig(
+          decoder=decoder,
+          target_width=decoder.width,
+          feature_layers=(target.num_layers,),
+          version=1,
+          fuse_bias='fc.bias' in tensors or 'fusion_fc.bias' in tensors,
+          **common,
+      )
+    layers = _feature_layers(values, target.num_layers)
+    count = values['num_aux_hidden_states']
+    if count not in (None, len(layers)):
+      raise ValueError(f'num_aux_hidden_states={count}, but {len(layers)} layers are read.')
+    # The authors' files copy num_hidden_layers from their target; the tensors are of one layer.
+    return EagleConfig(
+        decoder=dataclasses.replace(
+            decoder, num_layers=1, vocab_size=values['draft_vocab_size'] or decoder.vocab_size
+        ),
+        target_width=values['target_hidden_size'] or decoder.width,
+        feature_layers=layers,
+        version=3,
+        fuse_bias='fc.bias' in tensors,
+        **common,
+    )
+  except ValueError as error:
+    raise ValueError(f'{where}: {error}') from error
+
+
+def _decoder(data: Mapping[str, Any], tensors, where: str) -> TransformerConfig:
+  """The decoder of a head: Llama's, with the biases and norms that the tensors show."""
+  kind = hf_keys.one_of(*head_keys.DECODER_TYPES, default='llama', null=True)
+  kind = hf_keys.read(data, {'model_type': kind}, where=where)['model_type']
+  # The two differ in what a config.json may leave out.
+  qwen = kind == 'qwen3'
+  names = dict(architectures=['Qwen3ForCausalLM'], model_type='qwen3') if qwen else dict(
+      architectures=['LlamaForCausalLM'], model_type='llama'
+  )
+  types = hf_keys.read(data, {'layer_types': hf_keys.DECODER['layer_types']}, where=where)
+  if 'sliding_attention' in (types['layer_types'] or ()):
+    raise ValueError(
+        f'{where}: layer_types has sliding_attention, but a head sees all positions; heads with '
+        'a window are not supported.'
+    )
+  ends = lambda *tails: any(name.endswith(tails) for name in tensors)
+  decoder = hf_config.read(
+      {key: value for key, value in data.items() if key != 'attention_bias'} | names, where=where
+  )
+  if decoder.sliding_window is not None:
+    raise ValueError(
+        f'{where}: use_sliding_window=True, but a head sees all positions; heads with a window '
+        'are not supported.'
+    )
+  return dataclasses.replace(
+      decoder,
+      qkv_bias=ends('self_attn.q_proj.bias'),
+      qk_norm=ends('self_attn.q_norm.weight', 'self_attn.k_norm.weight'),
+      tie_embeddings=False,
+  )
+
+
+def _flags(values: Mapping[str, Any], where: str) -> dict[str, bool]:
+  """The switches that add no tensor, from the top of a config or from its `eagle_config`."""
+  nested = values['eagle_config'] or {}
+  here = f'{where}: eagle_config'
+  inner = hf_keys.read(nested, head_keys.EAGLE_CONFIG, where=here)
+  hf_keys.refuse_unknown(nested, head_keys.IDLE | set(head_keys.EAGLE_CONFIG), where=here)
+  return {
+      name: bool(values[name] or inner[name])
+      for name in ('norm_before_residual', 'norm_before_fc', 'fc_norm', 'norm_output')
+  }
 
 
 def _feature_layers(data: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
   """After how many layers the streams are taken.
 
-  vLLM and speculators count what goes into a layer; SGLang counts the layers that the streams
-  come out of, which is one less.
+  vLLM and speculators count what goes into a layer; SGLang and DeepSpec count the layers that
+  the streams come out of, which is one less.
   """
   ids = data.get('eagle_aux_hidden_state_layer_ids')
   if ids:
     return tuple(ids)
   nested = data.get('eagle_config') or {}
-  ids = nested.get('eagle_aux_hidden_state_layer_ids')
+  ids = nested.get('eagle_aux_hidden_state_layer_ids') or data.get('target_layer_ids')
   return tuple(i + 1 for i in ids) if ids else default_layers(num_layers)
 
 
@@ -228,6 +336,11 @@ def _write_config(config: EagleConfig, layout: str, dtype: str) -> dict[str, Any
   )
   inner = hf_config.write(plain) | {'attention_bias': config.decoder.qkv_bias}
   is_third = config.version == 3
+  switches = {
+      'fc_norm': config.fuse_norm == 'each',
+      'norm_before_fc': config.fuse_norm == 'joint',
+      'norm_output': config.norm_output,
+  }
   if layout == 'speculators':
     data = {
         'architectures': ['Eagle3Speculator' if is_third else 'EagleSpeculator'],
@@ -241,7 +354,7 @@ def _write_config(config: EagleConfig, layout: str, dtype: str) -> dict[str, Any
         },
     }
     if is_third:
-      data |= {
+      data |= switches | {
           'draft_vocab_size': config.decoder.vocab_size,
           'norm_before_residual': config.norm_before_residual,
           'target_hidden_size': config.target_width,
@@ -264,6 +377,7 @@ def _write_config(config: EagleConfig, layout: str, dtype: str) -> dict[str, Any
     name = 'LlamaForCausalLMEagle3' if is_third else 'LlamaForCausalLMEagle'
     data['architectures'] = [name]
     if is_third:
+      data |= switches
       data['eagle_config'] = {
           'use_aux_hidden_state': True,
           'eagle_aux_hidden_state_layer_ids': [i - 1 for i in config.feature_layers],
@@ -276,10 +390,15 @@ def _write_config(config: EagleConfig, layout: str, dtype: str) -> dict[str, Any
 
 def _prefix(config: EagleConfig, layout: str, layer: int) -> str:
   if config.version == 3:
-    return 'layers.0.' if layout == 'speculators' else 'midlayer.'
+    return 'midlayer.' if layout in ('authors', 'sglang') else 'layers.0.'
   if layout == 'speculators':
     return 'transformer.'
   return f'layers.{layer}.'
+
+
+def _is_reduced(config: EagleConfig) -> bool:
+  """Whether the draft vocabulary is a part of the target's."""
+  return config.version == 3 and config.decoder.vocab_size < config.target_vocab_size
 
 
 def _fuse_name(config: EagleConfig, layout: str) -> str:
@@ -287,7 +406,7 @@ def _fuse_name(config: EagleConfig, layout: str) -> str:
 
 
 def _names(
-    config: EagleConfig, layout: str, *, with_embedding: bool
+    config: EagleConfig, layout: str, *, with_embedding: bool, with_head: bool = True
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
   """Every tensor of a head and its shape; the vocabulary maps apart."""
   cfg, width = config.decoder, config.decoder.width
@@ -299,6 +418,11 @@ def _names(
   yield f'{fuse}.weight', (width, fan_in)
   if config.fuse_bias:
     yield f'{fuse}.bias', (width,)
+  if config.fuse_norm == 'each':
+    for number in range(len(config.feature_layers)):
+      yield f'fc_norm.{number}.weight', (config.target_width,)
+  elif config.fuse_norm == 'joint':
+    yield 'input_norm.weight', (fan_in,)
   for layer in range(cfg.num_layers):
     prefix = _prefix(config, layout, layer)
     heads, groups = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
@@ -306,6 +430,9 @@ def _names(
       yield f'{prefix}self_attn.{name}_proj.weight', (size, 2 * width if is_third else width)
       if cfg.qkv_bias:
         yield f'{prefix}self_attn.{name}_proj.bias', (size,)
+    if cfg.qk_norm:
+      yield f'{prefix}self_attn.q_norm.weight', (cfg.head_dim,)
+      yield f'{prefix}self_attn.k_norm.weight', (cfg.head_dim,)
     yield f'{prefix}self_attn.o_proj.weight', (width, heads)
     for name in ('gate', 'up'):
       yield f'{prefix}mlp.{name}_proj.weight', (cfg.mlp_width, width)
@@ -317,10 +444,19 @@ def _names(
       yield f'{prefix}input_layernorm.weight', (width,)
   if is_third:
     yield 'norm.weight', (width,)
-    yield 'lm_head.weight', (cfg.vocab_size, width)
+    if with_head:
+      yield 'lm_head.weight', (cfg.vocab_size, width)
   elif config.extra_norms:
     yield 'embedding_layernorm.weight', (width,)
     yield 'pre_lm_head_layernorm.weight', (width,)
+
+
+def _fuse_norms(config: EagleConfig) -> list[tuple[str, str]]:
+  """Norms before the fusing product: names in the parameter tree and in files."""
+  if config.fuse_norm == 'joint':
+    return [('fuse_norm_0', 'input_norm.weight')]
+  count = len(config.feature_layers) if config.fuse_norm else 0
+  return [(f'fuse_norm_{number}', f'fc_norm.{number}.weight') for number in range(count)]
 
 
 def _check_names(found: set[str], expected: set[str], where: str) -> None:
@@ -341,6 +477,8 @@ def _to_params(values, config: EagleConfig, layout: str, dtype) -> dict[str, Any
   params: dict[str, Any] = {'fuse': array(values[f'{fuse}.weight'])}
   if config.fuse_bias:
     params['fuse_bias'] = array(values[f'{fuse}.bias'])
+  for ours, theirs in _fuse_norms(config):
+    params[ours] = scale(theirs)
   groups, head_dim = cfg.num_kv_heads, cfg.head_dim
   for layer in range(cfg.num_layers):
     prefix = _prefix(config, layout, layer)
@@ -361,6 +499,9 @@ def _to_params(values, config: EagleConfig, layout: str, dtype) -> dict[str, Any
     }
     if cfg.qkv_bias:
       attention['qkv_bias'] = joined('bias')
+    if cfg.qk_norm:
+      attention['query_norm'] = scale(f'{prefix}self_attn.q_norm.weight')
+      attention['key_norm'] = scale(f'{prefix}self_attn.k_norm.weight')
     mlp = [values[f'{prefix}mlp.{name}_proj.weight'] for name in ('gate', 'up')]
     block = {
         'attention': attention,
@@ -391,6 +532,8 @@ def _from_params(params, config: EagleConfig, layout: str) -> dict[str, np.ndarr
   values = {f'{fuse}.weight': params['fuse']}
   if config.fuse_bias:
     values[f'{fuse}.bias'] = params['fuse_bias']
+  for ours, theirs in _fuse_norms(config):
+    values[theirs] = params[ours]['scale']
   for layer in range(config.decoder.num_layers):
     prefix, block = _prefix(config, layout, layer), params[f'layer_{layer}']
     for source, kind in (('qkv', 'weight'), ('qkv_bias', 'bias')):
@@ -400,6 +543,9 @@ def _from_params(params, config: EagleConfig, layout: str) -> dict[str, np.ndarr
         for name, part in zip('qkv', parts):
           values[f'{prefix}self_attn.{name}_proj.{kind}'] = part
     values[f'{prefix}self_attn.o_proj.weight'] = block['attention']['out']
+    for source, name in (('query_norm', 'q_norm'), ('key_norm', 'k_norm')):
+      if source in block['attention']:
+        values[f'{prefix}self_attn.{name}.weight'] = block['attention'][source]['scale']
     gate_up = np.asarray(block['mlp']['gate_up'])
     values[f'{prefix}mlp.gate_proj.weight'], values[f'{prefix}mlp.up_proj.weight'] = gate_up
     values[f'{prefix}mlp.down_proj.weight'] = block['mlp']['down']
@@ -428,8 +574,46 @@ def _own_embedding(stored: np.ndarray, target: LanguageModel, dtype):
   return jnp.asarray(np.asarray(stored).astype(dtype))
 
 
+def _targets_head(config: EagleConfig, target: LanguageModel, where: str) -> np.ndarray:
+  """The target's output head, for a head that brings none."""
+  kernel = _kernel(target)
+  wanted = (config.decoder.vocab_size, config.decoder.width)
+  if kernel.shape != wanted:
+    raise ValueError(
+        f"{where} does not hold lm_head.weight, and the target's output head, of shape "
+        f'{kernel.shape}, does not take its place: {wanted} is needed.'
+    )
+  return kernel
+
+
+def _kernel(target: LanguageModel) -> np.ndarray:
+  kernel = target_lib.head_kernel(target)
+  if isinstance(kernel, quantization.Quantized):
+    kernel = quantization.dequantize(kernel)
+  return np.asarray(kernel)
+
+
+def _check_copy(stored: np.ndarray, target: LanguageModel, where: str) -> None:
+  """Refuses an EAGLE-1 head whose output head is not the target's, which it drafts with."""
+  kernel = _kernel(target)
+  same = stored.shape == kernel.shape
+  # One of the two may be rounded, to bfloat16 or eight bits. Rows in blocks, for memory.
+  for start in range(0, len(stored) if same else 0, 4096):
+    one, other = (
+        np.asarray(x[start : start + 4096]).astype(np.float32) for x in (stored, kernel)
+    )
+    same &= bool(np.max(np.abs(one - other)) <= 2**-6 * np.max(np.abs(other)))
+  if not same:
+    raise ValueError(
+        f"{where}: lm_head.weight is not the target's output head. An EAGLE-1 head drafts with "
+        "the target's own: use the head that was made for it."
+    )
+
+
 def _vocabulary_map(tensors, config: EagleConfig, where: str):
-  """[V_draft] int32, the target's id of every draft token."""
+  """[V_draft] int32, the target's id of every draft token; None where all keep their ids."""
+  if tensors['d2t'].dtype.kind not in 'iu':
+    raise ValueError(f"{where}: d2t has dtype {tensors['d2t'].dtype}, expected integers.")
   offsets = np.asarray(tensors['d2t'], np.int64)
   size, target_size = config.decoder.vocab_size, config.target_vocab_size
   if offsets.shape != (size,):
@@ -444,4 +628,4 @@ def _vocabulary_map(tensors, config: EagleConfig, where: str):
     known[ids] = True
     if not np.array_equal(np.asarray(tensors['t2d'], bool), known):
       raise ValueError(f'{where}: t2d does not mark the tokens that d2t leads to.')
-  return jnp.asarray(ids, jnp.int32)
+  return jnp.asarray(ids, jnp.int32) if _is_reduced(config) or offsets.any() else None
