@@ -52,6 +52,8 @@ RULES = (
 )
 DTYPES = ('auto', 'bfloat16', 'float32', 'float16')
 LOGPROBS = ('', 'raw', 'controlled')
+# Prompts are text: of a model with a vision tower the language model alone is loaded.
+TEXT = dict(text_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,11 +164,12 @@ def load(config: ConfigDict) -> Loaded:
     target = sharding.place(pair.target, split and split.target, int8=config.int8)
     return Loaded(target, pair.tokenizer, (pair.end_of_text,), pair.held_out, pair, split)
   folder = pathlib.Path(config.target.path).expanduser()
-  found = models.load_config(folder)  # a folder that is no model is refused as such
+  found = models.load_config(folder, **TEXT)  # a folder that is no model is refused as such
   tokenizer = models.load_tokenizer(folder)
   _check_draft_vocabulary(config, found.vocab_size)
   split = layouts(config.mesh, draft_heads=_draft_heads(config, found, None))
-  target = models.load_hf(folder, dtype=kind, layout=split and split.target, int8=config.int8)
+  layout = split and split.target
+  target = models.load_hf(folder, dtype=kind, layout=layout, int8=config.int8, **TEXT)
   return Loaded(target, tokenizer, models.load_eos_ids(folder), (), None, split)
 
 
@@ -179,7 +182,8 @@ def _draft_heads(config: ConfigDict, target: models.TransformerConfig, pair: Any
   if pair is not None:
     return pair.draft.module.config.num_kv_heads
   if config.drafter.kind == 'model' and config.drafter.path:
-    return models.load_config(pathlib.Path(config.drafter.path).expanduser()).num_kv_heads
+    folder = pathlib.Path(config.drafter.path).expanduser()
+    return models.load_config(folder, **TEXT).num_kv_heads
   return 0
 
 
@@ -188,7 +192,7 @@ def _check_draft_vocabulary(config: ConfigDict, vocab_size: int) -> None:
   uses_draft = {config.drafter.kind, _learned(config)} & {'model', 'model_tree'}
   if not uses_draft or not config.drafter.path or config.drafter.translate:
     return
-  draft = models.load_config(pathlib.Path(config.drafter.path).expanduser())
+  draft = models.load_config(pathlib.Path(config.drafter.path).expanduser(), **TEXT)
   if draft.vocab_size != vocab_size:
     raise ValueError(
         f'The draft in {config.drafter.path} has a vocabulary of {draft.vocab_size} tokens, the '
@@ -228,7 +232,7 @@ def draft(config: ConfigDict, loaded: Loaded) -> models.LanguageModel:
   if config.drafter.path:
     _check_draft_vocabulary(config, loaded.target.vocab_size)
     folder = pathlib.Path(config.drafter.path).expanduser()
-    found = models.load_hf(folder, dtype=dtype(config.dtype), layout=layout, int8=int8)
+    found = models.load_hf(folder, dtype=dtype(config.dtype), layout=layout, int8=int8, **TEXT)
     if not config.drafter.translate:
       return found
     return drafters.translate(

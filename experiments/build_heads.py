@@ -70,7 +70,7 @@ def task(config: ConfigDict) -> Task:
   layouts = build.layouts(config.get('mesh'))
   layout = layouts and layouts.target
   target = models.load_hf(
-      config.target.path, dtype=build.dtype(config.dtype), layout=layout
+      config.target.path, dtype=build.dtype(config.dtype), layout=layout, **build.TEXT
   )
   make = {'eagle3': _eagle3, 'medusa': _medusa, 'early_exit': _early_exit}[config.kind]
   return dataclasses.replace(make(config, target), layout=layout)

@@ -48,7 +48,7 @@ def distillation_target(config: ConfigDict) -> models.LanguageModel | None:
           '--config.target.path=FOLDER, a Hugging Face folder.'
       )
     return None
-  found = models.load_config(config.target.path)
+  found = models.load_config(config.target.path, **build.TEXT)
   if found.vocab_size != config.model.vocab_size:
     raise ValueError(
         f'The target in {config.target.path} has a vocabulary of {found.vocab_size} tokens, '
@@ -57,7 +57,10 @@ def distillation_target(config: ConfigDict) -> models.LanguageModel | None:
     )
   layouts = build.layouts(config.get('mesh'))
   return models.load_hf(
-      config.target.path, dtype=build.dtype(config.dtype), layout=layouts and layouts.target
+      config.target.path,
+      dtype=build.dtype(config.dtype),
+      layout=layouts and layouts.target,
+      **build.TEXT,
   )
 
 

@@ -220,9 +220,7 @@ class EagleDrafter(base.Shaped):
     # Each device needs the draft's logits of its own part of the target's vocabulary, which
     # may lie on any other: the few rows over the smaller vocabulary go round, once a step.
     logits = layout_lib.constrain(layout, logits, layout_lib.RESIDUAL)
-    known = self.target_to_draft >= 0
-    logits = jnp.where(known, logits[..., jnp.maximum(self.target_to_draft, 0)], -jnp.inf)
-    return split(logits)
+    return split(target_lib.to_target(logits, self.target_to_draft))
 
 
 def eagle(
@@ -261,7 +259,7 @@ def eagle(
       embedding=target.params['embedding'] if head.embedding is None else head.embedding,
       output_head=head.params['head'] if is_third else target_lib.head_kernel(target),
       feature_norm=None if is_third else target.params['final_norm'],
-      target_to_draft=_inverse(head.draft_to_target, cfg.vocab_size),
+      target_to_draft=target_lib.inverse(head.draft_to_target, cfg.vocab_size),
       shape=shape,
       siblings=siblings,
       step_width=fast_width(head) if step_width is None else step_width,
@@ -269,11 +267,3 @@ def eagle(
       embedding_scale=cfg.embedding_scale if head.embedding is None else 1.0,
       soft_cap=None if is_third else cfg.logit_soft_cap,
   )
-
-
-def _inverse(draft_to_target: Array | None, vocab_size: int) -> Array | None:
-  """[V] int32, the draft's id of each target token, -1 where it has none."""
-  if draft_to_target is None:
-    return None
-  ids = jnp.arange(draft_to_target.shape[0], dtype=jnp.int32)
-  return jnp.full((vocab_size,), -1, jnp.int32).at[draft_to_target].set(ids)

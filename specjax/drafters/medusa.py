@@ -29,6 +29,8 @@ class MedusaDrafter(base.Shaped, base.Stateless):
   Attributes:
     heads: the heads and their weights.
     feature_norm: parameters of the target's final norm.
+    target_to_draft: [V] int32, the draft's id of each token or -1; None where the vocabularies
+      are the same.
     shape: static, of the tree, at most K deep.
     siblings: static, one of `specjax.drafters.expansion.SIBLINGS` or None.
     step_width: static, the least rows of a product.
@@ -38,6 +40,7 @@ class MedusaDrafter(base.Shaped, base.Stateless):
 
   heads: Medusa
   feature_norm: Any
+  target_to_draft: Array | None
   shape: Any = struct.field(pytree_node=False)
   siblings: str | None = struct.field(pytree_node=False, default=None)
   step_width: int = struct.field(pytree_node=False, default=1)
@@ -62,7 +65,7 @@ class MedusaDrafter(base.Shaped, base.Stateless):
     padding = max(self.step_width - feature.shape[0], 0)
     rows = jnp.pad(feature[:, 0], ((0, padding), (0, 0)))
     logits = self.heads.module.apply({'params': self.heads.params}, rows, self.depth)
-    logits = logits[: feature.shape[0]]
+    logits = target_lib.to_target(logits[: feature.shape[0]], self.target_to_draft)
 
     def step(state, frontier: expansion.Frontier):
       of_depth = logits[:, frontier.depth, None]
@@ -115,6 +118,7 @@ def medusa(
   return MedusaDrafter(
       heads=heads,
       feature_norm=target.params['final_norm'],
+      target_to_draft=target_lib.inverse(heads.draft_to_target, cfg.vocab_size),
       shape=shape,
       siblings=siblings,
       step_width=fast_width(heads),

@@ -34,7 +34,6 @@ from specjax.models import hf_config
 from specjax.models import hf_files
 from specjax.models import hf_keys
 from specjax.models import LanguageModel
-from specjax.models import quantization
 from specjax.models.config import TransformerConfig
 
 LAYOUTS = ('authors', 'sglang', 'speculators')
@@ -77,7 +76,7 @@ def load_eagle(
       config, layout, with_embedding='embed_tokens.weight' in tensors,
       with_head=own_head or _is_reduced(config),
   ))
-  maps = {name for name in ('d2t', 't2d') if name in tensors}
+  maps = {name for name in ('d2t', 't2d') if name in tensors and config.version == 3}
   copies = {'lm_head.weight'} if own_head and config.version == 1 else set()
   _check_names(set(tensors), set(names) | maps | copies, where)
   if _is_reduced(config) and 'd2t' not in tensors:
@@ -99,7 +98,7 @@ def load_eagle(
         f"target's embedding, of width {config.target_width}, does not fit it."
     )
   if copies:
-    _check_copy(tensors['lm_head.weight'], target, where)
+    target_lib.check_copy(tensors['lm_head.weight'], target, where)
   if config.version == 3 and not own_head:
     tied = bool(data.get('tie_word_embeddings')) and 'embed_tokens.weight' in values
     head = values['embed_tokens.weight'] if tied else _targets_head(config, target, where)
@@ -576,7 +575,7 @@ def _own_embedding(stored: np.ndarray, target: LanguageModel, dtype):
 
 def _targets_head(config: EagleConfig, target: LanguageModel, where: str) -> np.ndarray:
   """The target's output head, for a head that brings none."""
-  kernel = _kernel(target)
+  kernel = np.asarray(target_lib.output_head(target))
   wanted = (config.decoder.vocab_size, config.decoder.width)
   if kernel.shape != wanted:
     raise ValueError(
@@ -584,30 +583,6 @@ def _targets_head(config: EagleConfig, target: LanguageModel, where: str) -> np.
         f'{kernel.shape}, does not take its place: {wanted} is needed.'
     )
   return kernel
-
-
-def _kernel(target: LanguageModel) -> np.ndarray:
-  kernel = target_lib.head_kernel(target)
-  if isinstance(kernel, quantization.Quantized):
-    kernel = quantization.dequantize(kernel)
-  return np.asarray(kernel)
-
-
-def _check_copy(stored: np.ndarray, target: LanguageModel, where: str) -> None:
-  """Refuses an EAGLE-1 head whose output head is not the target's, which it drafts with."""
-  kernel = _kernel(target)
-  same = stored.shape == kernel.shape
-  # One of the two may be rounded, to bfloat16 or eight bits. Rows in blocks, for memory.
-  for start in range(0, len(stored) if same else 0, 4096):
-    one, other = (
-        np.asarray(x[start : start + 4096]).astype(np.float32) for x in (stored, kernel)
-    )
-    same &= bool(np.max(np.abs(one - other)) <= 2**-6 * np.max(np.abs(other)))
-  if not same:
-    raise ValueError(
-        f"{where}: lm_head.weight is not the target's output head. An EAGLE-1 head drafts with "
-        "the target's own: use the head that was made for it."
-    )
 
 
 def _vocabulary_map(tensors, config: EagleConfig, where: str):

@@ -94,4 +94,4 @@ EXIT: Table = {
     'num_target_layers': keys.integer(),
 }
 # Every key that the decoder of a head may have: those of Llama and Qwen3.
-DECODER = frozenset(keys.MODEL | keys.DECODER | keys.NO_GEMMA | keys.QWEN)
+DECODER = frozenset(keys.MODEL | keys.DECODER | keys.NO_GEMMA | keys.QWEN) - {'text_config'}

@@ -3,21 +3,30 @@
 - `authors` (FasterDecoding/Medusa): `medusa_lm_head.safetensors` or `.pt` with
   `{head}.{block}.linear.weight` and `.bias`, and `{head}.{blocks}.weight`;
 - `vllm`: `model.safetensors` with `blocks.{head}.layers.{block}.weight` and perhaps `.bias`, and
-  `lm_heads.{head}.weight`.
+  `lm_heads.{head}.weight`, or with `original_lm_head` one `lm_head.weight` for all heads, or none
+  for the target's. `token_map` lists the tokens of a vocabulary that is a part of the target's.
+
+Every tensor and every key of `config.json` (`specjax.heads.hf_keys`) is accounted for.
 """
 
+from collections.abc import Mapping
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.heads import hf_keys as head_keys
+from specjax.heads import target as target_lib
 from specjax.heads import torch_files
 from specjax.heads.early_exit import EarlyExit, ExitAdapter, ExitConfig
 from specjax.heads.medusa import Medusa, MedusaConfig, MedusaHeads
 from specjax.models import hf_files
+from specjax.models import hf_keys
 from specjax.models import LanguageModel
+from specjax.models.config import TransformerConfig
 
 LAYOUTS = ('authors', 'vllm')
 _AUTHORS_FILE = 'medusa_lm_head.safetensors'
@@ -39,49 +48,131 @@ def load_medusa(
 
   Raises:
     FileNotFoundError: when the folder or a file is missing.
-    ValueError: when a tensor is missing, superfluous or of another shape, naming it.
+    ValueError: when a tensor is missing, superfluous or of another shape, `config.json` says
+      what is not supported, or heads and target do not fit; naming them.
   """
   folder = pathlib.Path(folder)
-  if not (folder / 'config.json').exists():
-    raise FileNotFoundError(f'{folder / "config.json"} is missing: no folder of Medusa heads.')
-  data = hf_files.read_json(folder / 'config.json')
+  file = folder / 'config.json'
+  if not file.exists():
+    hf_files.refuse_adapter(folder)
+    raise FileNotFoundError(f'{file} is missing: no folder of Medusa heads.')
+  data = hf_files.read_json(file)
   tensors = _read(folder)
   is_vllm = any(name.startswith('blocks.') for name in tensors)
-  num_heads = data.get('num_heads' if is_vllm else 'medusa_num_heads')
-  num_layers = data.get('num_hidden_layers' if is_vllm else 'medusa_num_layers', 1)
-  cfg = target.module.config
-  # Files of the authors' say two heads where there are more: the tensors count.
-  found = {int(name.split('.')[1 if is_vllm else 0]) for name in tensors}
-  num_heads = max(found) + 1 if not is_vllm else num_heads or max(found) + 1
-  config = MedusaConfig(
-      num_heads=num_heads,
-      num_layers=num_layers,
-      target_width=cfg.width,
-      target_vocab_size=cfg.vocab_size,
-      target_layers=cfg.num_layers,
-  )
   layout = 'vllm' if is_vllm else 'authors'
+  cfg = target.module.config
+  config = _config(data, tensors, cfg, layout, str(file))
+  token_map = tensors.pop('token_map', None)
+  ids = None if token_map is None else _token_map(token_map, config, str(folder))
+  if config.shared_head and 'lm_head.weight' not in tensors:
+    # Under another name, or the target's own.
+    first = tensors.pop('lm_heads.0.weight', None)
+    head = np.asarray(target_lib.output_head(target)) if first is None else first
+    tensors['lm_head.weight'] = head
   has_bias = any(name.endswith('.bias') for name in tensors)
   names = _names(config, layout, has_bias=has_bias)
+  if 'lm_head.weight' in set(tensors) - set(names):
+    target_lib.check_copy(tensors.pop('lm_head.weight'), target, str(folder))
   missing, extra = sorted(set(names) - set(tensors)), sorted(set(tensors) - set(names))
   if missing or extra:
     raise ValueError(
-        f'{folder} does not hold {num_heads} heads of {num_layers} blocks: missing are '
-        f'{", ".join(missing) or "none"}; superfluous are {", ".join(extra) or "none"}.'
+        f'{folder} does not hold {config.num_heads} heads of {config.num_layers} blocks: missing '
+        f'are {", ".join(missing) or "none"}; superfluous are {", ".join(extra) or "none"}.'
     )
   kept = np.dtype(dtype or next(iter(tensors.values())).dtype)
-  params = {}
-  width, vocab_size = cfg.width, cfg.vocab_size
-  params['blocks'] = np.zeros((num_layers, num_heads, width, width), kept)
-  params['bias'] = np.zeros((num_layers, num_heads, width), kept)
-  params['head'] = np.zeros((num_heads, vocab_size, width), kept)
+  wanted = {
+      'blocks': (config.target_width, config.target_width),
+      'bias': (config.target_width,),
+      'head': (config.draft_vocab_size, config.target_width),
+  }
+  # Every shape, before anything is allocated.
+  for name, (key, _) in names.items():
+    value = tensors[name]
+    if key == 'head' and ids is not None and len(value) == config.target_vocab_size:
+      value = tensors[name] = value[ids]  # stored whole, and used in part
+    if value.shape != wanted[key]:
+      raise ValueError(f'{folder}: {name} has shape {value.shape}, expected {wanted[key]}.')
+    if value.dtype.kind in 'biu':
+      raise ValueError(f'{folder}: {name} has dtype {value.dtype}, expected floats.')
+  params = {
+      'blocks': np.zeros((config.num_layers, config.num_heads, *wanted['blocks']), kept),
+      'bias': np.zeros((config.num_layers, config.num_heads, *wanted['bias']), kept),
+      'head': np.zeros((config.num_output_heads, *wanted['head']), kept),
+  }
   for name, (key, index) in names.items():
-    wanted = params[key][index].shape
-    if tensors[name].shape != wanted:
-      raise ValueError(f'{folder}: {name} has shape {tensors[name].shape}, expected {wanted}.')
     params[key][index] = tensors[name].astype(kept)
   module = MedusaHeads(config, kept, kept)
-  return Medusa(module, {key: jnp.asarray(value) for key, value in params.items()})
+  return Medusa(
+      module,
+      {key: jnp.asarray(value) for key, value in params.items()},
+      None if ids is None else jnp.asarray(ids, jnp.int32),
+  )
+
+
+def _config(
+    data: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    target: TransformerConfig,
+    layout: str,
+    where: str,
+) -> MedusaConfig:
+  """The heads' shape, from their config and where that is wrong or silent from the tensors."""
+  is_vllm = layout == 'vllm'
+  table = head_keys.VLLM_MEDUSA if is_vllm else head_keys.MEDUSA
+  values = hf_keys.read(data, table, where=where)
+  known = set(table) | head_keys.IDLE | head_keys.DECODER
+  hf_keys.refuse_unknown(data, known, where=where)
+  for key, size in (('hidden_size', target.width), ('vocab_size', target.vocab_size)):
+    if values[key] not in (None, size):
+      raise ValueError(
+          f'{where}: the heads are for a target of {key}={values[key]}, this one has {size}. Use '
+          'the heads that were made for it.'
+      )
+  number = re.compile(r'(?:blocks|lm_heads)\.(\d{1,3})\.' if is_vllm else r'(\d{1,3})\.')
+  found = [int(match[1]) for match in map(number.match, tensors) if match]
+  # Files of the authors' say two heads where there are more: the tensors count.
+  num_heads = max(found, default=0) + 1
+  if is_vllm and values['num_heads']:
+    num_heads = values['num_heads']
+  vocab_size = values['truncated_vocab_size'] if 'token_map' in tensors else None
+  if vocab_size == target.vocab_size:
+    vocab_size = None
+  if values['truncated_vocab_size'] not in (None, target.vocab_size) and vocab_size is None:
+    raise ValueError(
+        f'{where}: truncated_vocab_size={values["truncated_vocab_size"]} of {target.vocab_size}, '
+        'but the tensor token_map, which says which tokens these are, is missing.'
+    )
+  has_heads = any(name.startswith('lm_heads.') for name in tensors)
+  shared = values['original_lm_head'] or 'lm_head.weight' in tensors and not has_heads
+  try:
+    return MedusaConfig(
+        num_heads=num_heads,
+        num_layers=values['num_hidden_layers' if is_vllm else 'medusa_num_layers'],
+        target_width=target.width,
+        target_vocab_size=target.vocab_size,
+        target_layers=target.num_layers,
+        vocab_size=vocab_size,
+        shared_head=is_vllm and bool(shared),
+    )
+  except ValueError as error:
+    raise ValueError(f'{where}: {error}') from error
+
+
+def _token_map(stored: np.ndarray, config: MedusaConfig, where: str) -> np.ndarray | None:
+  """[V_draft] int64, the target's id of every draft token; None where the vocabulary is whole."""
+  if config.vocab_size is None:
+    return None
+  size = config.vocab_size
+  if stored.dtype.kind not in 'iu' or stored.shape != (size,):
+    raise ValueError(
+        f'{where}: token_map must be {size} integers, got {stored.dtype} of shape {stored.shape}.'
+    )
+  ids = np.asarray(stored, np.int64)
+  if ids.min() < 0 or ids.max() >= config.target_vocab_size or len(set(ids.tolist())) != size:
+    raise ValueError(
+        f'{where}: token_map must name {size} different tokens of {config.target_vocab_size}.'
+    )
+  return ids
 
 
 def save_medusa(
@@ -108,11 +199,19 @@ def save_medusa(
   if layout not in LAYOUTS:
     raise ValueError(f'layout must be one of {LAYOUTS}, got {layout!r}.')
   cfg = heads.config
+  if layout == 'authors' and (cfg.shared_head or heads.draft_to_target is not None):
+    raise ValueError(
+        'The authors layout has no place for a shared head or a part of the vocabulary; save the '
+        "heads with layout='vllm'."
+    )
   kept = np.dtype(dtype or heads.params['head'].dtype)
   tensors = []
   for name, (key, index) in _names(cfg, layout, has_bias=True).items():
     value = np.asarray(heads.params[key])[index].astype(kept)
     tensors.append(hf_files.Unwritten(name, value.shape, kept, lambda v=value: v))
+  if heads.draft_to_target is not None:
+    ids = np.asarray(heads.draft_to_target, np.int64)
+    tensors.append(hf_files.Unwritten('token_map', ids.shape, ids.dtype, lambda: ids))
   common = {'hidden_size': cfg.target_width, 'vocab_size': cfg.target_vocab_size}
   if layout == 'authors':
     data = common | {
@@ -130,7 +229,8 @@ def save_medusa(
       'num_heads': cfg.num_heads,
       'num_hidden_layers': cfg.num_layers,
       'medusa_fc_bias': True,
-      'truncated_vocab_size': None,
+      'truncated_vocab_size': cfg.vocab_size,
+      'original_lm_head': cfg.shared_head,
   }
   hf_files.publish(folder, data, tensors, extra_files=extra_files)
 
@@ -144,24 +244,32 @@ def _names(config: MedusaConfig, layout: str, *, has_bias: bool) -> dict[str, tu
       names[f'{block}.weight'] = ('blocks', (layer, head))
       if has_bias:
         names[f'{block}.bias'] = ('bias', (layer, head))
+    if config.shared_head:
+      names['lm_head.weight'] = ('head', (0,))
+      continue
     last = f'lm_heads.{head}' if layout == 'vllm' else f'{head}.{config.num_layers}'
     names[f'{last}.weight'] = ('head', (head,))
   return names
 
 
 def _read(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """All tensors by name, without a leading name of the whole."""
   if (folder / _AUTHORS_FILE).exists():
-    stored = hf_files.open_file(folder / _AUTHORS_FILE)
+    stored = hf_files.open_file(folder / _AUTHORS_FILE, integers=True)
   elif (folder / _TORCH_FILE).exists():
-    tensors = torch_files.read(folder / _TORCH_FILE)
-    return {name.removeprefix('medusa_head.'): value for name, value in tensors.items()}
+    stored = torch_files.read(folder / _TORCH_FILE)
   elif (folder / hf_files.SINGLE).exists():
-    stored = hf_files.open_file(folder / hf_files.SINGLE)
+    stored = hf_files.open_file(folder / hf_files.SINGLE, integers=True)
   else:
+    hf_files.refuse_adapter(folder)
     raise FileNotFoundError(
         f'{folder} holds none of {_AUTHORS_FILE}, {_TORCH_FILE} and {hf_files.SINGLE}.'
     )
-  return {name.removeprefix('medusa_head.'): value.read() for name, value in stored.items()}
+  short = lambda name: name.removeprefix('medusa_heads.').removeprefix('medusa_head.')
+  return {
+      short(name): value if isinstance(value, np.ndarray) else value.read()
+      for name, value in stored.items()
+  }
 
 
 # The adapter of an early exit: a layout of our own, for nobody publishes them in another.
@@ -185,17 +293,23 @@ def load_early_exit(
   folder = pathlib.Path(folder)
   if not (folder / 'config.json').exists():
     raise FileNotFoundError(f'{folder / "config.json"} is missing: no folder of an early exit.')
-  data = hf_files.read_json(folder / 'config.json')
+  file = folder / 'config.json'
+  data = hf_files.read_json(file)
   if data.get('model_type') != 'specjax_early_exit':
     raise ValueError(f'{folder} is not an early exit: model_type={data.get("model_type")!r}.')
+  values = hf_keys.read(data, head_keys.EXIT, where=str(file))
+  hf_keys.refuse_unknown(data, set(head_keys.EXIT), where=str(file))
   cfg = target.module.config
   wanted = {'hidden_size': cfg.width, 'vocab_size': cfg.vocab_size}
   for key, value in (*wanted.items(), ('num_target_layers', cfg.num_layers)):
-    if data[key] != value:
-      raise ValueError(f'{folder} is for a target of {key}={data[key]}, this one has {value}.')
-  config = ExitConfig(
-      exit_layer=data['exit_layer'], target=cfg, mlp_width=data['intermediate_size']
-  )
+    if values[key] != value:
+      raise ValueError(f'{folder} is for a target of {key}={values[key]}, this one has {value}.')
+  try:
+    config = ExitConfig(
+        exit_layer=values['exit_layer'], target=cfg, mlp_width=values['intermediate_size']
+    )
+  except ValueError as error:
+    raise ValueError(f'{file}: {error}') from error
   stored = hf_files.open_folder(folder)
   width, mlp = cfg.width, config.mlp_width
   shapes = {

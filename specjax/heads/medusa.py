@@ -29,6 +29,8 @@ class MedusaConfig:
     target_width: width of the target's residual stream.
     target_vocab_size: V.
     target_layers: L; the feature is the last residual stream, after the final norm.
+    vocab_size: of the draft, where it is a part of the target's; None means all of it.
+    shared_head: whether one output head serves all heads (vLLM's `original_lm_head`).
   """
 
   num_heads: int
@@ -36,6 +38,8 @@ class MedusaConfig:
   target_vocab_size: int
   target_layers: int
   num_layers: int = 1
+  vocab_size: int | None = None
+  shared_head: bool = False
 
   def __post_init__(self):
     if self.num_heads < 1 or self.num_layers < 0:
@@ -43,16 +47,29 @@ class MedusaConfig:
           f'Medusa needs at least one head and no negative number of blocks, got num_heads='
           f'{self.num_heads}, num_layers={self.num_layers}.'
       )
+    if self.draft_vocab_size > self.target_vocab_size:
+      raise ValueError(
+          f"The draft vocabulary has {self.draft_vocab_size} tokens, more than the target's "
+          f'{self.target_vocab_size}.'
+      )
 
   @property
   def feature_layers(self) -> tuple[int, ...]:
     return (self.target_layers,)
 
   @property
+  def draft_vocab_size(self) -> int:
+    return self.vocab_size or self.target_vocab_size
+
+  @property
+  def num_output_heads(self) -> int:
+    return 1 if self.shared_head else self.num_heads
+
+  @property
   def num_parameters(self) -> int:
     block = self.target_width * (self.target_width + 1)
-    head = self.target_width * self.target_vocab_size
-    return self.num_heads * (self.num_layers * block + head)
+    head = self.target_width * self.draft_vocab_size
+    return self.num_heads * self.num_layers * block + self.num_output_heads * head
 
 
 class MedusaHeads(nn.Module):
@@ -79,7 +96,7 @@ class MedusaHeads(nn.Module):
     self.head = self.param(
         'head',
         layers.normal_init(width),
-        (cfg.num_heads, cfg.target_vocab_size, width),
+        (cfg.num_output_heads, cfg.draft_vocab_size, width),
         self.param_dtype,
     )
 
@@ -103,12 +120,13 @@ class MedusaHeads(nn.Module):
       num_heads: static, n; None for all.
 
     Returns:
-      [..., n, V] float32.
+      [..., n, V_draft] float32.
     """
     count = self.config.num_heads if num_heads is None else num_heads
     kernel = layout_lib.for_use(self.layout, 'head', self.head)
+    kernels = [kernel[0 if self.config.shared_head else k] for k in range(count)]
     logits = jnp.stack(
-        [layers.dense(self.hidden(features, k), kernel[k], jnp.float32) for k in range(count)],
+        [layers.dense(self.hidden(features, k), kernels[k], jnp.float32) for k in range(count)],
         axis=-2,
     )
     axes = ('batch', *(None,) * (logits.ndim - 2), 'vocab')
@@ -122,10 +140,13 @@ class Medusa:
   Attributes:
     module: static.
     params: the parameter tree.
+    draft_to_target: [V_draft] int32, the target's id of each draft token, or None where the
+      vocabularies are the same.
   """
 
   module: MedusaHeads = struct.field(pytree_node=False)
   params: Any
+  draft_to_target: Array | None = None
 
   @property
   def config(self) -> MedusaConfig:

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specjax.models import layers
 from specjax.models import LanguageModel
+from specjax.models import quantization
 
 Array = jax.Array
 
@@ -34,6 +36,65 @@ def embed(target: LanguageModel, tokens: Array) -> Array:
   if cfg.embedding_scale != 1.0:
     embedded = embedded * jnp.asarray(cfg.embedding_scale, embedded.dtype)
   return embedded
+
+
+def inverse(draft_to_target: Array | None, vocab_size: int) -> Array | None:
+  """[V] int32, the draft's id of each target token, -1 where it has none.
+
+  Args:
+    draft_to_target: [V_draft] int32, or None where the vocabularies are the same.
+    vocab_size: V.
+  """
+  if draft_to_target is None:
+    return None
+  ids = jnp.arange(draft_to_target.shape[0], dtype=jnp.int32)
+  return jnp.full((vocab_size,), -1, jnp.int32).at[draft_to_target].set(ids)
+
+
+def to_target(logits: Array, target_to_draft: Array | None) -> Array:
+  """Draft logits [..., V_draft] over the target's vocabulary [..., V]; -inf where it has none.
+
+  Args:
+    logits: of the draft.
+    target_to_draft: [V] int32 of `inverse`, or None where the vocabularies are the same.
+  """
+  if target_to_draft is None:
+    return logits
+  known = target_to_draft >= 0
+  return jnp.where(known, logits[..., jnp.maximum(target_to_draft, 0)], -jnp.inf)
+
+
+def output_head(target: LanguageModel) -> Array:
+  """The output head [V, width] as floats, whatever it is stored as."""
+  kernel = head_kernel(target)
+  is_rounded = isinstance(kernel, quantization.Quantized)
+  return quantization.dequantize(kernel) if is_rounded else kernel
+
+
+def check_copy(stored: np.ndarray, target: LanguageModel, where: str) -> None:
+  """Refuses a copy of the target's output head that is none.
+
+  Args:
+    stored: the copy, of a head's file.
+    target: the target.
+    where: the file, for messages.
+
+  Raises:
+    ValueError: if it differs by more than the rounding to bfloat16 or eight bits.
+  """
+  kernel = np.asarray(output_head(target))
+  same = stored.shape == kernel.shape
+  # Rows in blocks, for memory.
+  for start in range(0, len(stored) if same else 0, 4096):
+    one, other = (
+        np.asarray(x[start : start + 4096]).astype(np.float32) for x in (stored, kernel)
+    )
+    same &= bool(np.max(np.abs(one - other)) <= 2**-6 * np.max(np.abs(other)))
+  if not same:
+    raise ValueError(
+        f"{where}: lm_head.weight is not the target's output head, which this head drafts with. "
+        'Use the head that was made for the target.'
+    )
 
 
 def check_fits(config, target: LanguageModel) -> None:

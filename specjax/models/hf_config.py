@@ -115,10 +115,6 @@ _ACTIVATIONS = {
 }
 
 
-class VisionTowerError(ValueError):
-  """A model with a vision tower, of which `text_only` loads the rest."""
-
-
 def read(data: Mapping[str, Any], *, where: str, text_only: bool = False) -> TransformerConfig:
   """The `TransformerConfig` of a parsed `config.json`.
 
@@ -251,7 +247,7 @@ def _family(data, where: str, text_only: bool) -> tuple[_Family, Mapping[str, An
   architectures = values['architectures'] or ()
   if _MULTIMODAL in architectures:
     if not text_only:
-      raise VisionTowerError(
+      raise ValueError(
           f'{where}: {_MULTIMODAL} has a vision tower, which is not supported; pass '
           'text_only=True to load its language model alone.'
       )
