@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from specjax import models
-from specjax.models import hf_files
+from specjax.models import hf_keys
 
 DTYPES = {
     'keep': None,
@@ -62,7 +62,7 @@ def convert(
         model,
         output,
         max_shard_bytes=max_shard_bytes,
-        bos_id=hf_files.read_json(source / 'config.json').get('bos_token_id'),
+        bos_id=hf_keys.read_file(source / 'config.json', hf_keys.GENERATION)['bos_token_id'],
         eos_ids=models.load_eos_ids(source),
         extra_files=beside,
     )

@@ -114,8 +114,7 @@ def refuse_adapter(folder: pathlib.Path) -> None:
   file = folder / ADAPTER
   if not file.exists():
     return
-  values = hf_keys.read(read_json(file), hf_keys.ADAPTER, where=str(file))
-  base = values['base_model_name_or_path']
+  base = hf_keys.read_file(file, hf_keys.ADAPTER)['base_model_name_or_path']
   raise FileNotFoundError(
       f'{folder} is an adapter (PEFT){f" of {base}" if base else ""}, not a model: merge it into '
       'its model first, with `merge_and_unload()` and `save_pretrained(FOLDER)`.'

@@ -112,6 +112,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return data
 
 
+def read_file(path: pathlib.Path, table: Table) -> dict[str, Any]:
+  """The values of a table's keys in a file; raises as `read_json` and `read`."""
+  return read(read_json(path), table, where=str(path))
+
+
 def _must(allowed: str, accepts: Callable[[Any], bool]) -> Callable[[str, Any], Any]:
   def parse(name: str, value: Any) -> Any:
     if not accepts(value):

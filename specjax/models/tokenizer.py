@@ -52,13 +52,13 @@ def load_eos_ids(folder: str | os.PathLike) -> tuple[int, ...]:
   folder = pathlib.Path(folder)
   for file in (folder / 'generation_config.json', folder / 'config.json'):
     if file.exists():
-      values = hf_keys.read(hf_keys.read_json(file), hf_keys.GENERATION, where=str(file))
-      if values['eos_token_id']:  # an empty list names none
-        return values['eos_token_id']
+      ids = hf_keys.read_file(file, hf_keys.GENERATION)['eos_token_id']
+      if ids:  # an empty list names none
+        return ids
   file = folder / 'tokenizer_config.json'
   if not file.exists():
     return ()
-  values = hf_keys.read(hf_keys.read_json(file), hf_keys.TOKENIZER, where=str(file))
+  values = hf_keys.read_file(file, hf_keys.TOKENIZER)
   token = values['eos_token']
   if token is None:
     return ()
