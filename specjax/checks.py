@@ -138,8 +138,8 @@ def usable(finish: np.ndarray) -> None:
   rows = np.flatnonzero(finish == engine.NOT_A_NUMBER)
   if rows.size:
     raise FloatingPointError(
-        f"The target's logits were NaN in row(s) {rows.tolist()}. Nothing of these rows is "
-        'returned. Check the weights (a truncated or overflowed file?) or use float32 or '
+        f"The target's logits were infinite or NaN in row(s) {rows.tolist()}. Nothing of these "
+        'rows is returned. Check the weights (a truncated or overflowed file?) or use float32 or '
         'bfloat16 instead of float16.'
     )
   rows = np.flatnonzero(finish == engine.NOTHING_ALLOWED)

@@ -56,11 +56,9 @@ def mask(
     path_valid: [B, R, D] bool.
 
   Returns:
-    [B, R, V] float32, `-inf` where a token is not allowed. A row below the root in whose
-    state nothing is allowed stays as it is: a drafter that knows nothing of the hook may
-    have proposed a token that it forbids. That token is rejected, and the rows behind it
-    are never drawn from, but a rule's arithmetic must not meet a NaN there. At the root
-    such a state is a fault of the hook, and is left to show as a law of NaN.
+    [B, R, V] float32, `-inf` where a token is not allowed: throughout in a row in whose state
+    nothing is. That is a fault of the hook if the row is reached. It need not be: a drafter
+    that knows nothing of the hook may have proposed a token that it forbids, which is rejected.
   """
 
   def walk(tokens: Array, valid: Array) -> Array:
@@ -68,9 +66,7 @@ def mask(
 
   # A map over R shows the hook batches of B, so that it may hold something for each row.
   allowed = jax.vmap(walk, in_axes=1, out_axes=1)(path, path_valid)
-  dead = ~jnp.any(allowed, axis=-1, keepdims=True)
-  below_root = jnp.any(path_valid, axis=-1, keepdims=True)
-  return jnp.where(allowed | (dead & below_root), logits, -jnp.inf)
+  return jnp.where(allowed, logits, -jnp.inf)
 
 
 @struct.dataclass

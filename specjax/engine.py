@@ -22,6 +22,7 @@ from specjax import sharding
 from specjax import tree as tree_lib
 from specjax.randomness import KeySource
 from specjax.types import Context, History, Proposal, Sampling, Verification
+from specjax.verify import acceptance
 
 Array = jax.Array
 PyTree = Any
@@ -267,6 +268,8 @@ def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
         path=path_tokens,
         path_valid=node_paths > 0,
     )
+    lawless = _lawless(setup, raw, controlled)
+    proposal = _usable(proposal, lawless, is_chain=drafter.is_chain)
     verification, _ = rule(
         **_rows_for(rule, controlled, setup.sampling),
         proposal=proposal,
@@ -276,11 +279,10 @@ def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
   # Rules know nodes, not depths: what is beyond the deepest path is zero.
   verification = verification.replace(path=verification.path[:, : drafter.depth])
   with jax.named_scope('commit'):
-    broken = _broken(setup.sampling, raw, controlled)
     kept = raw if setup.logprobs == 'raw' else None
     if setup.logprobs == 'controlled':
       kept = sampling_lib.law(controlled, setup.sampling)
-    new_state = _commit(setup, state, rows, depths, verification, proposal, broken, kept)
+    new_state = _commit(setup, state, rows, depths, verification, proposal, lawless, kept)
     new_state = _store(drafter, state, new_state, cache, features, verification)
   if state.trace is not None:
     law = sampling_lib.law(controlled, setup.sampling)
@@ -367,17 +369,46 @@ def _rows_for(rule, controlled: Array, sampling: Sampling) -> dict[str, Any]:
   return dict(target_law=sampling_lib.law(controlled, sampling))
 
 
-def _broken(sampling: Sampling, raw: Array, controlled: Array) -> Array:
-  """Why a row [B] cannot go on: `NOT_A_NUMBER`, `NOTHING_ALLOWED`, or `RUNNING` if it can."""
-  is_nan = jnp.isnan(jnp.max(raw, axis=-1)).any(axis=-1)
-  broken = jnp.where(is_nan, NOT_A_NUMBER, RUNNING)
-  if sampling.constraint is None and sampling.logit_bias is None:
-    return broken
-  nothing = jnp.max(controlled[:, 0], axis=-1) == -jnp.inf
-  return jnp.where(nothing, NOTHING_ALLOWED, broken)
+def _lawless(setup: Setup, raw: Array, controlled: Array) -> Array:
+  """Why nothing can be drawn from a row, [B, N + 1]: a reason to end, `RUNNING` where it can."""
+  sampling, rule = setup.sampling, setup.rule
+  best = top = jnp.max(raw, axis=-1)
+  if sampling.constraint is not None or sampling.logit_bias is not None:
+    best = jnp.max(controlled, axis=-1)
+  is_nan = jnp.isnan(top)
+  if rule.mode != 'greedy' and not getattr(rule, 'takes_logits', False):
+    # A normalised law has no place for an infinite logit.
+    is_nan |= best == jnp.inf
+  reason = jnp.where(best == -jnp.inf, NOTHING_ALLOWED, RUNNING)
+  return jnp.where(is_nan, NOT_A_NUMBER, reason)
 
 
-def _commit(setup, state, rows, depths, verification, proposal, broken, kept):
+def _usable(proposal: Proposal, lawless: Array, *, is_chain: bool) -> Proposal:
+  """The proposal with every node invalid that no rule can decide about, whoever drafted it.
+
+  These are nodes that were not drawn from the law that they name, for their own log-probability
+  in it is not finite; children of a row from which the target can draw nothing; and all that is
+  below an invalid node. What was drawn decides none of it: a token that was drawn from a law has
+  a probability there, and a row is what the tokens before it make it.
+
+  Args:
+    proposal: as a drafter hands it over.
+    lawless: [B, N + 1], `_lawless` of the target's rows.
+    is_chain: static.
+  """
+  if not proposal.num_nodes:
+    return proposal
+  valid = proposal.valid & (_gather(lawless, proposal.parents) == RUNNING)
+  if proposal.law is not None:
+    valid &= jnp.isfinite(acceptance.draft_log_probs(proposal))
+  if is_chain:
+    valid = jnp.arange(proposal.num_nodes) < acceptance.prefix_length(valid)[:, None]
+  else:
+    valid = acceptance.reached_nodes(valid, proposal.parents)
+  return proposal.replace(valid=valid)
+
+
+def _commit(setup, state, rows, depths, verification, proposal, lawless, kept):
   """Emits the accepted tokens and the next one, as far as stops and limits let it."""
   path, num_accepted = verification.path, verification.num_accepted
   index = jnp.arange(path.shape[1] + 1)
@@ -390,6 +421,9 @@ def _commit(setup, state, rows, depths, verification, proposal, broken, kept):
   is_stop &= index < count[:, None]
   stopped = is_stop.any(-1)
   count = jnp.where(stopped, jnp.argmax(is_stop, axis=-1) + 1, count)
+  # Only a row that the next token is drawn from can end the run, and only if it is emitted.
+  last = _gather(jnp.pad(path, ((0, 0), (1, 0))), num_accepted[:, None])
+  broken = jnp.where(count > num_accepted, _gather(lawless, last)[:, 0], RUNNING)
   active = ~state.done & (broken == RUNNING)
   count = jnp.where(active, count, 0)
   lengths = state.lengths + count

@@ -98,7 +98,8 @@ class Proposal:
     tokens: [B, N] int32, in the target's vocabulary.
     parents: [B, N] int32, node number of each parent (0 is the root), smaller than its own.
     valid: [B, N] bool; an invalid node and everything below it is never accepted. Validity
-      is decided before the token was drawn, never because of what it was.
+      is decided before the token was drawn, never because of what it was. The engine makes a
+      node invalid, too, whose own log-probability in its law is not finite.
     law: [B, M, V] float32 log-probabilities that nodes were drawn from, one row a parent;
       None where `kind` is `ONE_HOT` (or `COUPLED` and nobody asked for it).
     rows: [B, N] int32, the row of `law` that each node was drawn from.

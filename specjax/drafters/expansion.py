@@ -213,31 +213,30 @@ def _children(
     how: a kind of sibling, or `COUPLED`.
   """
   count = int(counts.max())
-  controlled = sampling_lib.control(
-      logits,
-      sampling=sampler.sampling,
-      history=sampler.history,
-      path=path,
-      path_valid=jnp.ones(path.shape, bool),
+  controlled, is_empty = sampler.control(
+      logits, path=path, path_valid=jnp.ones(path.shape, bool)
   )
-  # Where a drafter knows of no continuation there are no children, and nothing may be NaN.
-  is_dead = jnp.max(controlled, axis=-1, keepdims=True) == -jnp.inf
-  controlled = jnp.where(is_dead, 0.0, controlled)
+  # Where a drafter knows of no continuation there are no children.
+  is_empty = is_empty[..., None]
   if how == RANK:
     if sampler.mode == 'sample':
       temperature = sampler.sampling.temperature[:, None, None]
       controlled = controlled / jnp.where(temperature > 0, temperature, 1.0)
     scores, tokens = jax.lax.top_k(jax.nn.log_softmax(controlled), count)
-    return _Children(tokens, jnp.where(is_dead, -jnp.inf, scores), None, sampler)
+    return _Children(tokens, jnp.where(is_empty, -jnp.inf, scores), None, sampler)
   if how == types.COUPLED:
     values = sampling_lib.scaled(controlled, sampler.sampling)
     noise = sampler.source.gumbel(positions, values.shape[-1])
     scores, tokens = jax.lax.top_k(jax.nn.log_softmax(values + noise[:, None]), count)
     law = sampling_lib.law(controlled, sampler.sampling) if sampler.keep_law else None
-    return _Children(tokens, jnp.where(is_dead, -jnp.inf, scores), law, sampler)
-  law = sampling_lib.law(controlled, sampler.sampling)
-  drawn = _draw(sampler, law, counts, first, with_replacement=how == WITH_REPLACEMENT)
-  return drawn._replace(scores=jnp.where(is_dead, -jnp.inf, drawn.scores))
+    children = _Children(tokens, scores, law, sampler)
+  else:
+    law = sampling_lib.law(controlled, sampler.sampling)
+    children = _draw(sampler, law, counts, first, with_replacement=how == WITH_REPLACEMENT)
+  return children._replace(
+      scores=jnp.where(is_empty, -jnp.inf, children.scores),
+      law=None if law is None else jnp.where(is_empty, -jnp.inf, law),
+  )
 
 
 def _draw(sampler, law: Array, counts, first: int, *, with_replacement: bool) -> _Children:

@@ -28,7 +28,7 @@ class _Drafted(NamedTuple):
     tokens: [B, K] int32.
     valid: [B, K] bool.
     law: [B, K, V] float32, or [B, K, 0] where nobody asks for it.
-    active: [B] bool, rows that still draft.
+    active: [B] bool, rows that still draft; where there is nothing to draw from they end.
     confidence: [B] float32, sum of the largest log-probabilities.
   """
 
@@ -143,22 +143,23 @@ class ModelDrafter:
     return state
 
   def _draw(self, d: _Drafted, context: types.Context) -> _Drafted:
-    """Draws the token of node `step + 1` where the row is still drafting."""
-    token, law, sampler = d.sampler.draw(
+    """Draws the token of node `step + 1` where the row is still drafting, and can."""
+    token, law, is_empty, sampler = d.sampler.draw_node(
         d.logits,
         path=d.tokens,
         path_valid=d.valid,
         position=context.lengths + d.step,
         node=d.step + 1,
     )
-    laws = d.law
+    laws, active = d.law, d.active & ~is_empty
     if law is not None and laws.shape[-1]:
       laws = jax.lax.dynamic_update_slice(laws, law[:, None], (0, d.step, 0))
     return d._replace(
         sampler=sampler,
         tokens=jax.lax.dynamic_update_slice(d.tokens, token[:, None], (0, d.step)),
-        valid=jax.lax.dynamic_update_slice(d.valid, d.active[:, None], (0, d.step)),
+        valid=jax.lax.dynamic_update_slice(d.valid, active[:, None], (0, d.step)),
         law=laws,
+        active=active,
     )
 
   def _advance(self, d: _Drafted) -> _Drafted:

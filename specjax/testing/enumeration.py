@@ -137,7 +137,9 @@ def enumerate_round(
         f'A round asks twice for the choice with purpose {name.purpose} and node '
         f'{column - name.first + 1}; give every draw of a round a node of its own.'
     )
-  weights = np.prod(np.asarray(source.probs, np.float64), axis=1)
+  probs = np.asarray(source.probs, np.float64)
+  # What cannot happen has no weight, even where a later choice has no law (NaN).
+  weights = np.where((probs == 0).any(axis=1), 0.0, np.prod(probs, axis=1))
   rows = setup.sampling.temperature.shape[0]
   return RoundLaw(weights.reshape(rows, -1), state, verification)
 

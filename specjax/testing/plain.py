@@ -101,5 +101,7 @@ def plain_law(
   for row, output, factors in zip(rows, np.tile(outputs, (len(prompts), 1)), probs):
     stops = np.flatnonzero(np.isin(output, stop_tokens))
     end = stops[0] + 1 if stops.size else max_new_tokens
-    laws[row][tuple(output[:end].tolist())] = float(np.prod(factors[:end]))
+    # What cannot be said has no probability, even where nothing can follow it (NaN).
+    possible = (factors[:end] != 0).all()
+    laws[row][tuple(output[:end].tolist())] = float(np.prod(factors[:end])) if possible else 0.0
   return laws

@@ -46,7 +46,9 @@ class Rule(Protocol):
       target_law: [B, N + 1, V] float32, the target's law at every row (log-probabilities; but
         for a constant a row in mode 'coupled', where noise is added and the argmax taken, and
         in mode 'greedy' the controlled logits, whose argmax is all that is needed).
-      proposal: what was drafted; N = 0 is plain decoding. In a chain `valid` is a prefix.
+      proposal: what was drafted; N = 0 is plain decoding. `valid` is as the engine leaves it: a
+        prefix in a chain, and what is below an invalid node is invalid. Laws of invalid nodes,
+        and rows of `target_law` whose children are invalid, may hold NaN.
       positions: [B, N + 1] int32, the absolute position that a token drawn from the row takes.
       source: where random choices come from.
 
@@ -102,7 +104,7 @@ def follow(tokens: Array, proposal: types.Proposal) -> types.Verification:
   same_parent = parents[:, :, None] == parents[:, None, :]
   earlier = nodes[:, None] > nodes
   matches &= ~jnp.any(same_parent & earlier & matches[:, None, :], axis=-1)
-  reached = _reached(matches, parents)
+  reached = reached_nodes(matches, parents)
   # At most one child a node matches, so the nodes reached are one path, numbered downwards.
   # Nodes 1, 3, 4 of 5 have ranks 1 1 2 3 3 and give the path 1 3 4 0 0.
   rank = jnp.sum(reached[:, None, :] & (nodes <= nodes[:, None]), axis=-1)
@@ -118,12 +120,12 @@ def follow(tokens: Array, proposal: types.Proposal) -> types.Verification:
   )
 
 
-def _reached(matches: Array, parents: Array) -> Array:
-  """[B, N] bool, the nodes that match together with all of their ancestors."""
+def reached_nodes(flags: Array, parents: Array) -> Array:
+  """[B, N] bool, the nodes whose flags [B, N] are set, and those of all of their ancestors."""
   # Pointer doubling with the root in front: log2(N) steps instead of one a level.
-  reached = jnp.pad(matches, ((0, 0), (1, 0)), constant_values=True)
+  reached = jnp.pad(flags, ((0, 0), (1, 0)), constant_values=True)
   ancestors = jnp.pad(parents, ((0, 0), (1, 0)))
-  for _ in range(max(0, matches.shape[1] - 1).bit_length()):
+  for _ in range(max(0, flags.shape[1] - 1).bit_length()):
     reached &= jnp.take_along_axis(reached, ancestors, axis=1)
     ancestors = jnp.take_along_axis(ancestors, ancestors, axis=1)
   return reached[:, 1:]
@@ -141,7 +143,7 @@ def target_log_probs(target_law: Array, proposal: types.Proposal) -> Array:
 
 
 def draft_log_probs(proposal: types.Proposal) -> Array:
-  """Log-probabilities [B, N] of a chain's tokens under the draft's law; 0 for one-hot laws."""
+  """Log-probabilities [B, N] of the tokens under the draft's laws; 0 for one-hot laws."""
   if proposal.kind == types.ONE_HOT:
     return jnp.zeros(proposal.tokens.shape, jnp.float32)
   batch = jnp.arange(proposal.tokens.shape[0])[:, None]

@@ -302,6 +302,36 @@ class AcceptSuite(parameterized.TestCase):
     self.check_rows(case, rule, found, numbers)
     self.assertTrue((found.accept_probs[~case.valid] == 0).all())
 
+  @parameterized.parameters(
+      ('rejection', True, None), ('block', True, None), ('block', False, None),
+      ('rejection', True, True),
+  )
+  def test_a_token_without_a_law_ends_a_draft(self, rule, is_law, valid):
+    """Whatever is said to be valid: rows of NaN, rows of -inf, and tokens that are excluded.
+
+    A given law need not be read for the rejection rule but for the tokens' own entries.
+    """
+    case = random_case(9, 3, 7, seed=12)
+    if valid:
+      case.valid = np.ones((9, 3), bool)
+      case.valid[8, 2:] = False
+    expected = case.repeat(1)
+    expected.valid = np.ones((9, 3), bool) if case.valid is None else case.valid.copy()
+    for row, (count, fill) in enumerate([
+        (0, np.nan), (1, np.nan), (2, np.nan), (0, -np.inf), (1, -np.inf), (2, -np.inf),
+    ]):
+      case.draft[row, count] = fill
+      expected.valid[row, count:] = False
+    # Its law knows other tokens, not the one that it is said to have been drawn from.
+    case.draft[6, 1, case.tokens[6, 1]] = -np.inf
+    expected.draft[6, 1, case.tokens[6, 1]] = -np.inf
+    expected.valid[6, 1:] = False
+    numbers = self.uniforms(9, 3, seed=5)
+    found = self.op(case, rule, numbers, is_law=is_law)
+    lengths = self.check_rows(expected, rule, found, numbers)
+    self.assertTrue((found.accept_probs[~expected.valid] == 0).all())
+    self.assertContainsSubset({0, 1}, set(lengths))
+
   @parameterized.parameters('rejection', 'coupled')
   def test_nothing_drafted(self, rule):
     case = random_case(3, 0, 7, seed=6, one_hot=True)
@@ -404,6 +434,38 @@ class AcceptSuite(parameterized.TestCase):
         parents=proposal.parents, without_replacement=kind == types.WITHOUT_REPLACEMENT,
         implementation=self.IMPLEMENTATION,
     ))(jnp.asarray(target).reshape(-1, vocab_size), jnp.asarray(draft).reshape(-1, vocab_size))
+    for name in ('num_accepted', 'path', 'next_token', 'is_bonus'):
+      np.testing.assert_array_equal(getattr(expected, name), getattr(found, name), name)
+    np.testing.assert_allclose(expected.accept_probs, found.accept_probs, atol=2e-5)
+    self.assertContainsSubset({0, 1}, set(np.asarray(found.num_accepted).tolist()))
+
+
+  def test_siblings_without_a_law(self):
+    """A child of a row without a law is none, and nothing of the row gets into other sequences."""
+    batch, vocab_size, parents = 6, 7, (0, 0, 1)
+    rng = np.random.default_rng(6)
+    target = rng.normal(size=(batch, 4, vocab_size)).astype(np.float32)
+    draft = target[:, [0, 1]] + 0.3 * rng.normal(size=(batch, 2, vocab_size)).astype(np.float32)
+    tokens = np.argmax(draft[:, list(parents)] + rng.gumbel(size=(batch, 3, vocab_size)), axis=-1)
+    draft[0], draft[1, 1] = np.nan, np.nan
+    valid = np.ones((batch, 3), bool)
+    valid[0], valid[1, 2] = False, False
+    sampling = sampling_lib.make(batch_size=batch)
+    law = sampling_lib.law(jnp.asarray(draft), sampling)
+    uniforms = self.uniforms(batch, 3, seed=3)
+    wide = lambda values: jnp.broadcast_to(jnp.asarray(values, jnp.int32), (batch, 3))
+    proposal = types.Proposal(
+        tokens=jnp.asarray(tokens, jnp.int32), parents=wide(parents), valid=jnp.asarray(valid),
+        law=jnp.where(jnp.isnan(law), 0.0, law), rows=wide(parents), kind=types.SAMPLED,
+    )
+    expected, _ = jax.jit(lambda law: verify.recursive()(
+        target_law=law, proposal=proposal, positions=None, source=Given(uniforms)
+    ))(sampling_lib.law(jnp.asarray(target), sampling))
+    found = jax.jit(lambda target, law: accept_lib.accept(
+        target, proposal.tokens, rule='recursive', numbers=uniforms, sampling=sampling,
+        draft_logits=law, draft_is_law=True, draft_rows=proposal.rows, parents=proposal.parents,
+        implementation=self.IMPLEMENTATION,
+    ))(jnp.asarray(target).reshape(-1, vocab_size), law.reshape(-1, vocab_size))
     for name in ('num_accepted', 'path', 'next_token', 'is_bonus'):
       np.testing.assert_array_equal(getattr(expected, name), getattr(found, name), name)
     np.testing.assert_allclose(expected.accept_probs, found.accept_probs, atol=2e-5)

@@ -59,7 +59,8 @@ def accept(
     draft_is_law: static; they are the log-probabilities of the laws themselves.
     draft_rows: [B, K] int32, the row among a sequence's M that each token was drawn from;
       None for 0 … K - 1.
-    valid: [B, K] bool, None for all. A prefix in a chain; an invalid token ends the draft.
+    valid: [B, K] bool, None for all. A prefix in a chain; an invalid token ends the draft, and
+      so does one that its own law does not know: whose log-probability there is not finite.
     parents: [B, K] int32 of a tree (`specjax.types`), not for rejection and block; None is a
       chain.
     without_replacement: static; siblings were drawn without replacement (recursive only).

@@ -80,10 +80,11 @@ class MosaicTpu:
         rule=rule,
     )
     scan = self._scan_of(inputs, found, given, rule)
+    valid = rules.chain_valid(inputs.valid, scan.draft)
     if rule == 'block':
-      probs = conditional(stop_probs(scan.prefix, scan.surplus, inputs.valid))
+      probs = conditional(stop_probs(scan.prefix, scan.surplus, valid))
     else:
-      probs = token_probs(scan.target, scan.draft, inputs.valid)
+      probs = token_probs(scan.target, scan.draft, valid)
     return base.Accepted(
         num_accepted=count[:batch],
         next_token=token[:batch],

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from specjax import randomness
 from specjax import types
 from specjax.kernels.accept import base
+from specjax.kernels.accept import rules
 from specjax.verify import siblings
 
 Array = jax.Array
@@ -65,7 +66,7 @@ def recursive(
   batch, size = inputs.tokens.shape
   scan = backend.scan(inputs, 'recursive', parents)
   proposal = types.Proposal(
-      tokens=inputs.tokens, parents=parents, valid=inputs.valid, law=None,
+      tokens=inputs.tokens, parents=parents, valid=inputs.valid & rules.drawn(scan.draft), law=None,
       rows=inputs.draft_rows, kind=types.ONE_HOT,
   )
   zeros = jnp.zeros((batch,), jnp.int32)

@@ -91,6 +91,15 @@ def block(
   ), source
 
 
+def drawn(draft: Array) -> Array:
+  """Whether tokens were drawn from the draft's law, by their log-probabilities under it.
+
+  Of a law that is empty or NaN nothing is drawn: such a token is not valid, whatever the
+  drafter says. Elementwise; kernels call it too.
+  """
+  return draft > -jnp.inf
+
+
 def nothing_drafted(batch_size: int) -> Decision:
   """With K = 0: a token is drawn from the target's law."""
   zeros = jnp.zeros((batch_size,), jnp.int32)
@@ -164,12 +173,13 @@ def chain(backend, inputs: base.Inputs, rule: str, source) -> tuple[base.Accepte
   """
   batch, size = inputs.tokens.shape
   scan = backend.scan(inputs, rule, tree.chain_parents(batch, size))
+  valid = chain_valid(inputs.valid, scan.draft)
   if not size:
     decision = nothing_drafted(batch)
   elif rule == 'block':
-    decision, source = block(scan.prefix, scan.surplus, inputs.valid, source)
+    decision, source = block(scan.prefix, scan.surplus, valid, source)
   else:
-    decision, source = rejection(scan.target, scan.draft, inputs.valid, source)
+    decision, source = rejection(scan.target, scan.draft, valid, source)
   token, last, source = backend.finish(inputs, scan, draw_of(decision, inputs), source)
   return base.Accepted(
       num_accepted=decision.num_accepted,
@@ -179,6 +189,12 @@ def chain(backend, inputs: base.Inputs, rule: str, source) -> tuple[base.Accepte
       accept_probs=decision.accept_probs,
       path=chain_path(decision.num_accepted, size),
   ), source
+
+
+def chain_valid(valid: Array, draft: Array) -> Array:
+  """[B, K] bool, the prefix of `valid` tokens that were `drawn`."""
+  kept = acceptance.prefix_length(valid & drawn(draft))
+  return jnp.arange(valid.shape[1]) < kept[:, None]
 
 
 def chain_path(num_accepted: Array, size: int) -> Array:

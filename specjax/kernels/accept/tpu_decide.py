@@ -56,17 +56,16 @@ class Chains:
       draft = self.given[:, number : number + 1]
     return target, draft, prefix, surplus
 
-  def is_valid(self, number: int) -> Array:
-    """[8, 1] bool."""
-    if self.valid is None:
-      return jnp.ones((ROWS, 1), jnp.int32) > 0
-    return self.valid[:, number : number + 1] > 0
-
-  def num_valid(self) -> Array:
-    """[8, 1] int32, of a prefix."""
-    if self.valid is None:
-      return jnp.full((ROWS, 1), self.size, jnp.int32)
-    return jnp.sum(self.valid, axis=1, keepdims=True)
+  def valid_tokens(self) -> list[Array]:
+    """[8, 1] int32 of each token, 1 for those of the prefix that is valid and drawn."""
+    so_far, found = jnp.ones((ROWS, 1), jnp.int32), []
+    for number in range(self.size):
+      if self.valid is not None:
+        so_far = jnp.where(self.valid[:, number : number + 1] > 0, so_far, 0)
+      if not self.one_hot:
+        so_far = jnp.where(rules.drawn(self.token(number)[1]), so_far, 0)
+      found.append(so_far)
+    return found
 
 
 def at_stride(ref, start, number: int, stride: int) -> Array:
@@ -76,23 +75,28 @@ def at_stride(ref, start, number: int, stride: int) -> Array:
   return ref[pl.ds(start + number, ROWS, stride=stride), :]
 
 
-def rejection(chains: Chains) -> tuple[Array, Array]:
-  """How many tokens stay, and the scale of the target's law: [8, 1] int32, float32."""
+def rejection(chains: Chains, valid: list[Array]) -> tuple[Array, Array]:
+  """How many tokens stay, and the scale of the target's law: [8, 1] int32, float32.
+
+  Args:
+    chains: the chains.
+    valid: `chains.valid_tokens()`.
+  """
   count, stays = jnp.zeros((ROWS, 1), jnp.int32), jnp.ones((ROWS, 1), jnp.int32)
   for number in range(chains.size):
     target, draft, *_ = chains.token(number)
-    prob = token_probs(target, draft, chains.is_valid(number))
+    prob = token_probs(target, draft, valid[number] > 0)
     stays = jnp.where(chains.flips[:, number : number + 1] < prob, stays, 0)
     count += stays
   return count, jnp.ones((ROWS, 1), jnp.float32)
 
 
-def block(chains: Chains) -> tuple[Array, Array]:
+def block(chains: Chains, valid: list[Array]) -> tuple[Array, Array]:
   """As `rejection`, by the block rule: the last node whose flip succeeds."""
   count, scale = jnp.zeros((ROWS, 1), jnp.int32), jnp.ones((ROWS, 1), jnp.float32)
 
   def flip(node: int, prefix: Array, prob: Array, count: Array, scale: Array):
-    succeeds = chains.is_valid(node - 1) & (chains.flips[:, node - 1 : node] < prob)
+    succeeds = (valid[node - 1] > 0) & (chains.flips[:, node - 1 : node] < prob)
     return jnp.where(succeeds, node, count), jnp.where(succeeds, prefix, scale)
 
   before = None
@@ -101,7 +105,7 @@ def block(chains: Chains) -> tuple[Array, Array]:
     if number:
       if chains.one_hot:
         surplus = rules.one_hot_surplus(before, target)
-      stop = jnp.where(chains.is_valid(number), stop_prob(before, surplus), before)
+      stop = jnp.where(valid[number] > 0, stop_prob(before, surplus), before)
       count, scale = flip(number, before, stop, count, scale)
     before = prefix
   return flip(chains.size, before, before, count, scale)

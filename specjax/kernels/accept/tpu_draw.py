@@ -22,12 +22,15 @@ def num_masses(size: int) -> int:
 
 @struct.dataclass
 class Draw:
-  """What eight next tokens are drawn from, [8, 1] each; see `base.Draw`."""
+  """What eight next tokens are drawn from, [8, 1] each; see `base.Draw`.
+
+  `share` is None where all of every row's draft is taken.
+  """
 
   target: tpu_laws.RowLaws
   draft: tpu_laws.RowLaws | None
   scale: Array
-  share: Array
+  share: Array | None
   without: tuple[Array, ...]
 
   @property
@@ -43,8 +46,13 @@ class Draw:
     factor = self.scale / self.target.total
     weights = factor * self.target.powers(tiles[0], ids, unusual)
     if self.draft is not None:
-      factor = self.share / self.draft.total
-      weights = jnp.maximum(weights - factor * self.draft.powers(tiles[1], ids, unusual), 0.0)
+      drafted = self.draft.powers(tiles[1], ids, unusual)
+      if self.share is None:
+        weights = jnp.maximum(weights - drafted / self.draft.total, 0.0)
+      else:
+        left = jnp.maximum(weights - self.share / self.draft.total * drafted, 0.0)
+        # Where none of it is taken, the draft may have no law at all (NaN).
+        weights = jnp.where(self.share > 0, left, weights)
     for token in self.without:
       weights = jnp.where(ids == token, 0.0, weights)
     return weights

@@ -114,7 +114,7 @@ def _draw(
   # An empty residual: both laws are equal but for rounding, and the target's is drawn from.
   draw = draw.or_target(mass == 0)
   total = tpu_rows.rarely(
-      jnp.min(mass) == 0, lambda: tpu_draw.tile_masses(rows, draw, masses), lambda: mass
+      tpu_rows.is_any(mass == 0), lambda: tpu_draw.tile_masses(rows, draw, masses), lambda: mass
   )
   token, log_prob = tpu_draw.draw(rows, draw, masses, total * uniform, picked)
   return token, log_prob, mass
@@ -192,8 +192,9 @@ def _chain_kernel(*refs, names, draft_is_law, rule, size, batch, in_order, strea
     """Notes what each sequence's next token is drawn from."""
     rows = pl.ds(pl.multiple_of(group * ROWS, ROWS), ROWS)
     chains = chains_of(group)
-    count, scale = (tpu_decide.block if rule == 'block' else tpu_decide.rejection)(chains)
-    is_all = count == chains.num_valid()
+    valid = chains.valid_tokens()
+    count, scale = (tpu_decide.block if rule == 'block' else tpu_decide.rejection)(chains, valid)
+    is_all = count == sum(valid)
     columns = {
         _COUNT: count.astype(jnp.float32), _SCALE: jnp.where(is_all, 1.0, scale),
         _SHARE: jnp.where(is_all, 0.0, 1.0),

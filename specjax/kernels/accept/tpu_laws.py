@@ -83,7 +83,7 @@ def laws(
   one = jnp.ones((ROWS, 1), jnp.float32)
   unusual = general
   for top in highest:
-    unusual |= jnp.max(top) == jnp.inf
+    unusual |= tpu_rows.is_any(top == jnp.inf)
   found = tuple(
       RowLaws(
           top=jnp.clip(top, -_LARGEST, _LARGEST), inverse=settings.inverse, lowest=-jnp.inf * one,

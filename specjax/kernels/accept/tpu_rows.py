@@ -62,6 +62,11 @@ def rarely(condition: Array, unusual: Callable, usual: Callable) -> Any:
   return jax.lax.cond(condition, unusual, usual)
 
 
+def is_any(flags: Array) -> Array:
+  """A bool scalar: whether any of [8, 1] is set; not by a maximum of what may be NaN in one row."""
+  return jnp.max(jnp.where(flags, 1.0, 0.0)) > 0
+
+
 def sweep(rows: tuple[Rows, ...], step: Callable, carry: Any) -> Any:
   """Calls `step(tiles, first_id, carry)` on all tiles of rows, in order.
 

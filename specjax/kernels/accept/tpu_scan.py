@@ -111,8 +111,7 @@ def _kernel(*refs, names, draft_is_law, rule, has_draft, draft_each):
     before, prefix = _prefix(log_probs[0], columns[tpu_decide.DRAFT], first, carry)
     columns[tpu_decide.PREFIX] = prefix[:, :1]
     if has_draft:
-      one = jnp.ones((ROWS, 1), jnp.float32)
-      draw = tpu_draw.Draw(*laws, before[:, :1], one, ())
+      draw = tpu_draw.Draw(*laws, before[:, :1], None, ())
       columns[tpu_decide.SURPLUS] = tpu_draw.surplus(rows, draw)
   _leave(tpu_rows.spread(columns), found, out, semaphore)
 

@@ -252,7 +252,8 @@ def _weights(target: Array, draft: Array | None, laws, draw: base.Draw, ids: Arr
   weights = draw.scale[:, None] * _probs(target, laws[0].take(draw.row), ids)
   if draft is not None:
     share = draw.share[:, None] * _probs(draft, laws[1].take(draw.draft_row), ids)
-    weights = jnp.maximum(weights - share, 0.0)
+    # Where none of it is taken, the draft may have no law at all (NaN).
+    weights = jnp.where(draw.share[:, None] > 0, jnp.maximum(weights - share, 0.0), weights)
   for column in range(draw.without.shape[1]):
     weights = jnp.where(ids == draw.without[:, column : column + 1], 0.0, weights)
   return weights
