@@ -1,165 +1,108 @@
-"""Rows of the target from which nothing can be drawn (NaN, nothing allowed): who sees them, ends.
+"""Nothing to draw from, for the draft or for the target: what is proposed, and which rows end.
 
-After token 2 the target says NaN. Plain decoding does not see that where token 2 is never said,
-where it stops the output, or is its last; then a drafter that proposes it must change nothing.
+The rules that choose (greedy, coupled) equal plain decoding row by row; the laws of those that
+draw are enumerated in tests/verify/test_empty_laws.py. Where a table is broken, the target says
+NaN after token 2. Plain decoding does not see that where token 2 is never said, where it stops
+the output, or is its last; then a drafter that proposes it must change nothing.
 """
 
 import functools
 
-from flax import struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from specjax import constraints
 from specjax import drafters
 from specjax import engine
 from specjax import generation
-from specjax import sampling as sampling_lib
-from specjax import testing
 from specjax import verify
-from specjax.kernels import accept
+from tests.support import nothing_to_draw as nothing
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
-VOCAB = 3
-PROMPT = (0, 1, 0)
-INF = np.inf
-DRAFT = testing.table_model(seed=9)
-
-
-def broken_after_two(value: float = np.nan):
-  table = np.array(testing.table_model(seed=1).params['table'])
-  table[:, 2] = value
-  return testing.table_model(table)
-
-
-def forbidden(batch_size: int):
-  """Token 2 is never said."""
-  return sampling_lib.make(batch_size=batch_size, logit_bias=[0.0, 0.0, -INF])
-
-
-@struct.dataclass
-class Unruly:
-  """A drafter of one's own that knows nothing of biases and hooks."""
-
-  inner: drafters.ModelDrafter | drafters.ModelTreeDrafter
-
-  def __getattr__(self, name: str):
-    return getattr(object.__getattribute__(self, 'inner'), name)
-
-  def propose(self, context, state):
-    sampler = context.sampler
-    free = sampler.sampling.replace(logit_bias=None, constraint=None)
-    proposal, state, after = self.inner.propose(
-        context.replace(sampler=sampler.replace(sampling=free)), state
-    )
-    after = after.replace(sampler=sampler.replace(source=after.sampler.source))
-    return proposal, state, after
-
-
-def chain(count: int = 2):
-  return Unruly(drafters.model(DRAFT, num_speculative_tokens=count))
-
-
-def tree(siblings: str):
-  return Unruly(drafters.model_tree(DRAFT, tree=[(0,), (1,), (0, 0)], siblings=siblings))
-
-
-THROUGH = {rule: accept.through(getattr(verify, rule)(), 'xla') for rule in ('block', 'recursive')}
-ENUMERATED = {
-    'rejection': (verify.rejection(), chain),
-    'block': (verify.block(), chain),
-    'block through the op': (THROUGH['block'], chain),
-    'recursive': (verify.recursive(), lambda: tree('without_replacement')),
-    'recursive through the op': (THROUGH['recursive'], lambda: tree('with_replacement')),
-    'traversal': (verify.traversal(), lambda: tree('without_replacement')),
-    'k_sequential': (verify.k_sequential(), lambda: tree('with_replacement')),
+RULES = {'coupled': verify.coupled(), 'greedy': verify.greedy()}
+DRAFTERS = {
+    'chain': lambda draft: drafters.model(draft, num_speculative_tokens=3),
+    'tree': lambda draft: drafters.model_tree(draft, tree=[(0,), (1,), (0, 0)]),
 }
+# After token 1 nothing is allowed: a fault, which `TokenAutomaton.create` refuses.
+TRAP = constraints.TokenAutomaton(
+    jnp.asarray([[0, 1, 0], [-1, -1, -1], [0, 0, 0], [0, 0, 0], [0, 0, 0]], jnp.int32)
+)
+ROWS = 128
 
 
-@pytest.mark.parametrize('name', ENUMERATED)
-@pytest.mark.parametrize('value', [np.nan, INF, -INF])
-def test_rows_that_plain_decoding_never_sees(name, value):
-  """The exact law: nothing ends, and nothing of the row gets into what is left to draw from."""
-  if value == INF and 'through' in name:
-    pytest.skip('the op gives an infinite logit all of the mass')
-  rule, make = ENUMERATED[name]
-  target, sampling = broken_after_two(value), forbidden(1)
-  law, = testing.output_law(
-      target, [PROMPT], rule=rule, drafter=make(), sampling=sampling, max_new_tokens=3
-  )
-  right, = testing.plain_law(target, [PROMPT], sampling=sampling, max_new_tokens=3)
-  assert testing.max_difference(law, right) < 1e-6
-  assert sum(law.values()) == pytest.approx(1.0, abs=1e-6)
-
-
-ROWS = 256
-
-
-@functools.cache
-def finished(rule, drafter_name: str = 'plain', **options):
-  """Tokens and the reason to end of each of ROWS rows, token 2 being allowed."""
-  make = {'plain': lambda: None, 'chain': lambda: chain(3), 'tree': lambda: tree('rank')}
-  options = dict(options)
+def run(
+    rule, drafter, case, *, target=nothing.TARGET, manner=nothing.SHIPPED, stop_tokens=(),
+    constraint=None, draft=nothing.DRAFT,
+) -> engine.DecodeState:
+  """The state when all rows have ended; `drafter` None is plain decoding."""
+  if drafter is not None:
+    drafter = nothing.Mannered(DRAFTERS[drafter](draft))
   request = generation.Request(
-      drafter=make[drafter_name](), rule=rule, max_new_tokens=options.get('length', 3), seeds=0,
-      stop_tokens=options.get('stop_tokens', ()), cache_length=8, prefill_chunk=8,
+      drafter=drafter, rule=RULES[rule], max_new_tokens=6, seeds=0, stop_tokens=stop_tokens,
+      cache_length=16, prefill_chunk=8, trace=True,
+      sampling=nothing.settings(case, repeats=ROWS // 2, manner=manner, constraint=constraint),
   )
-  setup, state, *_ = generation.prepare(broken_after_two(), [PROMPT] * ROWS, request)
-  state = engine.run(setup, state, jnp.int32(99))
-  return np.asarray(state.tokens), np.asarray(state.finish)
+  setup, state, *_ = generation.prepare(target, [nothing.PROMPT] * ROWS, request)
+  return engine.run(setup, state, jnp.int32(99))
 
 
-@pytest.mark.parametrize('drafter', ['chain', 'tree'])
-@pytest.mark.parametrize('options', [dict(), dict(stop_tokens=(2,))], ids=['length', 'stop'])
-def test_a_row_ends_where_plain_decoding_does(drafter, options):
-  """Coupled, so that rows are plain decoding's: the same rows end, for the same reasons."""
-  rule = verify.coupled()
-  tokens, reasons = finished(rule, **options)
-  found_tokens, found = finished(rule, drafter, **options)
-  np.testing.assert_array_equal(found, reasons)
-  whole = reasons != engine.NOT_A_NUMBER
-  np.testing.assert_array_equal(found_tokens[whole], tokens[whole])
-  # Some end with the token behind which there is nothing; only in its middle is it an end.
-  assert (tokens[whole] == 2).any()
-  assert (~whole).any() == (not options)
+same_run = functools.partial(
+    pytest.mark.parametrize, 'rule, drafter', [(r, d) for r in RULES for d in DRAFTERS]
+)
 
 
-@pytest.mark.parametrize('rule', [verify.greedy(), verify.coupled()], ids=lambda rule: rule.name)
-def test_choices_never_see_it_either(rule):
-  options = dict(
-      rule=rule, max_new_tokens=5, sampling=forbidden(64), cache_length=8, prefill_chunk=8
-  )
-  plain = generation.decode(broken_after_two(), [PROMPT] * 64, **options)
-  for make in (chain, lambda: tree('rank')):
-    output = generation.generate(broken_after_two(), [PROMPT] * 64, drafter=make(), **options)
-    np.testing.assert_array_equal(output.tokens, plain.tokens)
+@same_run()
+def test_what_cannot_be_drawn_is_not_proposed(rule, drafter):
+  proposed = set()
+  for case in ('grammar', 'bias'):
+    plain, state = run(rule, None, case), run(rule, drafter, case)
+    np.testing.assert_array_equal(state.tokens, plain.tokens)
+    trace = state.trace
+    counts = np.asarray(trace.valid.sum(axis=-1))[np.asarray(trace.starts) > 0]
+    if case == 'grammar':
+      proposed |= set(counts.tolist())
+    # The first half of the rows may say nothing but what the draft does not know.
+    assert case == 'grammar' or not np.asarray(state.stats.proposed)[: ROWS // 2].any()
+  # The grammar leaves nothing at the first node, at a middle one, at the last one, and at none.
+  assert drafter != 'chain' or rule != 'coupled' or proposed == {0, 1, 2, 3}
 
 
-@struct.dataclass
-class Trap:
-  """A hook with a fault: after token 1 nothing is allowed."""
-
-  def initial(self, batch_size: int) -> jax.Array:
-    return jnp.zeros((batch_size,), bool)
-
-  def advance(self, state: jax.Array, tokens: jax.Array) -> jax.Array:
-    return state | (tokens == 1)
-
-  def allowed(self, state: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(~state[:, None], (state.shape[0], VOCAB))
-
-
-@pytest.mark.parametrize('make', [None, chain], ids=['plain', 'chain'])
-def test_a_hook_that_allows_nothing_shows_within_a_round(make):
-  """Not a token that the hook forbids, however short the output."""
-  sampling = sampling_lib.make(batch_size=8, logit_bias=[-INF, 0.0, -INF], constraint=Trap())
-  draft = drafters.model(
-      testing.table_model(np.broadcast_to([0.0, 9.0, 0.0], (VOCAB, VOCAB))),
-      num_speculative_tokens=2,
-  )
-  with pytest.raises(ValueError, match='allows no token at all in row'):
-    generation.generate(
-        testing.table_model(seed=1), [PROMPT] * 8, rule=verify.rejection(), sampling=sampling,
-        drafter=None if make is None else Unruly(draft), max_new_tokens=2,
+@same_run()
+def test_a_row_that_is_never_seen_changes_nothing(rule, drafter):
+  for value in (np.nan, np.inf, -np.inf):
+    target = nothing.broken_after_two(value)
+    plain = run(rule, None, 'never 2', target=target)
+    state = run(
+        rule, drafter, 'never 2', target=target, manner=nothing.UNRULY, draft=nothing.OTHER_DRAFT
     )
+    np.testing.assert_array_equal(state.tokens, plain.tokens)
+    assert (np.asarray(state.finish) == engine.LENGTH).all()
+    assert (np.asarray(state.trace.tokens) == 2).any()
+
+
+@same_run()
+@pytest.mark.parametrize('stop_tokens', [(), (2,)], ids=['length', 'stop'])
+def test_a_row_ends_where_plain_decoding_does(rule, drafter, stop_tokens):
+  """Where the next token is drawn from such a row: not with the one before it."""
+  target, options = nothing.broken_after_two(np.nan), dict(stop_tokens=stop_tokens)
+  plain = run(rule, None, 'free', target=target, **options)
+  state = run(rule, drafter, 'free', target=target, draft=nothing.OTHER_DRAFT, **options)
+  reasons = np.asarray(plain.finish)
+  np.testing.assert_array_equal(state.finish, reasons)
+  whole = reasons != engine.NOT_A_NUMBER
+  np.testing.assert_array_equal(np.asarray(state.tokens)[whole], np.asarray(plain.tokens)[whole])
+  if rule == 'coupled':
+    assert (np.asarray(plain.tokens)[whole] == 2).any() and whole.all() == bool(stop_tokens)
+
+
+@same_run()
+def test_a_hook_that_allows_nothing_shows_within_a_round(rule, drafter):
+  """Not as a token that the hook forbids."""
+  plain = run(rule, None, 'free', constraint=TRAP)
+  state = run(rule, drafter, 'free', constraint=TRAP)
+  np.testing.assert_array_equal(state.finish, plain.finish)
+  whole = np.asarray(plain.finish) == engine.LENGTH
+  np.testing.assert_array_equal(np.asarray(state.tokens)[whole], np.asarray(plain.tokens)[whole])
+  assert (np.asarray(plain.finish)[~whole] == engine.NOTHING_ALLOWED).all() and (~whole).any()
