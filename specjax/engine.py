@@ -375,12 +375,12 @@ def _lawless(setup: Setup, raw: Array, controlled: Array) -> Array:
   best = top = jnp.max(raw, axis=-1)
   if sampling.constraint is not None or sampling.logit_bias is not None:
     best = jnp.max(controlled, axis=-1)
-  is_nan = jnp.isnan(top)
+  is_broken = jnp.isnan(top) | (top == -jnp.inf)
   if rule.mode != 'greedy' and not getattr(rule, 'takes_logits', False):
     # A normalised law has no place for an infinite logit.
-    is_nan |= best == jnp.inf
+    is_broken |= best == jnp.inf
   reason = jnp.where(best == -jnp.inf, NOTHING_ALLOWED, RUNNING)
-  return jnp.where(is_nan, NOT_A_NUMBER, reason)
+  return jnp.where(is_broken, NOT_A_NUMBER, reason)
 
 
 def _usable(proposal: Proposal, lawless: Array, *, is_chain: bool) -> Proposal:

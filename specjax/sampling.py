@@ -309,6 +309,7 @@ class Sampler:
     """Turns a draft's raw logits into a token and the law that it was drawn from.
 
     `draw_node` without its `is_empty`: the engine sees by the law that a node is not valid.
+    Where there is none (greedy, coupled) the token is compared as any other.
 
     Args:
       logits: [B, V], raw.

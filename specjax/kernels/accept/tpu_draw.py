@@ -46,13 +46,10 @@ class Draw:
     factor = self.scale / self.target.total
     weights = factor * self.target.powers(tiles[0], ids, unusual)
     if self.draft is not None:
-      drafted = self.draft.powers(tiles[1], ids, unusual)
-      if self.share is None:
-        weights = jnp.maximum(weights - drafted / self.draft.total, 0.0)
-      else:
-        left = jnp.maximum(weights - self.share / self.draft.total * drafted, 0.0)
-        # Where none of it is taken, the draft may have no law at all (NaN).
-        weights = jnp.where(self.share > 0, left, weights)
+      factor = (1.0 if self.share is None else self.share) / self.draft.total
+      left = jnp.maximum(weights - factor * self.draft.powers(tiles[1], ids, unusual), 0.0)
+      # Where none of it is taken, the draft may have no law at all (NaN).
+      weights = left if self.share is None else jnp.where(self.share > 0, left, weights)
     for token in self.without:
       weights = jnp.where(ids == token, 0.0, weights)
     return weights
