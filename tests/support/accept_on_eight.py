@@ -31,15 +31,17 @@ VOCAB = 16 * 40
 def compare_with_one_device():
   assert jax.device_count() == 8, jax.devices()
   suite = accept_suite.AcceptSuite()
-  for shape, names in (((8,), ('model',)), ((2, 4), ('data', 'model'))):
+  for shape, names, size in (
+      ((8,), ('model',), 1), ((8,), ('model',), 3), ((2, 4), ('data', 'model'), 3)
+  ):
     mesh = Mesh(np.asarray(jax.devices()).reshape(shape), names)
     split = accept_lib.Split(mesh, 'model', names[:-1])
     for rule in RULES:
-      case = accept_suite.random_case(6, 3, VOCAB, seed=2, **accept_suite.MIXED)
-      case.tokens[:, 1] = case.target[:, 1].argmax(axis=-1)
-      numbers = suite.uniforms(6, 3)
+      case = accept_suite.random_case(6, size, VOCAB, seed=2, **accept_suite.MIXED)
+      case.tokens[:, size // 2] = case.target[:, size // 2].argmax(axis=-1)
+      numbers = suite.uniforms(6, size)
       if rule in ('greedy', 'coupled'):
-        numbers = suite.noise(6, 3) if rule == 'coupled' else None
+        numbers = suite.noise(6, size) if rule == 'coupled' else None
       arguments = (
           jnp.asarray(case.target, jnp.float32).reshape(-1, VOCAB),
           jnp.asarray(case.tokens, jnp.int32),

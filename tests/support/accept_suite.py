@@ -360,6 +360,32 @@ class AcceptSuite(parameterized.TestCase):
         for row in range(6):
           self.check_log_probs(case, found, row)
 
+  @parameterized.parameters('rejection', 'block', 'recursive')
+  def test_one_token_is_drafted(self, rule):
+    """K = 1: the block rule has no inner rows, and all three decide alike."""
+    # What the block rule is told of inner rows depends on how the tokens came about.
+    for kind in self.KINDS if rule == 'block' else self.KINDS[:1]:
+      case = random_case(6, 1, 7, seed=13, one_hot=kind == 'one_hot', **MIXED)
+      numbers = self.uniforms(6, 1, seed=13)
+      found = self.op(case, rule, numbers, is_law=kind == 'law')
+      lengths = self.check_rows(case, 'rejection', found, numbers)
+      self.assertEqual(set(lengths), {0, 1})
+
+  @parameterized.parameters('greedy', 'coupled')
+  def test_one_token_is_chosen(self, rule):
+    case = random_case(4, 1, 7, seed=14)
+    noise = self.noise(4, 1)
+    scores = np.asarray(case.target, np.float64)
+    if rule == 'coupled':
+      scores -= scores.max(axis=-1, keepdims=True)
+      scores += np.asarray(randomness.gumbel_noise(noise.keys, noise.positions, 7))
+    choices = scores.argmax(axis=-1)
+    wrong = np.arange(4) % 2
+    case.tokens[:, 0] = (choices[:, 0] + wrong) % 7
+    found = self.op(case, rule, noise if rule == 'coupled' else None)
+    self.assertEqual(found.num_accepted.tolist(), [1, 0, 1, 0])
+    self.assertEqual(found.next_token.tolist(), choices[np.arange(4), 1 - wrong].tolist())
+
   def test_ties_of_bfloat16_go_to_the_smaller_token(self):
     values = np.round(np.random.default_rng(0).normal(size=(2, 3, 300)) * 2) / 2
     values[0, 0, [17, 40, 299]] = 9.0

@@ -48,7 +48,8 @@ class Stream:
     if extra:
       widths = [(0, 0)] * (values.ndim - 1) + [(0, extra)]
       values = jnp.pad(values, widths, constant_values=fill)
-    return values.reshape(*values.shape[:-1], -1, self.tile)
+    # The count is said, not left to reshape, which cannot tell it where there are no rows.
+    return values.reshape(*values.shape[:-1], values.shape[-1] // self.tile, self.tile)
 
   def masses(self, weights: Array) -> Array:
     """Sums of the tiles of `weights` [..., V_local], of all shards: [..., n]."""

@@ -83,7 +83,8 @@ class Xla:
     if rule != 'block' or not size:
       return scan
     prefix = prefix_probs(target, draft)
-    if inputs.draft is None:
+    if inputs.draft is None or size == 1:
+      # Known from scalars; with one token there are no inner rows, and no kernel takes none.
       return dataclasses.replace(
           scan, prefix=prefix, surplus=rules.one_hot_surplus(prefix[:, :-1], target[:, 1:])
       )
