@@ -18,9 +18,7 @@ from specjax import engine
 from specjax import randomness
 from specjax import sampling as sampling_lib
 from specjax import sharding
-from specjax import verify
 from specjax.drafters.model import fast_width
-from specjax.drafters.plain import plain
 from specjax.kernels.accept import rule as accept_rule
 from specjax.stopping import StopStrings
 from specjax.types import Sampling
@@ -132,6 +130,7 @@ def generate(target, prompts: Sequence[Sequence[int]], **options) -> GenerateOut
 
   Raises:
     ValueError: for anything that cannot be run, before it is run (see `specjax.checks`).
+    TypeError: for an option that does not exist.
     FloatingPointError: if the target's logits are not numbers.
   """
   output = None
@@ -147,13 +146,23 @@ def decode(target, prompts: Sequence[Sequence[int]], **options) -> GenerateOutpu
     target: as for `generate`.
     prompts: as for `generate`.
     **options: as for `generate`, but `drafter`. `rule` picks the sampler: `greedy`,
-      `rejection` (the fastest draw from the law) or `coupled` (Gumbel noise, for equality
-      with coupled speculation). `width` pads every pass to that many tokens: at the width
-      of a speculative run the logits are bitwise the same.
+      `rejection` (the fastest draw from the law, and so is any other rule that samples) or
+      `coupled` (Gumbel noise, for equality with coupled speculation). `width` pads every pass
+      to that many tokens: at the width of a speculative run the logits are bitwise the same.
 
   Returns:
     A `GenerateOutput`.
+
+  Raises:
+    ValueError: as for `generate`, and for a drafter.
+    TypeError: as for `generate`.
+    FloatingPointError: as for `generate`.
   """
+  if options.get('drafter') is not None:
+    raise ValueError(
+        'decode is plain decoding and takes no drafter: leave drafter out, or use '
+        'specjax.generate to speculate.'
+    )
   return generate(target, prompts, **options)
 
 
@@ -162,13 +171,17 @@ class Request:
   """The options of a run.
 
   Attributes:
-    drafter: a `specjax.types.Drafter`; None decodes plainly.
-    rule: a rule of `specjax.verify`; None means greedy.
-    sampling: from `specjax.sampling.make`, one entry a row; None means temperature 1.
+    drafter: a `specjax.types.Drafter`, or a draft (`specjax.models.LanguageModel`), which becomes
+      `specjax.drafters.model(draft)`; None decodes plainly.
+    rule: a rule of `specjax.verify`, or its name. None takes `specjax.verify.default`: greedy where
+      every row's temperature is 0, else the block rule, or the recursive rule for trees.
+    sampling: from `specjax.sampling.make`, one entry a row. None means temperature 1 under a
+      rule that was given, and temperature 0 where there is none: greedy decoding.
     max_new_tokens: the most tokens that a row emits; one number, or one a row.
-    seeds: one integer (row b takes seed + b) or one a row. A row's output depends on its
-      own seed alone.
-    stop_tokens: token ids that end a row, also inside an accepted block; kept in the output.
+    seeds: one integer (row b takes seed + b) or one per row, modulo 2**32. A row's output depends
+      on its own seed alone.
+    stop_tokens: token ids that end a row, also inside an accepted block; kept in the output. One
+      id may stand alone.
     stop_strings: one text or several that end a row; needs `tokenizer`. They are searched for
       in the text with its special tokens, so that `<|im_end|>` is found whether it is shown or
       not. The text is cut before them, the tokens after the first one that completes one.
@@ -176,7 +189,8 @@ class Request:
       `skip_special_tokens`.
     logprobs: None, 'raw' or 'controlled'.
     trace: keep a record of every round.
-    width: tokens that a target pass reads, at least N + 1; None takes the narrowest fast one.
+    width: tokens that a target pass reads, N + 1 where it is less; None takes the narrowest fast
+      one.
     cache_length: the longest row; None takes what prompts and `max_new_tokens` need,
       rounded up to a bucket so that another length does not recompile.
     prefill_chunk: tokens of a prefill pass.
@@ -188,8 +202,8 @@ class Request:
   sampling: Sampling | None = None
   max_new_tokens: int | Sequence[int] = 128
   seeds: int | Sequence[int] = 0
-  stop_tokens: Sequence[int] = ()
-  stop_strings: str | Sequence[str] = ()
+  stop_tokens: int | Sequence[int] | None = ()
+  stop_strings: str | Sequence[str] | None = ()
   tokenizer: Any = None
   logprobs: str | None = None
   trace: bool = False
@@ -204,8 +218,14 @@ def stream(target, prompts: Sequence[Sequence[int]], **options) -> Iterator[Gene
 
   The last output equals that of `generate`, for any `rounds_per_chunk`.
   """
-  request = Request(**options)
-  setup, state, prompt_lengths, prefill_seconds = prepare(target, prompts, request)
+  checks.options(options, [field.name for field in dataclasses.fields(Request)])
+  # Checked when it is called, not when its first output is asked for.
+  return _stream(target, prompts, checks.request(target, prompts, Request(**options)))
+
+
+def _stream(target, prompts: Sequence[Sequence[int]], request: Request) -> Iterator[GenerateOutput]:
+  """The outputs of a request that was checked."""
+  setup, state, prompt_lengths, prefill_seconds = _prepare(target, prompts, request)
   reader = _Reader(request, prompts, prompt_lengths, prefill_seconds)
   chunk = request.rounds_per_chunk
   if chunk is None:
@@ -239,24 +259,12 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
   Raises:
     ValueError: see `specjax.checks`.
   """
-  drafter = plain() if request.drafter is None else request.drafter
-  rule = verify.greedy() if request.rule is None else request.rule
-  batch = len(prompts)
-  sampling = request.sampling
-  if sampling is None:
-    sampling = sampling_lib.make(batch_size=max(batch, 1))
-  limits = checks.request(
-      prompts=prompts,
-      target=target,
-      drafter=drafter,
-      rule=rule,
-      sampling=sampling,
-      max_new_tokens=request.max_new_tokens,
-      cache_length=request.cache_length,
-      logprobs=request.logprobs,
-      stop_strings=request.stop_strings,
-      tokenizer=request.tokenizer,
-  )
+  return _prepare(target, prompts, checks.request(target, prompts, request))
+
+
+def _prepare(target, prompts: Sequence[Sequence[int]], request: Request):
+  """`prepare` for a request that was checked."""
+  drafter, limits, batch = request.drafter, request.max_new_tokens, len(prompts)
   lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
   longest = int((lengths + limits).max())
   size = bucket(longest) if request.cache_length is None else request.cache_length
@@ -264,11 +272,11 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
   tokens = np.zeros((batch, size), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt
-  rule = rule_that_runs(rule, target=target, drafter=drafter, batch_size=batch)
+  rule = rule_that_runs(request.rule, target=target, drafter=drafter, batch_size=batch)
   setup = engine.Setup(
       target=target,
       drafter=drafter,
-      sampling=sampling,
+      sampling=request.sampling,
       stop_tokens=_pad_stops(request.stop_tokens),
       rule=rule,
       width=width,

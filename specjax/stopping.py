@@ -1,6 +1,6 @@
 """Stop strings: matched on the host between chunks, with the same cut for any chunking."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from specjax.detokenize import Detokenizer
@@ -10,7 +10,8 @@ def as_strings(strings: str | Sequence[str] | None) -> tuple[str, ...]:
   """Stop strings as they are given: one text is one stop string; None is none."""
   if strings is None:
     return ()
-  return (strings,) if isinstance(strings, str) else tuple(strings)
+  several = isinstance(strings, Iterable) and not isinstance(strings, str)
+  return tuple(strings) if several else (strings,)
 
 
 class StopStrings:

@@ -201,7 +201,9 @@ class Drafter(Protocol):
     depth: static, D, the longest path; equal to N for a chain.
     is_chain: static; True lets the engine skip tree masks and the gathering of a path.
     feature_layers: static, which of the target's residual streams it wants, 0 … L.
-    vocab_size: static, of its laws, or None where it has none; checked against the target.
+    vocab_size: static, of its laws, or None where it has none; checked against the target. Where
+      the two differ by padding, a drafter that has `for_vocabulary(vocab_size)` is asked for one
+      that fits.
   """
 
   num_nodes: int

@@ -15,6 +15,7 @@ from specjax import generation
 from specjax import kv_cache
 from specjax import tree as tree_lib
 from specjax import verify
+from specjax.drafters import vocabulary
 
 
 def plain_rule(rule: Any) -> Any:
@@ -88,6 +89,7 @@ def with_drafter(setup, state, drafter, request):
   The caches are empty: what they hold does not change what a round costs.
   """
   batch, size = state.tokens.shape
+  drafter = vocabulary.fit(drafter, setup.target.vocab_size)
   width = max(drafter.num_nodes + 1, setup.width)
   depth, layers = drafter.depth, drafter.feature_layers
   features = 0

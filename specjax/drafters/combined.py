@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from specjax import tree as tree_lib
 from specjax import types
+from specjax.drafters import vocabulary
 
 Array = types.Array
 
@@ -67,6 +68,11 @@ class CombinedDrafter:
   @property
   def vocab_size(self) -> int | None:
     return self.learned.vocab_size
+
+  def for_vocabulary(self, vocab_size: int) -> 'CombinedDrafter':
+    """The same for a target that pads its vocabulary to another size."""
+    fit = vocabulary.fit
+    return self.replace(free=fit(self.free, vocab_size), learned=fit(self.learned, vocab_size))
 
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> CombinedState:
     """As `specjax.types.Drafter.init`."""
@@ -159,12 +165,15 @@ def combined(free: Any, learned: Any) -> CombinedDrafter:
         'The free drafter of a combination proposes a chain, for it is verified by the rule of '
         'the other one. Give suffix(num_speculative_tokens=…), without a tree.'
     )
-  sizes = free.vocab_size, learned.vocab_size
-  if None not in sizes and sizes[0] != sizes[1]:
-    raise ValueError(
-        f'The drafters have vocabularies of {sizes[0]} and {sizes[1]} tokens; both must be '
-        "the target's."
-    )
+  if free.vocab_size is not None:
+    # It was told the target's; the other one may be padded to another size.
+    try:
+      learned = vocabulary.fit(learned, free.vocab_size)
+    except ValueError as error:
+      raise ValueError(
+          f'The drafters have vocabularies of {free.vocab_size} and {learned.vocab_size} tokens; '
+          "both must be the target's."
+      ) from error
   if 'active' not in inspect.signature(learned.propose).parameters:
     raise ValueError(
         f'{type(learned).__name__} cannot be the learned drafter of a combination: its propose '

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from specjax import kv_cache
 from specjax import tree
 from specjax import types
+from specjax.drafters import vocabulary
 from specjax.models import LanguageModel
 
 Array = jax.Array
@@ -52,7 +53,7 @@ class ModelDrafter:
   tokens: what it rewrites is what was there, and no case is special.
 
   Attributes:
-    draft: the draft model; its vocabulary is the target's.
+    draft: the draft model; its vocabulary is the target's, but for padding.
     min_confidence: [] float32; drafting stops before the token at which the product of the
       draft's largest probabilities would fall below it. The decision looks at laws and at
       tokens already kept, never at the token that it would drop, so the output stays
@@ -80,6 +81,10 @@ class ModelDrafter:
   @property
   def vocab_size(self) -> int:
     return self.draft.vocab_size
+
+  def for_vocabulary(self, vocab_size: int) -> 'ModelDrafter':
+    """The same for a target that pads its vocabulary to another size."""
+    return self.replace(draft=vocabulary.padded(self.draft, vocab_size))
 
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> kv_cache.KVCache:
     """As `specjax.types.Drafter.init`."""
@@ -216,7 +221,7 @@ def model(
   """A drafter that runs `draft` ahead of the target.
 
   Args:
-    draft: a smaller model over the target's vocabulary.
+    draft: a smaller model over the target's vocabulary, which may be padded to another size.
     num_speculative_tokens: K >= 1, the most tokens drafted in a round.
     min_confidence: None drafts K tokens always; a number in [0, 1) stops a round early,
       before the token at which the joint confidence of the draft falls below it.

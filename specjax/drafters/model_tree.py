@@ -15,6 +15,7 @@ from specjax import tree as tree_lib
 from specjax import types
 from specjax.drafters import base
 from specjax.drafters import expansion
+from specjax.drafters import vocabulary
 from specjax.drafters.model import fast_width
 from specjax.drafters.model import read_last
 from specjax.models import LanguageModel
@@ -44,7 +45,7 @@ class ModelTreeDrafter(base.Shaped):
   which is why the next round begins with the last two tokens.
 
   Attributes:
-    draft: the draft model; its vocabulary is the target's.
+    draft: the draft model; its vocabulary is the target's, but for padding.
     shape: static.
     siblings: static, one of `specjax.drafters.expansion.SIBLINGS` or None.
     step_width: static, the least tokens that a pass reads.
@@ -61,6 +62,10 @@ class ModelTreeDrafter(base.Shaped):
   @property
   def vocab_size(self) -> int:
     return self.draft.vocab_size
+
+  def for_vocabulary(self, vocab_size: int) -> 'ModelTreeDrafter':
+    """The same for a target that pads its vocabulary to another size."""
+    return self.replace(draft=vocabulary.padded(self.draft, vocab_size))
 
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> ModelTreeState:
     """As `specjax.types.Drafter.init`."""
@@ -130,7 +135,7 @@ def model_tree(
   """A drafter that runs `draft` ahead of the target along several branches.
 
   Args:
-    draft: a smaller model over the target's vocabulary.
+    draft: a smaller model over the target's vocabulary, which may be padded to another size.
     tree: children of every node by depth (`(3, 2, 1)`), or paths (`[(0,), (1,), (0, 0)]`), or
       a shape of `specjax.tree`: `static_tree(...)` or `dynamic_tree(...)`.
     siblings: where the rule samples, 'rank' takes the most probable children (with one-hot

@@ -18,6 +18,8 @@ import numpy as np
 from specjax.models import LanguageModel
 
 _ABSENT = -1
+# What vocabularies are padded to a multiple of, at most.
+_LARGEST_MULTIPLE = 1024
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -132,6 +134,79 @@ def with_tables(draft: LanguageModel, *, said: np.ndarray, read: np.ndarray) -> 
       'read': jnp.asarray(read, jnp.int32),
   }
   return LanguageModel(_Translated(draft.module, len(said)), params)
+
+
+def padded(draft: LanguageModel, vocab_size: int) -> LanguageModel:
+  """A draft that shares its tokenizer with a target whose vocabulary has another size.
+
+  Vocabularies are padded so that they split well: Qwen2.5's models have 151,936 ids or 152,064
+  for the same tokens. An id means the same on both sides; one that only the draft has is never
+  drafted, and one that only the target has has no probability in the draft's law.
+
+  Args:
+    draft: the draft, of V' ids.
+    vocab_size: V of the target.
+
+  Returns:
+    A `LanguageModel` over V ids.
+  """
+  ids = np.arange(vocab_size)
+  is_shared = ids < draft.vocab_size
+  # Padding is hardly ever emitted; where it is, the draft reads its first token instead.
+  said, read = np.where(is_shared, ids, _ABSENT), np.where(is_shared, ids, 0)
+  return with_tables(draft, said=said, read=read)
+
+
+def is_padding(first: int, second: int) -> bool:
+  """Whether two sizes of vocabularies may differ by padding alone.
+
+  Padding goes to the next multiple of at most 1,024, and is less than what it is added to.
+  """
+  smaller, larger = sorted((first, second))
+  return larger - smaller < min(smaller, _LARGEST_MULTIPLE)
+
+
+def fit(drafter: Any, vocab_size: int) -> Any:
+  """A drafter for a target of `vocab_size` ids.
+
+  Args:
+    drafter: a `specjax.types.Drafter`. One that can has `for_vocabulary(vocab_size)`, which
+      is called where the sizes differ by padding.
+    vocab_size: V of the target.
+
+  Returns:
+    The drafter itself where its vocabulary is the target's or it has none.
+
+  Raises:
+    ValueError: if the vocabularies differ, and not by padding, or the drafter cannot change its
+      own.
+  """
+  size = drafter.vocab_size
+  if size is None or size == vocab_size:
+    return drafter
+  if is_padding(size, vocab_size) and hasattr(drafter, 'for_vocabulary'):
+    return drafter.for_vocabulary(vocab_size)
+  raise ValueError(
+      f'The drafter has a vocabulary of {size} tokens, the target of {vocab_size}. Both must be '
+      "the same, but for the padding of a draft model's: use a draft trained with the target's "
+      'tokenizer, specjax.drafters.translate for one with a tokenizer of its own, or a head that '
+      'was made for this target.'
+  )
+
+
+def differing_token(target_tokenizer: Any, draft_tokenizer: Any) -> int | None:
+  """The first id that two tokenizers both have and mean different tokens by; None if none.
+
+  Args:
+    target_tokenizer: a `tokenizers.Tokenizer`.
+    draft_tokenizer: likewise.
+  """
+  ours, theirs = (
+      {number: token for token, number in each.get_vocab(with_added_tokens=True).items()}
+      for each in (target_tokenizer, draft_tokenizer)
+  )
+  shared = sorted(ours.keys() & theirs.keys())
+  return next((number for number in shared if ours[number] != theirs[number]), None)
 
 
 def translate(

@@ -10,10 +10,13 @@
 | `traversal`    | distributed as the target's    | sampled (± replacement), one-hot | yes   |
 | `coupled`      | plain sampling's with that key | any                              | yes   |
 | `typical`      | LOSSY, another law             | any                              | no    |
+
+`named` finds a rule by its name; `default` is the one for a request that names none.
 """
 
 from specjax.verify.acceptance import Rule
 from specjax.verify.block import block
+from specjax.verify.choice import default, named
 from specjax.verify.coupled import coupled
 from specjax.verify.greedy import greedy
 from specjax.verify.k_sequential import k_sequential
@@ -26,8 +29,10 @@ __all__ = [
     'Rule',
     'block',
     'coupled',
+    'default',
     'greedy',
     'k_sequential',
+    'named',
     'recursive',
     'rejection',
     'traversal',
