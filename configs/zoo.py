@@ -70,8 +70,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.rule = ml_collections.ConfigDict(
       dict(
-          # auto: greedy at temperature 0, else block, for trees traversal. Also rejection,
-          # recursive, k_sequential (siblings with_replacement), coupled, typical.
+          # auto: greedy at temperature 0, else block, for trees recursive. Also rejection,
+          # traversal, k_sequential (siblings with_replacement), coupled, typical.
           name='auto',
           epsilon=0.09,  # typical (lossy)
           delta=0.3,

@@ -22,6 +22,7 @@ from specjax import sampling as sampling_lib
 from specjax import sharding
 from specjax import verify
 from specjax import zoo
+from specjax.drafters import vocabulary
 from specjax.stopping import as_strings
 
 ConfigDict = ml_collections.ConfigDict
@@ -39,17 +40,7 @@ DRAFTERS = (
 # Those that a combination is made of.
 FREE = ('suffix', 'ngram')
 LEARNED = ('model', 'model_tree', *build_head_drafters.KINDS)
-RULES = (
-    'auto',
-    'greedy',
-    'rejection',
-    'block',
-    'recursive',
-    'k_sequential',
-    'traversal',
-    'coupled',
-    'typical',
-)
+RULES = ('auto', *verify.choice.NAMES)
 DTYPES = ('auto', 'bfloat16', 'float32', 'float16')
 LOGPROBS = ('', 'raw', 'controlled')
 # Prompts are text: of a model with a vision tower the language model alone is loaded.
@@ -166,7 +157,7 @@ def load(config: ConfigDict) -> Loaded:
   folder = pathlib.Path(config.target.path).expanduser()
   found = models.load_config(folder, **TEXT)  # a folder that is no model is refused as such
   tokenizer = models.load_tokenizer(folder)
-  _check_draft_vocabulary(config, found.vocab_size)
+  _check_draft_vocabulary(config, found.vocab_size, tokenizer)
   split = layouts(config.mesh, draft_heads=_draft_heads(config, found, None))
   layout = split and split.target
   target = models.load_hf(folder, dtype=kind, layout=layout, int8=config.int8, **TEXT)
@@ -187,18 +178,39 @@ def _draft_heads(config: ConfigDict, target: models.TransformerConfig, pair: Any
   return 0
 
 
-def _check_draft_vocabulary(config: ConfigDict, vocab_size: int) -> None:
-  """Refuses a draft folder with another vocabulary, before any weight is read."""
+def _check_draft_vocabulary(config: ConfigDict, vocab_size: int, tokenizer: Any) -> None:
+  """Refuses a draft folder with another vocabulary, before any weight is read.
+
+  One of another size is the same where it is only padded otherwise: where the sizes are near
+  each other, and the ids that both tokenizers have are the same tokens.
+  """
   uses_draft = {config.drafter.kind, _learned(config)} & {'model', 'model_tree'}
   if not uses_draft or not config.drafter.path or config.drafter.translate:
     return
-  draft = models.load_config(pathlib.Path(config.drafter.path).expanduser(), **TEXT)
-  if draft.vocab_size != vocab_size:
-    raise ValueError(
-        f'The draft in {config.drafter.path} has a vocabulary of {draft.vocab_size} tokens, the '
-        f"target of {vocab_size}. Both must be the same: use a draft made for the target's "
-        'tokenizer, or --config.drafter.translate for one with a tokenizer of its own.'
-    )
+  folder = pathlib.Path(config.drafter.path).expanduser()
+  size = models.load_config(folder, **TEXT).vocab_size
+  if size == vocab_size:
+    return
+  why = 'Both must be the same, but for padding'
+  if vocabulary.is_padding(size, vocab_size):
+    try:
+      theirs = models.load_tokenizer(folder)
+    except FileNotFoundError as error:
+      raise ValueError(
+          f'The draft in {folder} has a vocabulary of {size} tokens, the target of {vocab_size}, '
+          'and no tokenizer that says whether the ids that both have are the same tokens. If they '
+          f"are, put the target's tokenizer there: {error}"
+      ) from error
+    token = vocabulary.differing_token(tokenizer, theirs)
+    if token is None:
+      return
+    names = tokenizer.id_to_token(token), theirs.id_to_token(token)
+    why = f"Token {token} is {names[0]!r} to the target and {names[1]!r} to the draft"
+  raise ValueError(
+      f'The draft in {folder} has a vocabulary of {size} tokens, the target of {vocab_size}. '
+      f"{why}: use a draft made for the target's tokenizer, or --config.drafter.translate for one "
+      'with a tokenizer of its own.'
+  )
 
 
 def layouts(
@@ -230,11 +242,12 @@ def draft(config: ConfigDict, loaded: Loaded) -> models.LanguageModel:
   layout = loaded.layouts and loaded.layouts.draft
   int8 = config.int8 or config.drafter.int8
   if config.drafter.path:
-    _check_draft_vocabulary(config, loaded.target.vocab_size)
+    _check_draft_vocabulary(config, loaded.target.vocab_size, loaded.tokenizer)
     folder = pathlib.Path(config.drafter.path).expanduser()
     found = models.load_hf(folder, dtype=dtype(config.dtype), layout=layout, int8=int8, **TEXT)
     if not config.drafter.translate:
-      return found
+      size = loaded.target.vocab_size
+      return found if found.vocab_size == size else vocabulary.padded(found, size)
     return drafters.translate(
         found,
         draft_tokenizer=models.load_tokenizer(folder),
@@ -312,9 +325,7 @@ def drafter(config: ConfigDict, loaded: Loaded, *, reference=None, reference_len
 
 
 def rule(config: ConfigDict):
-  """The rule of `config.rule`; 'auto' is greedy at temperature 0, else the block rule.
-
-  For trees of a draft model or a head it is the traversal rule instead, the block rule's kin.
+  """The rule of `config.rule`; 'auto' is `specjax.verify.default`.
 
   Raises:
     ValueError: if there is no such rule, or greedy is asked for above temperature 0.
@@ -322,9 +333,7 @@ def rule(config: ConfigDict):
   name, temperature = config.rule.name, config.sampling.temperature
   choice('rule.name', name, RULES)
   if name == 'auto':
-    kinds = (config.drafter.kind, _learned(config) or '')
-    branches = any(kind.endswith('_tree') for kind in kinds)
-    name = ('traversal' if branches else 'block') if temperature else 'greedy'
+    return verify.default(temperature=temperature, is_chain=_is_chain(config))
   if name == 'greedy' and temperature:
     raise ValueError(
         f'The greedy rule takes the most likely token whatever config.sampling.temperature='
@@ -332,7 +341,15 @@ def rule(config: ConfigDict):
     )
   if name == 'typical':
     return verify.typical(epsilon=config.rule.epsilon, delta=config.rule.delta)
-  return getattr(verify, name)()
+  return verify.named(name)
+
+
+def _is_chain(config: ConfigDict) -> bool:
+  """Whether the drafter of a config proposes chains."""
+  if any(kind.endswith('_tree') for kind in (config.drafter.kind, _learned(config) or '')):
+    return tree(config.drafter.tree).is_chain
+  parents = config.drafter.parents if config.drafter.kind == 'synthetic' else ()
+  return tuple(parents) == tuple(range(len(parents)))
 
 
 def _learned(config: ConfigDict) -> str | None:

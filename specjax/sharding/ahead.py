@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from specjax import engine
 from specjax import generation
 from specjax import sampling as sampling_lib
+from specjax.drafters import vocabulary
 from specjax.drafters.plain import plain
 from specjax.models.language_model import LanguageModel
 from specjax.sharding import programs
@@ -94,7 +95,7 @@ def abstract_run(
     The two arguments of `engine.run`, every leaf a `ShapeDtypeStruct`, with its sharding where
     the target has a layout.
   """
-  drafter = plain() if drafter is None else drafter
+  drafter = plain() if drafter is None else vocabulary.fit(drafter, target.vocab_size)
   sampling = sampling_lib.make(batch_size=batch_size) if sampling is None else sampling
   rule = generation.rule_that_runs(rule, target=target, drafter=drafter, batch_size=batch_size)
   setup = engine.Setup(

@@ -287,6 +287,7 @@ class DeviceTest(parameterized.TestCase):
           tiny.target(),
           [prompt, *tiny.PROMPTS[1:]],
           drafter=drafter('model'),
+          rule=verify.greedy(),
           sampling=sampling.make(batch_size=4, temperature=0.3, top_k=4, presence_penalty=1.0),
           stop_tokens=[1, 2],
           **OPTIONS,

@@ -54,7 +54,11 @@ def folder(tmp_path_factory):
   extra = dict(extra_files=[folder / 'tokenizer.json'], eos_ids=(0,))
   tiny_folders.save(folder / 'target', 0, **extra)
   tiny_folders.save(folder / 'draft', 1)
-  tiny_folders.save(folder / 'other', 2, vocab_size=tiny_folders.VOCAB + 1, **extra)
+  other = folder / 'other.json'  # another tokenizer
+  shouted = [''.join(tiny_folders.TEXTS).upper(), source.upper()]
+  data.train_tokenizer(shouted, tiny_folders.VOCAB).save(str(other))
+  tiny_folders.save(folder / 'other', 2, vocab_size=tiny_folders.VOCAB + 1)
+  shutil.copy(other, folder / 'other' / 'tokenizer.json')
   return folder
 
 
@@ -123,7 +127,7 @@ def test_a_draft_with_another_tokenizer_and_sampled_trees(folder, tmp_path):
   config = config_for(folder, drafter__kind='model_tree', sampling__temperature=1.0, **other)
   run(config, tmp_path / 'sampled')
   (metrics,) = workdir_lib.read_rows(tmp_path / 'sampled')
-  assert metrics['rule'] == 'traversal' and metrics['drafter'] == 'model_tree'
+  assert metrics['rule'] == 'recursive' and metrics['drafter'] == 'model_tree'
 
 
 @pytest.mark.parametrize('text, parents', [

@@ -36,7 +36,8 @@ def compare_with_one_device():
   ):
     mesh = Mesh(np.asarray(jax.devices()).reshape(shape), names)
     split = accept_lib.Split(mesh, 'model', names[:-1])
-    for rule in RULES:
+    # One token: the block rule has no inner rows to sum over the shards.
+    for rule in RULES if size > 1 else ('block',):
       case = accept_suite.random_case(6, size, VOCAB, seed=2, **accept_suite.MIXED)
       case.tokens[:, size // 2] = case.target[:, size // 2].argmax(axis=-1)
       numbers = suite.uniforms(6, size)
