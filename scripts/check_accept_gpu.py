@@ -2,7 +2,7 @@
 
   python scripts/check_accept_gpu.py [--workdir=runs/check_accept_gpu]
 
-For B in 1, 8, 64 and K in 4, 8, 16 at V = 128,256 (float32, both logits 13 GB at the largest):
+For B in 1, 8, 64 and K in 1, 4, 8, 16 at V = 128,256 (float32, both logits 13 GB at the largest):
 
 - `equal`: decisions of `mosaic_gpu` that differ from those of `xla` with the same numbers, per
   rule; each must lie within 1e-5 of a breakpoint, for sums are rounded differently;
@@ -10,13 +10,19 @@ For B in 1, 8, 64 and K in 4, 8, 16 at V = 128,256 (float32, both logits 13 GB a
   sample: one launch each) if torch with CUDA is installed, and of the bytes floor, (2K + 3) V
   itemsize a sequence, at the bandwidth that a copy reaches on this machine.
 
-Writes `metrics.jsonl`, one row a size and rule, and prints it. Refuses to run elsewhere. It has not
-been run yet: no such machine was at hand, and no result of it is kept in the repository.
+Writes `metrics.jsonl`, one row a size and rule, and prints it; each row names the device, JAX and
+the commit. Fails where a row is not equal, and refuses to run on what is no such GPU.
+
+The kernels become the default for a kind of device once it has passed: put the rows of a clean
+checkout into `results/accept/gpu.jsonl` and its `device_kind` into `PROVEN_GPUS` of
+`specjax/kernels/accept/api.py`, if they are faster there too. Until then the definition decides on
+GPUs. It has not been run yet: no such machine was at hand.
 """
 
 import functools
 import json
 import pathlib
+import subprocess
 import sys
 import time
 
@@ -32,7 +38,7 @@ from specjax.kernels import accept as accept_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/check_accept_gpu', 'Where metrics.jsonl goes.')
 _BATCHES = flags.DEFINE_list('batches', ['1', '8', '64'], 'B.')
-_SIZES = flags.DEFINE_list('sizes', ['4', '8', '16'], 'K.')
+_SIZES = flags.DEFINE_list('sizes', ['1', '4', '8', '16'], 'K.')
 _VOCAB = flags.DEFINE_integer('vocab_size', 128_256, 'V.')
 _REPEATS = flags.DEFINE_integer('repetitions', 30, 'Timed calls.')
 
@@ -85,6 +91,15 @@ def bandwidth() -> float:
   array = jnp.zeros((1 << 30,), jnp.float32)
   copy = jax.jit(lambda x: x + 1)
   return 2 * array.nbytes / (milliseconds(lambda: copy(array), jax.block_until_ready, 10) / 1e3)
+
+
+def commit() -> str:
+  """The checkout's commit, with `-dirty` behind it where files differ; '' where there is none."""
+  found = subprocess.run(
+      ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'],
+      cwd=pathlib.Path(__file__).parent, capture_output=True, text=True, check=False,
+  )
+  return found.stdout.strip()
 
 
 def torch_verifier(batch: int, size: int, vocab_size: int):
@@ -140,6 +155,7 @@ def measure(batch: int, size: int, vocab_size: int, bytes_a_second: float):
         milliseconds=times['mosaic_gpu'], milliseconds_xla=times['xla'],
         milliseconds_torch=peer_time, milliseconds_floor=1e3 * floor / bytes_a_second,
         bandwidth=bytes_a_second, device=jax.devices()[0].device_kind, jax=jax.__version__,
+        commit=commit(),
     )
 
 
@@ -150,7 +166,7 @@ def main(argv):
     sys.exit(f'This check needs a Hopper GPU or newer; this is {device.device_kind}.')
   folder = pathlib.Path(_WORKDIR.value)
   folder.mkdir(parents=True, exist_ok=True)
-  bytes_a_second = bandwidth()
+  bytes_a_second, different = bandwidth(), []
   with open(folder / 'metrics.jsonl', 'w', encoding='utf-8') as file:
     for batch in map(int, _BATCHES.value):
       for size in map(int, _SIZES.value):
@@ -158,6 +174,10 @@ def main(argv):
           file.write(json.dumps(row) + '\n')
           file.flush()
           print(json.dumps(row), flush=True)
+          if not row['equal']:
+            different.append(row['name'])
+  if different:
+    sys.exit(f'Not equal to the definition: {"; ".join(different)}.')
 
 
 if __name__ == '__main__':

@@ -172,11 +172,17 @@ class DefaultTest(parameterized.TestCase):
     self.assertEqual(choose(verify.typical(), vocab_size=10**6), verify.typical())
 
   @parameterized.parameters(
-      ('tpu', None, 'mosaic_tpu'), ('gpu', '9.0', 'mosaic_gpu'), ('gpu', '10.0', 'mosaic_gpu'),
-      ('gpu', '8.0', 'xla'), ('gpu', 'gfx942', 'xla'), ('cpu', None, 'xla'),
+      # An unproven kernel is no default on GPUs; one of a proven kind is, from Hopper on.
+      ('tpu', None, 'TPU v5e', 'mosaic_tpu'), ('gpu', '9.0', 'NVIDIA H200', 'xla'),
+      ('gpu', '10.0', 'NVIDIA B200', 'xla'), ('gpu', '9.0', 'proven', 'mosaic_gpu'),
+      ('gpu', '10.0', 'proven', 'mosaic_gpu'), ('gpu', '8.0', 'proven', 'xla'),
+      ('gpu', 'gfx942', 'proven', 'xla'), ('cpu', None, 'cpu', 'xla'),
   )
-  def test_the_best_for_a_device(self, platform, capability, wanted):
-    device = absltest.mock.Mock(platform=platform, compute_capability=capability)
+  def test_the_best_for_a_device(self, platform, capability, kind, wanted):
+    device = absltest.mock.Mock(
+        platform=platform, compute_capability=capability, device_kind=kind
+    )
+    self.enter_context(absltest.mock.patch.object(api, 'PROVEN_GPUS', ('proven',)))
     self.assertEqual(api.best(device), wanted)
     with absltest.mock.patch.object(jax, 'devices', return_value=[device]):
       self.assertEqual(api.best(), wanted)

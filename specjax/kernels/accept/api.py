@@ -18,6 +18,9 @@ from specjax.kernels.accept import xla
 Array = jax.Array
 
 _HOPPER = 9.0
+# Kinds of GPUs (JAX's `device_kind`) that have passed scripts/check_accept_gpu.py. Each has its
+# rows in results/accept/gpu.jsonl, which name device, JAX and commit; a test looks for them.
+PROVEN_GPUS: tuple[str, ...] = ()
 
 
 def accept(
@@ -111,14 +114,18 @@ def decide(
 def best(device: Any = None) -> str:
   """The best implementation for a device, the default one where None: what an unnamed one is.
 
-  The kernels on TPUs and on GPUs from Hopper on (compute capability 9.0), `xla` elsewhere. That
-  `mosaic_gpu` is right and faster on such a GPU has not been measured, for want of one:
-  `scripts/check_accept_gpu.py` does, and `implementation='xla'` goes back to the definition.
+  What is not proven is not a default. On GPUs the definition (`xla`) decides until a device of
+  their kind has passed `scripts/check_accept_gpu.py` (see `PROVEN_GPUS`); `mosaic_gpu` runs there
+  where it is named. The TPU kernels are the default unproven, for no TPU was at hand: on the
+  op's suite, interpreted with stale memory and races looked for, and on what the TPU's compiler
+  schedules and counts, 8 to 30 times less than for the definition (`results/accept`).
+  `implementation='xla'` goes back to the definition there.
   """
   device = jax.devices()[0] if device is None else device
   if device.platform == 'tpu':
     return 'mosaic_tpu'
-  if device.platform == 'gpu' and _capability(device) >= _HOPPER:
+  is_hopper = device.platform == 'gpu' and _capability(device) >= _HOPPER
+  if is_hopper and device.device_kind in PROVEN_GPUS:
     return 'mosaic_gpu'
   return 'xla'
 

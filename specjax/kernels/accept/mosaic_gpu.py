@@ -10,6 +10,8 @@ Bytes read of a sequence: K + 1 target rows and K draft rows (none of a given la
 the residual, (2K + 3) V itemsize, and 2 (K - 1) rows again for the block rule's masses, which
 the second-level cache of an H100 still holds at moderate batch sizes. Only the row that is
 drawn from is read for the residual.
+
+Not a default before a device of its kind has passed `scripts/check_accept_gpu.py` (`api.best`).
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The op's definition in jnp: also what runs on CPUs, older GPUs, and sharded vocabularies.
+"""The op's definition in jnp: also what runs on CPUs, GPUs, and sharded vocabularies.
 
 What is read, of V entries a row: each target row for its maximum and once more for its sum
 (a compiler may keep it in cache between the two), each draft row likewise unless it holds a
