@@ -21,7 +21,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config = train_eagle3_zoo.heads_config('zoo_medusa', 'medusa')
   config.num_steps = 300
   config.head = ml_collections.ConfigDict(
-      dict(num_heads=4, num_layers=1, decay=0.8, loss='forward_kl', num_chunks=1)
+      dict(
+          num_heads=4,
+          num_layers=1,
+          decay=0.8,
+          loss='forward_kl',
+          num_chunks=1,
+          int8=True,  # weights are saved in eight bits, half of what export_dtype takes
+      )
   )
   if arg == 'smoke':
     train_eagle3_zoo.shrink(config)

@@ -170,6 +170,7 @@ def _medusa(config: ConfigDict, target: models.LanguageModel) -> Task:
       target_vocab_size=cfg.vocab_size,
       target_layers=cfg.num_layers,
   )
+  save = functools.partial(heads.save_medusa, int8=settings.int8)
   module = heads.MedusaHeads(
       head_config, build.dtype(config.dtype), jnp.float32, target.layout
   )
@@ -195,7 +196,7 @@ def _medusa(config: ConfigDict, target: models.LanguageModel) -> Task:
       target=target,
       feature_layers=(cfg.num_layers,),
       drafter=drafter,
-      save=_saver(config, heads.save_medusa, functools.partial(heads.Medusa, module)),
+      save=_saver(config, save, functools.partial(heads.Medusa, module)),
   )
 
 

@@ -6,6 +6,9 @@
   `lm_heads.{head}.weight`, or with `original_lm_head` one `lm_head.weight` for all heads, or none
   for the target's. `token_map` lists the tokens of a vocabulary that is a part of the target's.
 
+In either, a `.weight` may be int8 with a `.weight_scale` [out, 1] beside it, as compressed-tensors
+stores integers of one scale per output.
+
 Every tensor and every key of `config.json` (`specjax.heads.hf_keys`) is accounted for.
 """
 
@@ -26,11 +29,13 @@ from specjax.heads.medusa import Medusa, MedusaConfig, MedusaHeads
 from specjax.models import hf_files
 from specjax.models import hf_keys
 from specjax.models import LanguageModel
+from specjax.models import quantization
 from specjax.models.config import TransformerConfig
 
 LAYOUTS = ('authors', 'vllm')
 _AUTHORS_FILE = 'medusa_lm_head.safetensors'
 _TORCH_FILE = 'medusa_lm_head.pt'
+_SCALE = '_scale'
 
 
 def load_medusa(
@@ -41,7 +46,8 @@ def load_medusa(
   Args:
     folder: with `config.json` and one of the files above.
     target: the target that they were made for.
-    dtype: of weights and activations; None keeps that of the files.
+    dtype: of weights and activations; None keeps that of the files, and takes float32 where they
+      hold eight bits.
 
   Returns:
     The heads; their logits agree with the authors' code to 1e-4 in float32.
@@ -181,6 +187,7 @@ def save_medusa(
     *,
     layout: str = 'authors',
     dtype: Any = None,
+    int8: bool = False,
     extra_files=(),
 ) -> None:
   """Saves Medusa heads; the folder appears complete or not at all.
@@ -190,6 +197,8 @@ def save_medusa(
     folder: must not exist yet, or be empty.
     layout: one of `LAYOUTS`.
     dtype: of the files; None keeps that of the parameters.
+    int8: stores weights in eight bits with one float32 scale per output, which rounds them
+      (`specjax.models.quantization.quantize`); biases keep `dtype`.
     extra_files: copied into the folder.
 
   Raises:
@@ -207,8 +216,15 @@ def save_medusa(
   kept = np.dtype(dtype or heads.params['head'].dtype)
   tensors = []
   for name, (key, index) in _names(cfg, layout, has_bias=True).items():
-    value = np.asarray(heads.params[key])[index].astype(kept)
-    tensors.append(hf_files.Unwritten(name, value.shape, kept, lambda v=value: v))
+    value = np.asarray(heads.params[key])[index]
+    if int8 and name.endswith('.weight'):
+      rounded = quantization.quantize(jnp.asarray(value))
+      stored = {name: rounded.values, f'{name}{_SCALE}': rounded.scales[:, None]}
+    else:
+      stored = {name: value.astype(kept)}
+    for each, array in stored.items():
+      array = np.asarray(array)
+      tensors.append(hf_files.Unwritten(each, array.shape, array.dtype, lambda a=array: a))
   if heads.draft_to_target is not None:
     ids = np.asarray(heads.draft_to_target, np.int64)
     tensors.append(hf_files.Unwritten('token_map', ids.shape, ids.dtype, lambda: ids))
@@ -255,21 +271,42 @@ def _names(config: MedusaConfig, layout: str, *, has_bias: bool) -> dict[str, tu
 def _read(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """All tensors by name, without a leading name of the whole."""
   if (folder / _AUTHORS_FILE).exists():
-    stored = hf_files.open_file(folder / _AUTHORS_FILE, integers=True)
+    stored = hf_files.open_file(folder / _AUTHORS_FILE, integers=True, int8=True)
   elif (folder / _TORCH_FILE).exists():
     stored = torch_files.read(folder / _TORCH_FILE)
   elif (folder / hf_files.SINGLE).exists():
-    stored = hf_files.open_file(folder / hf_files.SINGLE, integers=True)
+    stored = hf_files.open_file(folder / hf_files.SINGLE, integers=True, int8=True)
   else:
     hf_files.refuse_adapter(folder)
     raise FileNotFoundError(
         f'{folder} holds none of {_AUTHORS_FILE}, {_TORCH_FILE} and {hf_files.SINGLE}.'
     )
   short = lambda name: name.removeprefix('medusa_heads.').removeprefix('medusa_head.')
-  return {
+  tensors = {
       short(name): value if isinstance(value, np.ndarray) else value.read()
       for name, value in stored.items()
   }
+  return _dequantized(folder, tensors)
+
+
+def _dequantized(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The tensors, every int8 one times its scales."""
+  result = {}
+  rounded = {name for name, value in tensors.items() if value.dtype == np.int8}
+  for name, value in tensors.items():
+    if name.removesuffix(_SCALE) in rounded - {name}:
+      continue
+    if name in rounded:
+      scales = tensors.get(f'{name}{_SCALE}')
+      if scales is None or scales.shape != (value.shape[0], 1):
+        raise ValueError(
+            f'{folder}: {name} is int8 and needs {name}{_SCALE} of shape {(value.shape[0], 1)}, '
+            f'found {"none" if scales is None else scales.shape}. Export the heads again with one '
+            'scale per output.'
+        )
+      value = value.astype(np.float32) * scales.astype(np.float32)
+    result[name] = value
+  return result
 
 
 # The adapter of an early exit: a layout of our own, for nobody publishes them in another.

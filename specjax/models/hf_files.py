@@ -35,7 +35,9 @@ _INTEGERS = {
     'I32': np.dtype(np.int32),
     'BOOL': np.dtype(np.bool_),
 }
-_NAMES = {dtype: name for name, dtype in (_DTYPES | _INTEGERS).items()}
+# Weights that go with a tensor of scales.
+_INT8 = {'I8': np.dtype(np.int8)}
+_NAMES = {dtype: name for name, dtype in (_DTYPES | _INTEGERS | _INT8).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +123,14 @@ def refuse_adapter(folder: pathlib.Path) -> None:
   )
 
 
-def open_file(path: pathlib.Path, *, integers: bool = False) -> dict[str, StoredTensor]:
-  """The tensors of one file, its header checked against its size; raises as `open_folder`."""
-  known = _DTYPES | _INTEGERS if integers else _DTYPES
+def open_file(
+    path: pathlib.Path, *, integers: bool = False, int8: bool = False
+) -> dict[str, StoredTensor]:
+  """The tensors of one file, its header checked against its size; raises as `open_folder`.
+
+  With `int8` there may be int8 weights too, for a reader that knows where their scales are.
+  """
+  known = _DTYPES | (_INTEGERS if integers else {}) | (_INT8 if int8 else {})
   size = path.stat().st_size
   with path.open('rb') as file:
     start = file.read(8)

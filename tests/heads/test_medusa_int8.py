@@ -1,0 +1,59 @@
+"""Medusa heads stored in eight bits: what comes back, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from specjax import heads
+from specjax import models
+from specjax.models import quantization
+
+
+@pytest.fixture(scope='module')
+def target():
+  config = models.TransformerConfig(
+      vocab_size=11, width=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8
+  )
+  return models.LanguageModel(models.Transformer(config), {})
+
+
+def some_heads() -> heads.Medusa:
+  config = heads.MedusaConfig(
+      num_heads=2, num_layers=1, target_width=8, target_vocab_size=11, target_layers=1
+  )
+  module = heads.MedusaHeads(config, jnp.float32, jnp.float32)
+  params = module.init(jax.random.key(0), jnp.zeros((1, 8)))['params']
+  noise = lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+  return heads.Medusa(module, jax.tree.map(noise, params))
+
+
+@pytest.mark.parametrize('layout', heads.MEDUSA_LAYOUTS)
+def test_weights_come_back_rounded_to_a_level_of_their_output_and_biases_exactly(
+    layout, target, tmp_path
+):
+  made = some_heads()
+  heads.save_medusa(made, tmp_path / 'heads', layout=layout, int8=True)
+  again = heads.load_medusa(tmp_path / 'heads', target)
+  assert again.config == made.config and again.module.dtype == jnp.float32
+  np.testing.assert_array_equal(again.params['bias'], made.params['bias'])
+  for name in ('blocks', 'head'):
+    expected = quantization.dequantize(quantization.quantize(made.params[name]))
+    np.testing.assert_array_equal(again.params[name], expected)
+  halves = heads.load_medusa(tmp_path / 'heads', target, dtype=jnp.bfloat16)
+  assert halves.params['head'].dtype == halves.module.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('change', ['missing', 'per tensor'])
+def test_eight_bits_without_a_scale_per_output_are_refused(change, target, tmp_path):
+  heads.save_medusa(some_heads(), tmp_path / 'heads', int8=True)
+  path = tmp_path / 'heads' / 'medusa_lm_head.safetensors'
+  tensors = safetensors.load_file(path)
+  assert tensors['1.1.weight'].dtype == np.int8
+  scales = tensors.pop('1.1.weight_scale')
+  if change == 'per tensor':
+    tensors['1.1.weight_scale'] = scales[:1]
+  safetensors.save_file(tensors, path)
+  with pytest.raises(ValueError, match=r'1\.1\.weight is int8 and needs 1\.1\.weight_scale of'):
+    heads.load_medusa(tmp_path / 'heads', target)
