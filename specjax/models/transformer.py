@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from specjax import kv_cache
 from specjax import layout as layout_lib
+from specjax.kernels import attention as attention_kernels
 from specjax.models import layers
 from specjax.models.config import TransformerConfig
 
@@ -46,11 +47,14 @@ class _Scope(NamedTuple):
     cos: rotary cosines [B, T, hd].
     sin: likewise.
     mask: [B, T, slots] bool, True where a query sees a slot.
+    new_slots: [B, P + T] int32, where the new tokens lie, and before them the P nodes of their
+      tree that the cache took last.
   """
 
   cos: Array
   sin: Array
   mask: Array
+  new_slots: Array
 
 
 def attend(
@@ -134,6 +138,7 @@ class Attention(nn.Module):
   dtype: Any
   param_dtype: Any
   layout: layout_lib.Layout | None = None
+  over_cache: str = 'xla'
 
   @nn.compact
   def __call__(self, x, scope: _Scope, cache, valid):
@@ -168,12 +173,18 @@ class Attention(nn.Module):
     scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
     queries = (queries.astype(jnp.float32) * scale).astype(x.dtype)
 
-    if cache is None:
-      mixed = attend_causally(queries, keys, values, scope.mask, soft_cap=cfg.attention_soft_cap)
-    else:
+    if cache is not None:
       cache = kv_cache.append(cache, self.layer, keys, values, valid)
-      all_keys, all_values = cache.keys[self.layer], cache.values[self.layer]
-      mixed = attend(queries, all_keys, all_values, scope.mask, soft_cap=cfg.attention_soft_cap)
+      keys, values = cache.keys[self.layer], cache.values[self.layer]
+    # The scope tells attention from the products around it in compiled programs and profiles.
+    with jax.named_scope('attend'):
+      if cache is not None and self.over_cache != 'xla':
+        mixed = attention_kernels.attend(
+            queries, keys, values, scope.mask, scope.new_slots, implementation=self.over_cache
+        )
+      else:
+        over = attend_causally if cache is None else attend
+        mixed = over(queries, keys, values, scope.mask, soft_cap=cfg.attention_soft_cap)
     mixed = mixed.reshape(batch, num_new, -1).astype(x.dtype)
     mixed = layout_lib.constrain(self.layout, mixed, layout_lib.MIXED)
     fan_in = cfg.num_heads * cfg.head_dim
@@ -218,6 +229,7 @@ class Block(nn.Module):
   dtype: Any
   param_dtype: Any
   layout: layout_lib.Layout | None = None
+  over_cache: str = 'xla'
 
   @nn.compact
   def __call__(self, x, scope: _Scope, cache, valid):
@@ -226,7 +238,8 @@ class Block(nn.Module):
         cfg.norm_epsilon, cfg.norm_offset, self.param_dtype, name=name
     )
     attention = Attention(
-        cfg, self.layer, self.dtype, self.param_dtype, self.layout, name='attention'
+        cfg, self.layer, self.dtype, self.param_dtype, self.layout, self.over_cache,
+        name='attention',
     )
     # A norm is cheap: every device takes it whole, instead of a part and two collectives.
     whole = lambda x: layout_lib.constrain(self.layout, x, layout_lib.RESIDUAL)
@@ -249,6 +262,9 @@ class Transformer(nn.Module):
     param_dtype: of the stored weights.
     remat: recompute each layer in the backward pass (training only).
     layout: how weights, cache and activations are split over devices; None is one device.
+    attention: how a cache is attended to, one of `specjax.kernels.attention.IMPLEMENTATIONS`.
+      Those but 'xla' are for GPUs and long caches, on one device, without windows and soft caps
+      on scores.
   """
 
   config: TransformerConfig
@@ -256,6 +272,7 @@ class Transformer(nn.Module):
   param_dtype: Any = jnp.float32
   remat: bool = False
   layout: layout_lib.Layout | None = None
+  attention: str = 'xla'
 
   @property
   def vocab_size(self) -> int:
@@ -300,10 +317,14 @@ class Transformer(nn.Module):
       raise ValueError(
           f'feature_layers must lie in 0 … {cfg.num_layers}, got {tuple(feature_layers)}.'
       )
+    if self.attention != 'xla':
+      self._check_attention()
     chain = positions is None and tree_mask is None
     if positions is None:
       positions = lengths[:, None] + jnp.arange(width)
     tree_positions, positions = positions, positions[:, -width:]
+    tree_width = tree_positions.shape[1]
+    new_slots = lengths[:, None] - (tree_width - width) + jnp.arange(tree_width)
     valid = None
     if num_new is not None:
       valid = jnp.arange(width) < num_new[:, None]
@@ -337,9 +358,10 @@ class Transformer(nn.Module):
             chain=chain,
             tree_mask=tree_mask,
         )
-        scopes[window, ring] = _Scope(*self._rotary(positions, window), mask)
+        scopes[window, ring] = _Scope(*self._rotary(positions, window), mask, new_slots)
       here = block(
-          cfg, layer, self.dtype, self.param_dtype, self.layout, name=f'layer_{layer}'
+          cfg, layer, self.dtype, self.param_dtype, self.layout, self.attention,
+          name=f'layer_{layer}',
       )
       x, cache = here(x, scopes[window, ring], cache, valid)
       if layer + 1 in feature_layers:
@@ -365,6 +387,19 @@ class Transformer(nn.Module):
     if cache is not None:
       cache = cache.replace(lengths=total)
     return Output(logits=logits, features=features, cache=cache)
+
+  def _check_attention(self) -> None:
+    cfg = self.config
+    has_windows = any(cfg.window(layer) is not None for layer in range(cfg.num_layers))
+    reasons = {
+        'sliding windows': has_windows,
+        'a soft cap on scores': cfg.attention_soft_cap is not None,
+        'a layout over several devices': self.layout is not None,
+    }
+    if found := [name for name, here in reasons.items() if here]:
+      raise ValueError(
+          f"attention={self.attention!r} does not know {', '.join(found)}: leave it 'xla' here."
+      )
 
   def _rotary(self, positions: Array, window: int | None) -> tuple[Array, Array]:
     cfg = self.config

@@ -1,0 +1,64 @@
+"""Settings that may help or hurt on an accelerator; the first run there decides each.
+
+Each is a flag of `experiments.validate`; 'auto' times both sides in step 3 and keeps the faster
+one, in `decided.json` beside the compiled programs, for the steps and calls that follow.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+
+# Groups of operations that XLA puts into CUDA graphs.
+_GRAPHS = 'FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE'
+DEFAULT = 'default'
+# Values by switch, the default first. XLA's own default is no option at all.
+VALUES = {
+    'command_buffers': (DEFAULT, 'off', 'loop'),
+    'latency_hiding': (DEFAULT, 'on', 'off'),
+    'autotuning': (DEFAULT, '0', '2', '4'),
+    'attention': ('xla', 'cudnn', 'pallas'),
+    'accept': ('mosaic', 'xla'),
+}
+_OPTIONS = {
+    ('command_buffers', 'off'): {'xla_gpu_enable_command_buffer': ''},
+    # All kinds, and graphs of one operation: the body of a while_loop as a whole.
+    ('command_buffers', 'loop'): {
+        'xla_gpu_enable_command_buffer': _GRAPHS,
+        'xla_gpu_graph_min_graph_size': 1,
+    },
+    ('latency_hiding', 'on'): {'xla_gpu_enable_latency_hiding_scheduler': True},
+    ('latency_hiding', 'off'): {'xla_gpu_enable_latency_hiding_scheduler': False},
+    **{
+        ('autotuning', level): {'xla_gpu_autotune_level': int(level)} for level in ('0', '2', '4')
+    },
+}
+_FILE = 'decided.json'
+
+
+def compiler_options(values: Mapping[str, str], platform: str) -> dict[str, str | int | bool]:
+  """Options of `lowered.compile` for the values of switches; none but on GPUs."""
+  options = {}
+  if platform == 'gpu':
+    for switch, value in values.items():
+      options |= _OPTIONS.get((switch, value), {})
+  return options
+
+
+def decided(folder: pathlib.Path, asked: Mapping[str, str | None]) -> dict[str, str]:
+  """A value for each switch: what was asked for, else what was decided, else the default."""
+  path = folder / _FILE
+  before = json.loads(path.read_text()) if path.exists() else {}
+  return {
+      switch: asked.get(switch) or before.get(switch) or values[0]
+      for switch, values in VALUES.items()
+  }
+
+
+def decide(folder: pathlib.Path, switch: str, value: str) -> None:
+  """Keeps a decision, whole or not at all."""
+  folder.mkdir(parents=True, exist_ok=True)
+  path, beside = folder / _FILE, folder / f'.{_FILE}'
+  before = json.loads(path.read_text()) if path.exists() else {}
+  beside.write_text(json.dumps(before | {switch: value}, indent=2))
+  os.replace(beside, path)
