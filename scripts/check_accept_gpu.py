@@ -19,6 +19,7 @@ checkout into `results/accept/gpu.jsonl` and its `device_kind` into `PROVEN_GPUS
 GPUs. It has not been run yet: no such machine was at hand.
 """
 
+from collections.abc import Sequence
 import functools
 import json
 import pathlib
@@ -42,6 +43,7 @@ _SIZES = flags.DEFINE_list('sizes', ['1', '4', '8', '16'], 'K.')
 _VOCAB = flags.DEFINE_integer('vocab_size', 128_256, 'V.')
 _REPEATS = flags.DEFINE_integer('repetitions', 30, 'Timed calls.')
 
+IMPLEMENTATIONS = ('xla', 'mosaic_gpu')
 RULES = ('greedy', 'rejection', 'block', 'coupled')
 
 
@@ -86,9 +88,9 @@ def milliseconds(call, wait, repetitions: int) -> float:
   return float(np.median(samples))
 
 
-def bandwidth() -> float:
-  """Bytes a second that a copy of 4 GB reads and writes."""
-  array = jnp.zeros((1 << 30,), jnp.float32)
+def bandwidth(num_elements: int = 1 << 30) -> float:
+  """Bytes a second that a copy of float32 (4 GB of it by default) reads and writes."""
+  array = jnp.zeros((num_elements,), jnp.float32)
   copy = jax.jit(lambda x: x + 1)
   return 2 * array.nbytes / (milliseconds(lambda: copy(array), jax.block_until_ready, 10) / 1e3)
 
@@ -128,22 +130,35 @@ def torch_verifier(batch: int, size: int, vocab_size: int):
   return call, lambda _: torch.cuda.synchronize()
 
 
-def measure(batch: int, size: int, vocab_size: int, bytes_a_second: float):
-  """Rows of one size."""
+def measure(
+    batch: int, size: int, vocab_size: int, bytes_a_second: float, *, repetitions: int,
+    implementations: tuple[str, ...] = IMPLEMENTATIONS, rules: Sequence[str] = RULES,
+):
+  """Rows of one size, a rule each.
+
+  Args:
+    batch: B.
+    size: K.
+    vocab_size: V.
+    bytes_a_second: what a copy reaches here, for the floor.
+    repetitions: timed calls of each.
+    implementations: the definition, and what is compared with it if there is one.
+    rules: of the op.
+  """
   target, draft, tokens = inputs(batch, size, vocab_size)
   floor = (2 * size + 3) * vocab_size * 4 * batch
   peer = torch_verifier(batch, size, vocab_size)
-  peer_time = milliseconds(*peer, _REPEATS.value) if peer else None
-  for rule in RULES:
-    found, times = {}, {}
-    for implementation in ('xla', 'mosaic_gpu'):
+  peer_time = milliseconds(*peer, repetitions) if peer else None
+  for rule in rules:
+    found, times = [], []
+    for implementation in implementations:
       call = jax.jit(functools.partial(op, rule=rule, implementation=implementation))
       results = [call(target, draft, tokens, seed) for seed in range(20)]
-      found[implementation] = jax.tree.map(lambda *x: np.stack(x), *results)
-      times[implementation] = milliseconds(
-          lambda call=call: call(target, draft, tokens, 0), jax.block_until_ready, _REPEATS.value
-      )
-    one, two = found['xla'], found['mosaic_gpu']
+      found.append(jax.tree.map(lambda *x: np.stack(x), *results))
+      times.append(milliseconds(
+          lambda call=call: call(target, draft, tokens, 0), jax.block_until_ready, repetitions
+      ))
+    one, two = found[0], found[-1]
     differs = (one.num_accepted != two.num_accepted) | (one.next_token != two.next_token)
     yield dict(
         name=f'{rule}, B={batch}, K={size}', batch=batch, num_speculative_tokens=size,
@@ -152,7 +167,7 @@ def measure(batch: int, size: int, vocab_size: int, bytes_a_second: float):
         largest_log_prob_difference=float(np.abs(
             np.where(differs[..., None], 0.0, one.log_probs - two.log_probs)
         ).max()),
-        milliseconds=times['mosaic_gpu'], milliseconds_xla=times['xla'],
+        milliseconds=times[-1], milliseconds_xla=times[0],
         milliseconds_torch=peer_time, milliseconds_floor=1e3 * floor / bytes_a_second,
         bandwidth=bytes_a_second, device=jax.devices()[0].device_kind, jax=jax.__version__,
         commit=commit(),
@@ -170,7 +185,10 @@ def main(argv):
   with open(folder / 'metrics.jsonl', 'w', encoding='utf-8') as file:
     for batch in map(int, _BATCHES.value):
       for size in map(int, _SIZES.value):
-        for row in measure(batch, size, _VOCAB.value, bytes_a_second):
+        rows = measure(
+            batch, size, _VOCAB.value, bytes_a_second, repetitions=_REPEATS.value
+        )
+        for row in rows:
           file.write(json.dumps(row) + '\n')
           file.flush()
           print(json.dumps(row), flush=True)

@@ -1,25 +1,37 @@
 #!/usr/bin/env bash
-# Everything that the owner of a GPU or TPU can tell us, in one command and one file:
+# What a GPU or TPU can tell about this project, the most telling first, in the minutes given:
 #
-#   ./scripts/validate_hardware.sh [--smoke]
+#   ./scripts/validate_hardware.sh [--minutes=30] [--steps=1-3] [--python=PYTHON] [--out=DIR] [--smoke]
 #
-# Sets up .venv with the extra for the accelerator, then runs there: the tests of
-# losslessness, the check over 200 real prompts, and the benchmark with its calibration
-# (costs of draft steps, wide passes and the loop; fast dtype and width). Half an hour or
-# less on an accelerator; on a CPU it works as well. A step that fails does not stop the
-# others. All logs and results end in hardware-PLATFORM-DATE.tar.gz: send that back.
+# 1 devices, versions, bandwidth; 2 acceptance, its kernel against its definition; 3 plain decoding
+# of a Llama-3.1-8B of random weights, and where its time goes; 4 speculation on it beside its
+# forecast; 5 losslessness of the shipped pair, its benchmark and the tests of losslessness. Each
+# step has its share of the minutes, and what one leaves over goes to the next; a step that fails
+# stops no other. All results are on disk as soon as they are known, in a few small files of
+# runs/hardware (or DIR), to which another call adds: end it whenever you must, or cut it in two
+# (--steps=1-3, then --steps=4-). At the end they are packed: send back hardware-PLATFORM-DATE.tar.gz.
 #
-#   --smoke         the same steps with tiny settings, in a few minutes
-#   SPECJAX_EXTRA   cuda, tpu or cpu, where the accelerator is not recognised
+#   --minutes=N      for all steps together
+#   --python=PYTHON  runs in this interpreter's environment, as it is: makes none, installs nothing,
+#                    needs no network; what needs a missing package is skipped, and said
+#   --smoke          a rehearsal on any machine: tiny sizes, numbers that mean nothing
+#   SPECJAX_EXTRA    cuda, tpu or cpu, where the accelerator is not recognised
+#
+# Others (--cache, --command_buffers, --latency_hiding, --autotuning, --attention, --accept) go to
+# `python -m experiments.validate`, whose --help explains them.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=python_env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/python_env.sh"
 
-smoke=0
+PYTHON=""
+out="runs/hardware"
+passed=()
 for argument in "$@"; do
   case "$argument" in
-    --smoke) smoke=1 ;;
-    *) fail "unknown argument $argument; there is only --smoke." ;;
+    --python=*) PYTHON="${argument#--python=}" ;;
+    --out=*) out="${argument#--out=}" ;;
+    --*) passed+=("$argument") ;;
+    *) fail "unknown argument $argument; all are written --NAME=VALUE." ;;
   esac
 done
 
@@ -43,84 +55,30 @@ detect() {
 
 kind="${SPECJAX_EXTRA:-$(detect)}"
 case "$kind" in
-  cuda | tpu)
-    setup "experiments,test,$kind"
-    export JAX_PLATFORMS="$kind,cpu"
-    ;;
-  cpu)
-    setup experiments,test
-    export JAX_PLATFORMS=cpu
-    ;;
+  cuda | tpu) extras="experiments,test,$kind" platforms="$kind,cpu" ;;
+  cpu) extras=experiments,test platforms=cpu ;;
   *) fail "SPECJAX_EXTRA must be cuda, tpu or cpu, not $kind." ;;
 esac
+out="$(realpath -m "$out")"
+if [ -z "$PYTHON" ]; then
+  setup "$extras"
+else
+  command -v "$PYTHON" > /dev/null || fail "--python=$PYTHON is not there."
+  PYTHON="$(realpath -s "$(command -v "$PYTHON")")"
+  "$PYTHON" -c 'import sys, jax, flax; sys.exit(sys.version_info < (3, 11))' || fail \
+    "--python=$PYTHON must be Python 3.11 or newer with JAX and Flax; see above." \
+    "Without --python an environment with all that is needed is made."
+  cd "$ROOT"
+fi
 say "Validating on $kind."
 
-RESULTS="runs/hardware"
-rm -rf "$RESULTS"
-mkdir -p "$RESULTS"
-failed=0
-
-# step NAME COMMAND …: runs it, keeps its output, and goes on whatever happens.
-step() {
-  local name="$1" started=$SECONDS status=0
-  shift
-  say "== $name"
-  "$@" > >(tee "$RESULTS/$name.log") 2>&1 || status=$?
-  [ "$status" = 0 ] || failed=1
-  printf '%s exit=%s seconds=%s\n' "$name" "$status" "$((SECONDS - started))" \
-    >> "$RESULTS/summary.txt"
-}
-
-# shellcheck disable=SC2317  # called through step
-describe_machine() {
-  date -u
-  uname -srm
-  git describe --always --dirty 2>/dev/null || true
-  lscpu 2>/dev/null | grep -E '^(Model name|CPU\(s\)|Flags)' || true
-  nvidia-smi 2>/dev/null || true
-  "$PYTHON" -m pip list --exclude-editable --disable-pip-version-check 2>/dev/null
-}
-
-# Fails where JAX does not see the accelerator that is there.
-# shellcheck disable=SC2317  # called through step
-check_devices() {
-  "$PYTHON" - "$kind" <<'PYTHON'
-import sys
-import jax
-import jax.numpy as jnp
-wanted = {'cuda': 'gpu', 'tpu': 'tpu', 'cpu': 'cpu'}[sys.argv[1]]
-print('jax', jax.__version__, jax.devices())
-x = jnp.ones((256, 256), jnp.bfloat16)
-print('a product:', (x @ x)[0, 0])
-if jax.default_backend() != wanted:
-  sys.exit(f'Expected a {wanted}, but JAX runs on {jax.default_backend()}.')
-PYTHON
-}
-
-if [ "$smoke" = 1 ]; then
-  tests=(tests/engine/test_sampling.py -k protocol)
-  prompts=(--prompts=2 --batch=2 --prompt_length=8 --new_tokens=4 --k=1 --dtypes=float32)
-  benchmark=configs/benchmark_zoo.py:smoke
-else
-  tests=(tests/verify/test_lossless.py tests/engine/test_engine.py tests/engine/test_sampling.py)
-  prompts=(--prompts=200)
-  benchmark=configs/benchmark_zoo.py
+status=0
+JAX_PLATFORMS="${JAX_PLATFORMS:-$platforms}" "$PYTHON" -m experiments.validate \
+  --out="$out" ${passed[@]+"${passed[@]}"} || status=$?
+[ -e "$out/rows.jsonl" ] || exit "$status"
+if [ "$out" = "$ROOT/runs/hardware" ]; then
+  file="hardware-$kind-$(date -u +%Y%m%d-%H%M%S).tar.gz"
+  tar -czf "$file" -C "$(dirname "$out")" "$(basename "$out")"
+  say "Everything is in $ROOT/$file: please send it back, also where a step failed."
 fi
-
-step machine describe_machine
-step devices check_devices
-# One process at a time: an accelerator's memory is not shared. Products of float32 are
-# those of float32, which accelerators do not do by default.
-step lossless_tests env JAX_DEFAULT_MATMUL_PRECISION=highest \
-  "$PYTHON" -m pytest -p no:cacheprovider "${tests[@]}"
-step lossless_prompts "$PYTHON" scripts/check_lossless.py "${prompts[@]}" \
-  --out="$RESULTS/lossless"
-step benchmark "$PYTHON" -m experiments.benchmark --config="$benchmark" \
-  --workdir="$RESULTS/benchmark"
-
-file="hardware-$kind-$(date -u +%Y%m%d-%H%M%S).tar.gz"
-tar -czf "$file" -C runs hardware
-say ""
-cat "$RESULTS/summary.txt" >&2
-say "Everything is in $ROOT/$file: please send it back, also where a step failed (exit not 0)."
-exit "$failed"
+exit "$status"

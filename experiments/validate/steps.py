@@ -23,7 +23,7 @@ class Step:
   Attributes:
     number: from 1 on.
     name: what it finds out.
-    module: whose `run(step)` does it, given an `experiments.validate.worker.Context`.
+    module: whose `run(step)` does it, given an `experiments.validate.context.Context`.
     share: of the minutes; what an earlier step leaves over goes to the next one.
   """
 
@@ -66,7 +66,11 @@ def chosen(text: str, steps: Sequence[Step] = STEPS) -> tuple[Step, ...]:
 
 
 def run(
-    steps: Sequence[Step], folder: str | os.PathLike, *, minutes: float, arguments: Sequence[str] = ()
+    steps: Sequence[Step],
+    folder: str | os.PathLike,
+    *,
+    minutes: float,
+    arguments: Sequence[str] = (),
 ) -> bool:
   """Runs steps one after the other.
 
@@ -80,7 +84,8 @@ def run(
     Whether every step came to its end.
   """
   results = results_lib.Results(folder)
-  results.add('run', steps=[step.number for step in steps], minutes=minutes, says=' '.join(sys.argv))
+  told = f'{" ".join(sys.argv)} ({minutes:g} minutes)'
+  results.add('run', steps=[step.number for step in steps], says=told)
   started, used, total = time.monotonic(), 0.0, sum(step.share for step in steps)
   fine = True
   for step in steps:
@@ -99,7 +104,7 @@ def _run_one(step: Step, folder: pathlib.Path, seconds: float, arguments) -> str
   """What went wrong, or ''."""
   command = [
       sys.executable, '-m', 'experiments.validate.worker', f'--step={step.number}',
-      f'--module={step.module}', f'--out={folder}', f'--seconds={seconds}', *arguments,
+      f'--module={step.module}', f'--results={folder}', f'--seconds={seconds}', *arguments,
   ]
   with open(folder / results_lib.LOG, 'ab') as log:
     log.write(f'== step {step.number}: {step.name}\n'.encode())

@@ -110,13 +110,18 @@ def with_drafter(setup, state, drafter, request):
   return setup.replace(drafter=drafter, width=width), state
 
 
-def loop(setup: engine.Setup, state: engine.DecodeState) -> Callable[[int], float]:
-  """Times rounds of the engine's loop; the state is left as it was."""
+def loop(
+    setup: engine.Setup, state: engine.DecodeState, run_rounds: Callable[..., Any] = engine.run
+) -> Callable[[int], float]:
+  """Times rounds of the engine's loop; the state is left as it was.
+
+  `run_rounds` may be `engine.run` compiled for this setup in another way.
+  """
 
   def run(rounds: int) -> float:
     fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
     started = time.perf_counter()
-    done = jax.block_until_ready(engine.run(setup, fresh, np.int32(rounds)))
+    done = jax.block_until_ready(run_rounds(setup, fresh, np.int32(rounds)))
     seconds = time.perf_counter() - started
     if int(done.round) != rounds:
       raise RuntimeError(f'{int(done.round)} rounds instead of {rounds}: logits are NaN?')
@@ -125,15 +130,25 @@ def loop(setup: engine.Setup, state: engine.DecodeState) -> Callable[[int], floa
   return run
 
 
-def bare(setup: engine.Setup, state: engine.DecodeState, width: int, request):
-  """Times passes of the target alone."""
+def bare(
+    setup: engine.Setup,
+    state: engine.DecodeState,
+    width: int,
+    request,
+    compiler_options: Mapping[str, Any] | None = None,
+):
+  """Times passes of the target alone, compiled with other options if there are any."""
   tokens = state.tokens[:, :width]
   _, state = with_drafter(setup.replace(width=width), state, setup.drafter, request)
+  passes = _passes
+  if compiler_options:
+    lowered = _passes.lower(setup.target, state.target_cache, tokens, jnp.int32(1))
+    passes = lowered.compile(compiler_options=dict(compiler_options))
 
   def run(rounds: int) -> float:
     cache = jax.block_until_ready(jax.tree.map(jnp.copy, state.target_cache))
     started = time.perf_counter()
-    jax.block_until_ready(_passes(setup.target, cache, tokens, jnp.int32(rounds)))
+    jax.block_until_ready(passes(setup.target, cache, tokens, jnp.int32(rounds)))
     return time.perf_counter() - started
 
   return run

@@ -1,4 +1,4 @@
-"""Attention kernels over a cache against plain attention: chains, trees, levels, padding, engine."""
+"""Attention kernels over a cache against plain attention, alone and in the engine."""
 
 import functools
 
