@@ -119,7 +119,9 @@ def profile(
     raise RuntimeError('this JAX has no jax.profiler.ProfileData, which reads traces')
   folder = pathlib.Path(tempfile.mkdtemp(prefix='specjax_profile_'))
   fresh = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-  with jax.profiler.trace(str(folder)):
+  options = jax.profiler.ProfileOptions()
+  options.python_tracer_level = 0  # the host's calls would be most of the file
+  with jax.profiler.trace(str(folder), profiler_options=options):
     jax.block_until_ready(run(setup, fresh, np.int32(rounds)))
   files = {path.name: path for path in folder.rglob('*') if path.is_file()}
   trace = next((path for name, path in files.items() if name.endswith('.xplane.pb')), None)

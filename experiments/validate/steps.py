@@ -104,7 +104,8 @@ def _run_one(step: Step, folder: pathlib.Path, seconds: float, arguments) -> str
   """What went wrong, or ''."""
   command = [
       sys.executable, '-m', 'experiments.validate.worker', f'--step={step.number}',
-      f'--module={step.module}', f'--results={folder}', f'--seconds={seconds}', *arguments,
+      f'--module={step.module}', f'--results={folder}', f'--seconds={seconds}',
+      f'--parent={os.getpid()}', *arguments,
   ]
   with open(folder / results_lib.LOG, 'ab') as log:
     log.write(f'== step {step.number}: {step.name}\n'.encode())

@@ -17,6 +17,7 @@ from experiments.validate import switches as switches_lib
 _STEP = flags.DEFINE_integer('step', 0, 'Its number.')
 _MODULE = flags.DEFINE_string('module', None, 'Whose run(step) does it.', required=True)
 _RESULTS = flags.DEFINE_string('results', None, 'Folder of the results.', required=True)
+_PARENT = flags.DEFINE_integer('parent', 0, 'The process that started it.')
 _SECONDS = flags.DEFINE_float('seconds', 600.0, 'How long it may take.')
 _SMOKE = flags.DEFINE_bool('smoke', False, 'Tiny sizes, on any machine: numbers mean nothing.')
 _CACHE = flags.DEFINE_string('cache', 'runs/validate_cache', 'Folder of compiled programs.')
@@ -37,7 +38,7 @@ def _end_with(parent: int) -> None:
 
 def main(argv):
   del argv
-  threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+  threading.Thread(target=_end_with, args=(_PARENT.value,), daemon=True).start()
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE.value)
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')

@@ -412,9 +412,10 @@ class Transformer(nn.Module):
   ) -> kv_cache.KVCache:
     """An empty cache for this model; arguments as in `specjax.kv_cache.init`."""
     cfg = self.config
+    slots = attention_kernels.num_slots(cache_length + max_append, self.attention)
     return kv_cache.init(
         batch_size=batch_size,
-        cache_length=cache_length,
+        cache_length=slots - max_append,
         num_kv_heads=cfg.num_stored_kv_heads,
         head_dim=cfg.head_dim,
         windows=tuple(cfg.window(layer) for layer in range(cfg.num_layers)),

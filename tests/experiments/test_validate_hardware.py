@@ -24,9 +24,9 @@ OPTIONAL = ('ml_collections', 'tensorboardX', 'torch', 'playwright', 'pytest')
 
 # Steps without JAX: the first ends, the second keeps a row and goes on for ever.
 _FAKE = """
-import time
+import os, time
 def run(step):
-  step.results.add('first', measured=1.0, predicted=2.0, unit='ms')
+  step.results.add('first', pid=os.getpid(), measured=1.0, predicted=2.0, unit='ms')
   step.results.add('second', measured=3, lossless=True)
   if {endless}:
     time.sleep(60)
@@ -43,7 +43,7 @@ sys.exit(0 if steps.run(made, sys.argv[1], minutes=float(sys.argv[2])) else 1)
 
 @pytest.fixture
 def fakes(tmp_path, monkeypatch):
-  """Starts a run of steps by name; `PATH` for the processes that it starts."""
+  """Starts a run of steps by name."""
   folder = tmp_path / 'fakes'
   folder.mkdir()
   for name in ('whole', 'endless', 'fails'):
@@ -68,6 +68,12 @@ def wait_for(condition, seconds: float = 60.0) -> None:
     time.sleep(0.05)
 
 
+def alive(pid: int) -> bool:
+  """Whether a process runs; one that nobody waits for has ended too."""
+  told = subprocess.run(['ps', '-o', 'stat=', '-p', str(pid)], capture_output=True, text=True)
+  return bool(told.stdout.strip()) and not told.stdout.startswith('Z')
+
+
 def test_a_run_that_is_killed_has_lost_nothing_that_it_knew(fakes, tmp_path):
   results = results_lib.Results(tmp_path / 'out')
   process = fakes('whole', 'endless', 'whole')
@@ -75,10 +81,13 @@ def test_a_run_that_is_killed_has_lost_nothing_that_it_knew(fakes, tmp_path):
   wait_for(inside)
   process.send_signal(signal.SIGKILL)
   process.wait()
+  # The step does not outlive it, or it would keep the accelerator.
+  pid = results.rows()[-2]['pid']
+  wait_for(lambda: not alive(pid))
   names = [(row['step'], row['name']) for row in results.rows()]
   assert names == [(0, 'run'), (1, 'first'), (1, 'second'), (2, 'first'), (2, 'second')]
   table = (tmp_path / 'out' / 'summary.md').read_text()
-  assert '| 1 | first | 1 | 2 | 0.5 | ms |  |' in table and '| 2 | second | 3 |' in table
+  assert '| 1 | first | 1 | 2 | 0.5 | ms | pid' in table and '| 2 | second | 3 |' in table
   files = {path.name for path in (tmp_path / 'out').iterdir()}
   assert files <= set(results_lib.FILES) and len(results_lib.FILES) <= 8
   # The next call adds to it; half a line that a kill left is passed over.
@@ -91,9 +100,9 @@ def test_a_run_that_is_killed_has_lost_nothing_that_it_knew(fakes, tmp_path):
 
 def test_a_step_gets_its_share_of_the_minutes_and_stops_no_other(fakes, tmp_path):
   started = time.monotonic()
-  # Of 18 s a third each; the first step leaves what it does not need to the second.
-  assert fakes('fails', 'endless', 'whole', minutes=0.3).wait() == 1
-  assert 9 < time.monotonic() - started < 40
+  # Of 12 s a third each; the first step leaves what it does not need to the second.
+  assert fakes('fails', 'endless', 'whole', minutes=0.2).wait() == 1
+  assert 7 < time.monotonic() - started < 30
   rows = results_lib.Results(tmp_path / 'out').rows()
   failed = {row['step']: row['failed'] for row in rows if 'failed' in row}
   assert 'ended with code 1' in failed[1] and 'was over' in failed[2] and 3 not in failed
@@ -147,7 +156,7 @@ def test_parts_of_a_program_are_told_apart():
 ENTRY %main (a: f32[4]) -> f32[4] {
   %fusion.1 = f32[4] fusion(%a), calls=%fused, metadata={op_name="jit(run)/score/x/mlp/mul"}
   %fusion.2 = f32[4] fusion(%a), calls=%other, metadata={op_name="jit(run)/score/x/mlp/mul"}
-  %gemm.3 = f32[4] custom-call(%a), custom_call_target="__cublas$gemm", metadata={op_name="a/score/b"}
+  %gemm.3 = f32[4] custom-call(%a), custom_call_target="__cublas$gemm", metadata={op_name="score"}
   %exp.4 = f32[4] exp(%a), metadata={op_name="jit(run)/score/layer_0/attention/attend/exp"}
   %max.5 = f32[4] max(%a), metadata={op_name="jit(run)/verify/max"}
   ROOT %copy.6 = f32[4] copy(%a)

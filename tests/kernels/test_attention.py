@@ -86,6 +86,35 @@ def test_speculation_with_a_kernel_gives_plain_tokens(kind, cudnn_in_jnp):
   assert output.draft_acceptance_rate == 0.5 and output.mean_acceptance_length == 3.0
 
 
+def test_a_cache_for_pallas_splits_evenly_and_others_are_as_asked():
+  slots = lambda kind, length: jax.eval_shape(
+      lambda: model(kind).init_cache(batch_size=1, cache_length=length, max_append=5)
+  ).keys[0].shape[2]
+  assert slots('xla', 8192) == slots('cudnn', 8192) == 8208
+  assert slots('pallas', 8192) == 10_240 and attention._splits(10_240) == (16, 128)
+  assert slots('pallas', 100) == 256 and attention._splits(256) == (16, 16)
+
+
+@pytest.mark.parametrize('batch, num_new', [(1, 1), (8, 5), (1, 65)])
+def test_the_pallas_kernel_lowers_for_a_gpu(batch, num_new, monkeypatch):
+  # Of a Llama-3.1-8B, without interpretation.
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  array = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(shape, dtype)
+  cache = array(batch, 8, 10_240, 128)
+  inputs = (
+      array(batch, num_new, 8, 4, 128), cache, cache,
+      array(batch, num_new, 10_240, dtype=bool), array(batch, num_new, dtype=jnp.int32),
+  )
+  device = jax.sharding.AbstractDevice(
+      device_kind='NVIDIA H100 80GB HBM3', num_cores=132, platform='cuda'
+  )
+  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+  call = jax.jit(functools.partial(attention.attend, implementation='pallas'))
+  with jax.sharding.use_abstract_mesh(mesh):
+    lowered = call.trace(*inputs).lower(lowering_platforms=('cuda',))
+  assert 'triton' in lowered.as_text()
+
+
 def test_what_a_kernel_does_not_know_is_refused():
   windowed = models.presets.PRESETS['Mistral-7B-v0.1']
   capped = models.presets.PRESETS['Gemma-2-2B']
