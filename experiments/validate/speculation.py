@@ -22,11 +22,12 @@ _SEEDS = 8
 
 
 class _Costs:
-  """Seconds of passes and of the plain step, each measured once."""
+  """Seconds of passes and of the plain step, each measured once; o of chains by K."""
 
   def __init__(self, bench: model_lib.Bench):
     self.bench, self._passes = bench, {}
     self.plain, _ = bench.seconds()
+    self.overheads: dict[int, float] = {}
 
   def passed(self, width: int) -> float:
     if width not in self._passes:
@@ -83,6 +84,8 @@ def _synthetic(step, costs: _Costs, name: str, parents: tuple[int, ...]) -> None
   refused, _ = bench.seconds(make(0.0), loop)
   free, passed = (accepted + refused) / 2, costs.passed(len(parents) + 1)
   overhead = (free - passed) / costs.plain
+  if parents == tuple(range(len(parents))):
+    costs.overheads[len(parents)] = overhead
   step.results.add(
       f'{name}: o', measured=overhead, unit='plain steps', goal='overhead', share=overhead,
       accepted_ms=1e3 * accepted, refused_ms=1e3 * refused, pass_ms=1e3 * passed,
@@ -140,7 +143,7 @@ def _drafted(step, costs: _Costs, name: str, k: int, draft) -> None:
       rounds=bench.rounds, repetitions=bench.repetitions,
   ).pass_seconds(bench.width)
   seconds, _ = bench.seconds(drafters.model(draft, num_speculative_tokens=k))
-  predicted = k * alone + costs.passed(k + 1)
+  predicted = k * alone + costs.passed(k + 1) + costs.overheads.get(k, 0.0) * costs.plain
   expected = theory.expected_tokens(ACCEPTANCE, k)
   step.results.add(
       f'{name}: a round', measured=1e3 * seconds, predicted=1e3 * predicted, unit='ms',

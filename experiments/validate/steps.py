@@ -85,7 +85,8 @@ def run(
   """
   results = results_lib.Results(folder)
   told = f'{" ".join(sys.argv)} ({minutes:g} minutes)'
-  results.add('run', steps=[step.number for step in steps], says=told)
+  numbers = ', '.join(str(step.number) for step in steps)
+  results.add(f'run of steps {numbers}', says=told)
   started, used, total = time.monotonic(), 0.0, sum(step.share for step in steps)
   fine = True
   for step in steps:

@@ -22,7 +22,7 @@ _SECONDS = flags.DEFINE_float('seconds', 600.0, 'How long it may take.')
 _SMOKE = flags.DEFINE_bool('smoke', False, 'Tiny sizes, on any machine: numbers mean nothing.')
 _CACHE = flags.DEFINE_string('cache', 'runs/validate_cache', 'Folder of compiled programs.')
 _SWITCHES = {
-    name: flags.DEFINE_enum(name, 'auto', ['auto', *values], f'See switches.{name.upper()}.')
+    name: flags.DEFINE_enum(name, 'auto', ['auto', *values], 'See switches.VALUES.')
     for name, values in switches_lib.VALUES.items()
 }
 # What is left for the last row and for the end of the process.

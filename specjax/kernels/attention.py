@@ -92,7 +92,11 @@ def _among_new(queries, keys, values, mask, slots, repeats: int):
 
 
 def _before_cudnn(queries, keys, values, before):
-  """cuDNN's flash attention: the queries of a group are its sequence, groups are its heads."""
+  """cuDNN's flash attention: the queries of a group are its sequence, groups are its heads.
+
+  JAX's public face takes keys as [B, S, G, hd]; whether XLA then lays the cache out anew at each
+  call is for a measurement to show.
+  """
   by_slot = lambda x: jnp.swapaxes(x, 1, 2)
   mixed, log_sum = jax.nn.dot_product_attention(
       by_slot(queries),

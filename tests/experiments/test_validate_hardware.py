@@ -85,7 +85,7 @@ def test_a_run_that_is_killed_has_lost_nothing_that_it_knew(fakes, tmp_path):
   pid = results.rows()[-2]['pid']
   wait_for(lambda: not alive(pid))
   names = [(row['step'], row['name']) for row in results.rows()]
-  assert names == [(0, 'run'), (1, 'first'), (1, 'second'), (2, 'first'), (2, 'second')]
+  assert names == [(0, 'run of steps 1, 2, 3'), (1, 'first'), (1, 'second'), (2, 'first'), (2, 'second')]
   table = (tmp_path / 'out' / 'summary.md').read_text()
   assert '| 1 | first | 1 | 2 | 0.5 | ms | pid' in table and '| 2 | second | 3 |' in table
   files = {path.name for path in (tmp_path / 'out').iterdir()}
