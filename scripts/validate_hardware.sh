@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What a GPU or TPU can tell about this project, the most telling first, in the minutes given:
 #
-#   ./scripts/validate_hardware.sh [--minutes=30] [--steps=1-3] [--python=PYTHON] [--out=DIR] [--smoke]
+#   ./scripts/validate_hardware.sh [--minutes=30] [--steps=1-3] [--python=PYTHON] [--out=DIR]
+#     [--smoke]
 #
 # 1 devices, versions, bandwidth; 2 acceptance, its kernel against its definition; 3 plain decoding
 # of a Llama-3.1-8B of random weights, and where its time goes; 4 speculation on it beside its
@@ -24,7 +25,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/python_env.sh"
 
 PYTHON=""
-out="runs/hardware"
+out="$ROOT/runs/hardware"
 passed=()
 for argument in "$@"; do
   case "$argument" in
@@ -59,12 +60,14 @@ case "$kind" in
   cpu) extras=experiments,test platforms=cpu ;;
   *) fail "SPECJAX_EXTRA must be cuda, tpu or cpu, not $kind." ;;
 esac
-out="$(realpath -m "$out")"
+# The working folder will be the repository's.
+absolute() { case "$1" in /*) printf '%s\n' "$1" ;; *) printf '%s\n' "$PWD/$1" ;; esac; }
+out="$(absolute "$out")"
 if [ -z "$PYTHON" ]; then
   setup "$extras"
 else
   command -v "$PYTHON" > /dev/null || fail "--python=$PYTHON is not there."
-  PYTHON="$(realpath -s "$(command -v "$PYTHON")")"
+  PYTHON="$(absolute "$(command -v "$PYTHON")")"
   "$PYTHON" -c 'import sys, jax, flax; sys.exit(sys.version_info < (3, 11))' || fail \
     "--python=$PYTHON must be Python 3.11 or newer with JAX and Flax; see above." \
     "Without --python an environment with all that is needed is made."

@@ -104,20 +104,13 @@ class Bench:
     self.request = generation.Request(
         max_new_tokens=self.room, cache_length=size, prefill_chunk=16
     )
-    rule, drafter = verify.greedy(), drafters.plain()
-    if self.accept == 'xla':
-      rule = accept.through(rule, 'xla')
-    else:
-      rule = generation.rule_that_runs(
-          rule, target=self.target, drafter=drafter, batch_size=self.batch
-      )
-    width = fast_width(self.target)
+    drafter, width = drafters.plain(), fast_width(self.target)
     self._setup = engine.Setup(
         target=self.target,
         drafter=drafter,
         sampling=sampling_lib.make(batch_size=self.batch),
         stop_tokens=jnp.full((8,), -1, jnp.int32),
-        rule=rule,
+        rule=self._rule(drafter),
         width=width,
     )
     sizes = generation.cache_sizes(self.batch, size, width=width, prefill_chunk=1)
@@ -140,10 +133,20 @@ class Bench:
     """Tokens that a pass of plain decoding reads."""
     return self._setup.width
 
+  def _rule(self, drafter: Any):
+    """Greedy, as the engine would run it for a drafter, or through the definition."""
+    if self.accept == 'xla':
+      named = accept.through(verify.greedy(), 'xla')
+      return dataclasses.replace(named, is_chain=drafter.is_chain)
+    return generation.rule_that_runs(
+        verify.greedy(), target=self.target, drafter=drafter, batch_size=self.batch
+    )
+
   def started(self, drafter: Any = None):
     """Setup and state of a run with a drafter."""
     drafter = self._setup.drafter if drafter is None else drafter
-    return programs.with_drafter(self._setup, self._state, drafter, self.request)
+    setup = self._setup.replace(rule=self._rule(drafter))
+    return programs.with_drafter(setup, self._state, drafter, self.request)
 
   def compiled(self, setup, state):
     """The engine's loop for them."""

@@ -93,7 +93,7 @@ def _synthetic(step, costs: _Costs, name: str, parents: tuple[int, ...]) -> None
   tokens, rounds, seconds = 0, 0, 0.0
   for seed in range(2 if step.smoke else _SEEDS):
     drafter = make(ACCEPTANCE, seed)
-    counts = _emitted(bench, drafter, loop)
+    counts = emitted(bench, drafter, loop)
     tokens, rounds, seconds = tokens + counts[0], rounds + counts[1], seconds + counts[2]
   measured = tokens / seconds * costs.plain
   terms = dict(
@@ -110,7 +110,7 @@ def _synthetic(step, costs: _Costs, name: str, parents: tuple[int, ...]) -> None
   )
 
 
-def _emitted(bench, drafter, loop) -> tuple[int, int, float]:
+def emitted(bench, drafter, loop) -> tuple[int, int, float]:
   """Tokens, rounds and seconds of a run that fills the room; its last round may be cut."""
   setup, state = bench.started(drafter)
   rounds = bench.room // (drafter.depth + 1) - 1

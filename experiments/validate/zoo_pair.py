@@ -13,6 +13,8 @@ import jax
 from experiments.validate import context as context_lib
 from experiments.validate import results as results_lib
 
+# Seconds from which a part is done at its full size.
+_AMPLE = 600.0
 _TESTS = ('test_lossless.py', 'test_engine.py', 'test_sampling.py')
 
 
@@ -39,18 +41,22 @@ def _lossless(step: context_lib.Context) -> None:
   """`scripts/check_lossless.py`: chains in both dtypes, then trees, greedy and coupled."""
   from scripts import check_lossless
 
-  sizes = dict(prompts=16, prompt_length=64, new_tokens=32, k=['4'], parts=['chains', 'trees'])
+  # Half of the time: the benchmark wants some too.
+  clock = results_lib.Clock(step.clock.left() / 2)
+  sizes = dict(prompts=16, prompt_length=64, new_tokens=32, k=[4], parts=['chains', 'trees'])
   sizes |= dict(dtypes=['float32', 'bfloat16'])
+  if clock.left() > _AMPLE:
+    sizes |= dict(prompts=200, k=[4, 1, 8], parts=['chains', 'trees', 'heads'])
   if step.smoke:
-    sizes |= dict(prompts=1, prompt_length=8, new_tokens=4, k=['1'], parts=['chains'])
+    sizes |= dict(prompts=1, prompt_length=8, new_tokens=4, k=[1], parts=['chains'])
     sizes |= dict(dtypes=['float32'])
   for name, value in sizes.items():
-    flags.FLAGS[name].value = [int(each) for each in value] if name == 'k' else value
+    flags.FLAGS[name].value = value
   work = list(check_lossless.work())
   if step.smoke:
     work = work[:1]
   done = 0
-  for who, make in step.clock.allows(work):
+  for who, make in clock.allows(work):
     done += 1
     name = f'{who["name"]}, {who["dtype"]}'
     row = step.attempt(name, make)
@@ -73,6 +79,11 @@ def _benchmark(step: context_lib.Context) -> None:
   from experiments import benchmark
 
   config = benchmark_zoo.get_config('smoke' if step.smoke else '')
+  if not step.smoke and step.clock.left() < _AMPLE:
+    # What compiles least and tells most.
+    config.order = ('draft_greedy', 'ngram_greedy', 'draft_block')
+    config.trace_methods, config.repetitions, config.num_prompts = (), 1, 8
+    config.acceptance.num_prompts, config.calibration.dtypes = 16, ()
   folder = pathlib.Path(tempfile.mkdtemp(prefix='specjax_benchmark_'))
   try:
     with _followed(step.results, folder):

@@ -13,7 +13,7 @@ from experiments import generate
 from experiments import workdir as workdir_lib
 from specjax import models
 from specjax import zoo as zoo_lib
-from tests import tiny_pair
+from tests.support import tiny_pair
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 

@@ -12,7 +12,7 @@ from configs import zoo
 from experiments import build
 from experiments import generate
 from specjax import models
-from tests import tiny_pair
+from tests.support import tiny_pair
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 
