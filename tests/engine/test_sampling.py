@@ -395,7 +395,8 @@ class TestConstraint:
     allowed = np.asarray(found) > -INF
     np.testing.assert_array_equal(np.where(allowed, found, 0), np.where(allowed, wanted, 0))
 
-  def test_rows_that_nobody_reaches_stay_finite(self):
+  def test_nothing_is_allowed_where_the_hook_allows_nothing(self):
+    """Below the root as well: the engine verifies nothing there, and draws nothing."""
     constraint = _Countdown(steps=jnp.array([5, 4, 3, 2, 1]))
     logits, history, path, valid = _scene(constraint=constraint)
     settings = sampling.make(batch_size=BATCH, constraint=constraint)
@@ -407,8 +408,6 @@ class TestConstraint:
       used = PATHS[r][PATHS[r] >= 0]
       allowed = ~seen[b] & (left[b] > len(used))
       allowed[used] = False
-      if len(used) and not allowed.any():
-        allowed[:] = True
       np.testing.assert_array_equal(found[b, r], np.where(allowed, logits[b, r], -INF))
 
   @pytest.mark.parametrize(
