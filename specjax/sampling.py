@@ -331,18 +331,7 @@ class Sampler:
   def draw_node(
       self, logits: Array, *, path: Array, path_valid: Array, position: Array, node: Any
   ) -> Drawn:
-    """`draw`, and where there was nothing to draw from.
-
-    Args:
-      logits: [B, V], raw.
-      path: [B, D] int32, the tokens drafted before it, from the root's child on.
-      path_valid: [B, D] bool, which entries of `path` there are.
-      position: [B] int32, the absolute position that the token takes; coupled only.
-      node: the number of the node that is drawn; one draw a node and round.
-
-    Returns:
-      What was drawn.
-    """
+    """`draw`, with its arguments, and where there was nothing to draw from."""
     logits, is_empty = self.control(
         logits[:, None], path=path[:, None], path_valid=path_valid[:, None]
     )
