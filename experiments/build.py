@@ -205,7 +205,7 @@ def _check_draft_vocabulary(config: ConfigDict, vocab_size: int, tokenizer: Any)
     if token is None:
       return
     names = tokenizer.id_to_token(token), theirs.id_to_token(token)
-    why = f"Token {token} is {names[0]!r} to the target and {names[1]!r} to the draft"
+    why = f'Token {token} is {names[0]!r} to the target and {names[1]!r} to the draft'
   raise ValueError(
       f'The draft in {folder} has a vocabulary of {size} tokens, the target of {vocab_size}. '
       f"{why}: use a draft made for the target's tokenizer, or --config.drafter.translate for one "

@@ -55,8 +55,8 @@ def request(target: Any, prompts: Sequence[Sequence[int]], given: Any) -> Any:
 
   Returns:
     The request: `drafter`, `rule` and `sampling` are there and fit target and batch,
-    `max_new_tokens` [B] int32 and `seeds` [B] uint32 have one entry per row, `stop_tokens` and
-    `stop_strings` are tuples. Checking it again changes nothing.
+    `max_new_tokens` [B] int32 and `seeds` [B] uint32 have one entry per row, `stop_tokens` is a
+    tuple. Checking it again changes nothing.
 
   Raises:
     ValueError: for a target, drafter, rule or tokenizer that is none; empty prompts or token ids
