@@ -99,20 +99,12 @@ FAMILIES = (
             max_position_embeddings=131072,
             vocab_size=262208,
             num_attention_heads=8,
-            attn_logit_softcapping=None,
-            final_logit_softcapping=None,
             sliding_window_pattern=6,
         ),
         hf_keys.GEMMA3,
     ),
 )
 _MULTIMODAL = 'Gemma3ForConditionalGeneration'
-_ACTIVATIONS = {
-    'silu': 'silu',
-    'swish': 'silu',
-    'gelu_pytorch_tanh': 'gelu_tanh',
-    'gelu_new': 'gelu_tanh',
-}
 
 
 def read(data: Mapping[str, Any], *, where: str, text_only: bool = False) -> TransformerConfig:
@@ -164,7 +156,9 @@ def read(data: Mapping[str, Any], *, where: str, text_only: bool = False) -> Tra
         local_rope_theta=local_theta,
         norm_epsilon=values['rms_norm_eps'],
         tie_embeddings=values['tie_word_embeddings'],
-        activation=_ACTIVATIONS[values['hidden_activation' if family.is_gemma else 'hidden_act']],
+        activation=hf_keys.ACTIVATIONS[
+            values['hidden_activation' if family.is_gemma else 'hidden_act']
+        ],
         sliding_window=window,
         local_layers=local_layers,
         max_positions=values['max_position_embeddings'],

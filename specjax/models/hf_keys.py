@@ -263,7 +263,13 @@ _DTYPE = Key(
     ),
     **_NULL,
 )
-ACTIVATIONS = ('silu', 'swish', 'gelu_pytorch_tanh', 'gelu_new')
+# By their names in files, those of `TransformerConfig`.
+ACTIVATIONS = {
+    'silu': 'silu',
+    'swish': 'silu',
+    'gelu_pytorch_tanh': 'gelu_tanh',
+    'gelu_new': 'gelu_tanh',
+}
 
 # `config.json` of a model: what says which it is, ...
 MODEL: Table = {
