@@ -77,13 +77,16 @@ MEDUSA: Table = {
     'num_heads': keys.integer(high=1_000, **_NULL),
     'medusa_fc_bias': _FLAG,
     'truncated_vocab_size': keys.integer(**_NULL),
-    'original_lm_head': _FLAG,
+    'original_lm_head': keys.only(False),
     'logit_scale': keys.only(1.0),
     'hidden_size': keys.integer(**_NULL),
     'vocab_size': keys.integer(**_NULL),
     'quantization_config': keys.MODEL['quantization_config'],
 }
-VLLM_MEDUSA: Table = MEDUSA | {'num_hidden_layers': keys.integer(0, 1_000, default=1)}
+VLLM_MEDUSA: Table = MEDUSA | {
+    'num_hidden_layers': keys.integer(0, 1_000, default=1),
+    'original_lm_head': _FLAG,
+}
 # Our own early exits.
 EXIT: Table = {
     'model_type': keys.text(),

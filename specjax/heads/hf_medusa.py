@@ -94,7 +94,7 @@ def load_medusa(
   # Every shape, before anything is allocated.
   for name, (key, _) in names.items():
     value = tensors[name]
-    if key == 'head' and ids is not None and len(value) == config.target_vocab_size:
+    if key == 'head' and ids is not None and value.shape[:1] == (config.target_vocab_size,):
       value = tensors[name] = value[ids]  # stored whole, and used in part
     if value.shape != wanted[key]:
       raise ValueError(f'{folder}: {name} has shape {value.shape}, expected {wanted[key]}.')
