@@ -7,12 +7,15 @@ import numpy as np
 from specjax import constraints
 from specjax import sampling as sampling_lib
 from specjax import testing
+from tests.support import tolerance
 
 VOCAB = 3
 TARGET = testing.table_model(seed=1)
 DRAFT = testing.table_model(seed=9)
 # The prompt repeats itself, so that prompt lookup finds something from the start.
 PROMPT = (0, 1, 0)
+# What a planted fault moves some probability by, and rounding never.
+SEEN = 1e-3
 
 # One row of a batch each: one compiled program serves them all.
 SETTINGS = {
@@ -70,6 +73,12 @@ def plain_laws(*, constrained=False, max_new_tokens=3, stop_tokens=()):
       max_new_tokens=max_new_tokens,
       stop_tokens=stop_tokens,
   )
+
+
+def assert_equal(laws, expected):
+  """Fails unless the law of every setting is the one expected."""
+  for name, law, right in zip(SETTINGS, laws, expected):
+    tolerance.assert_law(law, right, name)
 
 
 def errors(laws, expected):

@@ -15,6 +15,7 @@ from specjax import testing
 from specjax import tree
 from specjax import verify
 from specjax.testing import replay
+from tests.support import tolerance
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 MODEL = testing.table_model(seed=0, vocab_size=4, order=3)
@@ -86,13 +87,14 @@ def test_replayed_choices_and_their_probabilities():
   )
   choices = replay.all_choices(slots)
   source = testing.ReplaySource.create(jnp.asarray(choices), slots)
-  np.testing.assert_allclose(source.probs, np.broadcast_to([1 / 3, 1 / 2], (6, 2)))
+  tolerance.assert_close(source.probs, [[1 / 3, 1 / 2]] * 6, tolerance.chained(2))
   law = jnp.log(jnp.broadcast_to(jnp.array([2.0, 1.0, 1.0]), (6, 3)))  # not normalised
   token, source = source.draw(law, purpose=randomness.DRAFT, node=1)
   heads, source = source.flip(jnp.full((6, 1), 0.9), purpose=randomness.ACCEPT)
   assert token.tolist() == [0, 0, 1, 1, 2, 2] and heads[:, 0].tolist() == [False, True] * 3
-  np.testing.assert_allclose(
-      np.prod(source.probs, axis=1), [0.05, 0.45, 0.025, 0.225, 0.025, 0.225], rtol=1e-6
+  expected = np.array([0.05, 0.45, 0.025, 0.225, 0.025, 0.225])
+  tolerance.assert_close(
+      np.prod(source.probs, axis=1), expected, tolerance.of_rule(3, size=expected)
   )
 
 
@@ -122,10 +124,13 @@ def test_coupled_noise_is_not_enumerated():
 def test_chi_square_by_hand():
   law = {'a': 0.5, 'b': 0.3, 'c': 0.2}
   test = testing.chi_square({'a': 60, 'b': 25, 'c': 15}, law)
-  assert test.statistic == pytest.approx(100 / 50 + 25 / 30 + 25 / 20)
+  assert test.statistic == tolerance.approx(100 / 50 + 25 / 30 + 25 / 20)
   # With two degrees of freedom the p-value is exp(-statistic / 2).
   assert test.degrees_of_freedom == 2
-  assert test.p_value == pytest.approx(np.exp(-test.statistic / 2), rel=1e-4)
+  wanted = np.exp(-test.statistic / 2)
+  tolerance.assert_close(
+      test.p_value, wanted, tolerance.of_exp(-test.statistic / 2, roundings=16)
+  )
 
 
 def test_chi_square_of_rare_and_impossible_outcomes():

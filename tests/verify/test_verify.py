@@ -13,6 +13,7 @@ from specjax import tree
 from specjax import types
 from specjax import verify
 from specjax.testing import replay
+from tests.support import tolerance
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 CHAIN_RULES = (verify.rejection(), verify.block(), verify.typical())
@@ -98,7 +99,7 @@ def test_a_chosen_token_is_drawn_from_a_one_hot_law(rule):
   one_hot = jnp.log(jnp.eye(5, dtype=jnp.float32)[tokens])
   chosen = apply(rule, law, chain(tokens, valid=valid), keys(200))
   drawn = apply(rule, law, chain(tokens, one_hot, valid=valid), keys(200))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), chosen, drawn)
+  tolerance.assert_trees_close(chosen, drawn, lambda _: tolerance.of_rule(5))
   assert set(chosen.num_accepted.tolist()) == {0, 1, 2, 3}
 
 
@@ -107,7 +108,7 @@ def test_rejection_by_hand():
   draft = jnp.log(jnp.array([[[0.4, 0.4, 0.2], [0.3, 0.5, 0.2]]]))
   rule, tokens = verify.rejection(), [[0, 1]]
   result = apply(rule, law, chain(tokens, draft), Script(jnp.array([True, False])))
-  np.testing.assert_allclose(result.accept_probs, [[0.5, 0.0]], atol=1e-6)
+  tolerance.assert_close(result.accept_probs, [[0.5, 0.0]], tolerance.of_rule(3))
   assert result.num_accepted.tolist() == [1] and result.path.tolist() == [[1, 0]]
   # The residual of the second row is (0.3, 0, 0.2).
   assert result.next_token.tolist() == [0] and not result.is_bonus.any()
@@ -133,7 +134,7 @@ def test_block_by_hand(tokens, expected):
   law = jnp.log(jnp.broadcast_to(jnp.array([1 / 3, 2 / 3]), (1, 3, 2)))
   draft = law[:, :2, ::-1]
   result = apply(verify.block(), law, chain([tokens], draft), Script(jnp.array(True)))
-  np.testing.assert_allclose(result.accept_probs, [expected], atol=1e-6)
+  tolerance.assert_close(result.accept_probs, [expected], tolerance.of_rule(2))
 
 
 def test_block_takes_the_longest_prefix_and_its_residual():
@@ -172,10 +173,10 @@ def test_accept_probs_are_those_of_the_flips(rule):
   ))
   result, source = run(source)
   weights = np.prod(np.asarray(source.probs, np.float64), axis=1).reshape(batch, -1)
-  np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-6)
+  tolerance.assert_close(weights.sum(axis=1), 1.0, tolerance.of_expectation(size + 1))
   mean = (weights * np.asarray(result.num_accepted).reshape(batch, -1)).sum(axis=1)
   stays = np.cumprod(result.accept_probs, axis=1).sum(axis=1).reshape(batch, -1)
-  np.testing.assert_allclose(stays[:, 0], mean, atol=1e-6)
+  tolerance.assert_close(stays[:, 0], mean, tolerance.of_expectation(size + 1))
   assert (np.asarray(source.uses) == 1).all()
 
 
@@ -184,7 +185,7 @@ def test_an_empty_residual_falls_back_on_the_target(rule):
   law = random_laws(1, 3, 5)
   source = Script(jnp.array(False))
   result = apply(rule, law, chain([[1, 2]], law[:, :2]), source)
-  np.testing.assert_allclose(result.accept_probs, 1.0)
+  tolerance.assert_close(result.accept_probs, 1.0, tolerance.of_rule(5))
   assert result.next_token.tolist() == jnp.argmax(law[:, 0], axis=-1).tolist()
 
 
@@ -216,7 +217,7 @@ def test_typical_thresholds():
   rule = verify.typical(epsilon=0.3, delta=0.5)
   law = jnp.log(jnp.array([[[0.5, 0.5], [0.99, 0.01], [1.0, 0.0]]]))
   # Entropies log 2, 0.056 and 0: min(0.3, 0.25), 0.3, 0.3.
-  np.testing.assert_allclose(rule.thresholds(law), [[0.25, 0.3, 0.3]], atol=1e-6)
+  tolerance.assert_close(rule.thresholds(law), [[0.25, 0.3, 0.3]], tolerance.of_rule(2))
   result = apply(rule, law, chain([[1, 1]]), keys(1))
   assert result.num_accepted.tolist() == [1] and result.accept_probs.tolist() == [[1.0, 0.0]]
 
