@@ -14,6 +14,7 @@ from specjax import constraints
 from specjax import randomness
 from specjax import sampling
 from specjax import types
+from tests.support import tolerance
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 INF = np.inf
@@ -75,8 +76,9 @@ def _check_law(logits, **settings):
     row = {name: value[index[0]].item() for name, value in columns.items()}
     wanted = _reference_law(logits[index], **row)
     np.testing.assert_array_equal(found[index] > -INF, wanted > -INF, err_msg=str(row))
-    np.testing.assert_allclose(found[index], wanted, rtol=3e-6, atol=3e-6, err_msg=str(row))
-  np.testing.assert_allclose(np.exp(found).sum(-1), 1.0, atol=2e-6)
+    tolerated = tolerance.of_log_softmax(len(wanted), logits=wanted)
+    tolerance.assert_close(found[index], wanted, tolerated, str(row))
+  tolerance.assert_close(np.exp(found).sum(-1), 1.0, tolerance.of_rule(found.shape[-1]))
 
 
 class TestLaw:
@@ -137,7 +139,7 @@ class TestLaw:
         top_p=[1, 0.31, 1, 1],
         min_p=[0, 0, 1, 0.9],
     )
-    np.testing.assert_allclose(np.exp(found), [[0, 1 / 3, 1 / 3, 1 / 3]] * 4, atol=1e-6)
+    tolerance.assert_close(np.exp(found), [[0, 1 / 3, 1 / 3, 1 / 3]] * 4, tolerance.of_rule(4))
 
   def test_top_p_is_renormalised_after_top_k(self):
     # Of .4 .3 .2 .1, the two left by top-k have shares 4/7 and 3/7: the first is enough
@@ -155,12 +157,15 @@ class TestLaw:
     np.testing.assert_array_equal(found[0], [-INF, 0, -INF, -INF])
     # 1e-45 is not a normal number, on some processors zero: it is greedy on all.
     np.testing.assert_array_equal(found[1], found[0])
-    np.testing.assert_allclose(np.exp(found[2]), [0, 0.5, 0.5, 0])
-    np.testing.assert_allclose(found[3], jax.nn.log_softmax(jnp.array([1, 3, 3, -INF])), rtol=1e-6)
+    tolerance.assert_close(np.exp(found[2]), [0, 0.5, 0.5, 0], tolerance.of_rule(4))
+    logits = jnp.array([1, 3, 3, -INF])
+    tolerance.assert_close(
+        found[3], jax.nn.log_softmax(logits), tolerance.of_log_softmax(4, logits=logits)
+    )
 
   def test_no_temperature_is_too_large(self):
     found = _small_law([1, 300, 3, -INF], temperature=[1e20, 1e30, 1e36, 3e38])
-    np.testing.assert_allclose(np.exp(found), [[1 / 3, 1 / 3, 1 / 3, 0]] * 4, rtol=1e-6)
+    tolerance.assert_close(np.exp(found), [[1 / 3, 1 / 3, 1 / 3, 0]] * 4, tolerance.of_rule(4))
 
   def test_filters_that_keep_all_keep_what_is_unlikely(self):
     found = _small_law([0, -60, -80, -INF], top_k=[0, 2, 4, 9], top_p=[1, 0.5, 1, 1])
@@ -275,7 +280,10 @@ class TestControl:
           output[b] + PATHS[r][PATHS[r] >= 0].tolist(),
           *(PENALTIES[f'{name}_penalty'][b] for name in ('repetition', 'presence', 'frequency')),
       )
-      np.testing.assert_allclose(found[b, r], wanted, rtol=1e-5, atol=1e-6)
+      # A bias, a factor, a product and two differences, of the largest entry's size.
+      tolerance.assert_close(
+          found[b, r], wanted, tolerance.chained(5, size=tolerance.largest(wanted))
+      )
 
   def test_speculative_rows_equal_plain_decoding_bit_for_bit(self):
     logits, history, path, valid = _scene(seed=3)
@@ -453,7 +461,7 @@ class TestMake:
         dict(top_p=0.5, **PENALTIES),
     ):
       law = both(scene[0], sampling.make(batch_size=BATCH, **options), *scene[1:])
-      np.testing.assert_allclose(np.exp(law).sum(-1), 1, atol=1e-6)
+      tolerance.assert_close(np.exp(law).sum(-1), 1.0, tolerance.of_rule(VOCAB))
 
   @pytest.mark.parametrize(
       'options, message',
@@ -544,7 +552,9 @@ class TestSampler:
     tokens, law = _draw(sampler, logits, path, position)
     values = logits[0].copy()
     values[3] -= 2 * 0.5  # The path has token 3 twice.
-    np.testing.assert_allclose(law[0], jax.nn.log_softmax(values / 0.8), atol=1e-5)
+    tolerance.assert_close(
+        law[0], jax.nn.log_softmax(values / 0.8), tolerance.of_log_softmax(7, logits=values / 0.8)
+    )
     assert _chi_square(np.asarray(tokens), law[0]) < self.LIMIT
     assert _chi_square(np.asarray(tokens), jax.nn.log_softmax(values)) > 2 * self.LIMIT
 
@@ -605,7 +615,7 @@ class TestSampler:
     ))
     zeros = np.zeros([2], np.int32)
     token, law, after = draw(sampler, np.zeros([2, 7]), zeros[:, None], zeros)
-    np.testing.assert_allclose(np.exp(law), [[0.25, 0] * 3 + [0.25]] * 2, atol=1e-6)
+    tolerance.assert_close(np.exp(law), [[0.25, 0] * 3 + [0.25]] * 2, tolerance.of_rule(7))
     np.testing.assert_array_equal(token, [0, 0])
     assert after.source.calls == ((randomness.DRAFT, 3),)
 

@@ -20,6 +20,7 @@ from specjax import verify
 from specjax.analysis import costs
 from specjax.analysis import theory
 from tests.support import tiny_pair
+from tests.support import tolerance
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 
@@ -132,8 +133,8 @@ class TestForecasts:
       found = forecasts.predict(
           calibration, settings, [0.5] * 4, num_drafted=4, free_share=share
       )
-      assert found.num_drafted * found.draft_cost == pytest.approx(drafting)
-      assert found.speedup == pytest.approx(1.9375 / (1 + drafting))
+      assert found.num_drafted * found.draft_cost == tolerance.approx(drafting)
+      assert found.speedup == tolerance.approx(1.9375 / (1 + drafting))
 
   def test_what_is_predicted(self):
     assert forecasts.is_predicted(self.settings('tree_greedy'))
@@ -175,9 +176,9 @@ class TestMethods:
     outputs = [runner(method, prompts[:2], first=5), runner(method, [prompts[2], prompts[0]], 7)]
     rounds = sum(output.stats.rounds.sum() for output in outputs)
     accepted = sum(output.stats.decided_at.sum() for output in outputs)
-    assert theory.expected_tokens(found.rates, 3) == pytest.approx(1 + accepted / rounds)
+    assert theory.expected_tokens(found.rates, 3) == tolerance.approx(1 + accepted / rounds)
     drafted = sum(output.stats.drafted_at[:, :2].sum() for output in outputs)
-    assert found.num_drafted == pytest.approx(1 + drafted / rounds)
+    assert found.num_drafted == tolerance.approx(1 + drafted / rounds)
     assert 1 <= found.num_drafted <= 3
 
   def test_a_wrong_output_is_not_identical(self, loaded):

@@ -34,6 +34,7 @@ from specjax import models
 from specjax.analysis import traces
 from specjax.training import data
 from tests.support import tiny_folders
+from tests.support import tolerance
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -413,7 +414,7 @@ def test_a_draft_is_distilled_from_a_target(folder, tmp_path):
   assert models.load_config(model).num_layers == 1
   row = workdir_lib.read_rows(tmp_path / 'run')[-1]
   mixed = 0.9 * row['kl'] + 0.1 * row['cross_entropy']
-  assert row['loss'] == pytest.approx(mixed, rel=1e-5)
+  assert row['loss'] == tolerance.approx(mixed, roundings=64, dtype='float32')
   assert 0 < row['acceptance'] < 1 and 0 <= row['agreement'] <= 1
   assert models.load_tokenizer(model).to_str() == models.load_tokenizer(folder).to_str()
   assert 'Saved the model' in screen.file.getvalue()

@@ -30,6 +30,7 @@ from experiments.peers import tokenizer as tokenizer_lib
 from specjax import drafters
 from specjax import models
 from specjax import verify
+from tests.support import tolerance
 
 SHAPE = models.TransformerConfig(
     vocab_size=96, width=64, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=16, mlp_width=96
@@ -240,8 +241,8 @@ class TestLlamaCpp:
     run = llama_cpp.parse_plain(make_task(folder), 0, stdout=b' the end\n\n', stderr=COMPLETION)
     assert run.text == b' the end'
     assert (run.target_passes, run.timed_tokens) == (16, 15)
-    assert run.seconds == pytest.approx(0.52259 + 0.00062)
-    assert run.prefill_seconds == pytest.approx(0.26316)
+    assert run.seconds == tolerance.approx(0.52259 + 0.00062)
+    assert run.prefill_seconds == tolerance.approx(0.26316)
 
   def test_speculative(self, folder):
     run = llama_cpp.parse_speculative(
@@ -343,7 +344,7 @@ class TestRows:
     names = {field.name for field in dataclasses.fields(rows_lib.records.Record)}
     for row in rows.values():
       assert names < set(row)
-      assert row['new_tokens'] / row['seconds'] == pytest.approx(row['tokens_per_second'])
+      assert row['new_tokens'] / row['seconds'] == tolerance.approx(row['tokens_per_second'])
 
   def test_equal_passes(self, rows):
     assert rows['llama.cpp', 'model']['equal_passes'] is True
@@ -363,7 +364,7 @@ class TestRows:
     plain = 4 * (target.num_parameters - embedding)
     row = rows['specjax', 'none']
     assert row['weight_bytes_per_token'] == plain
-    assert row['gigabytes_per_second'] == pytest.approx(plain * 10 / 1e9)
+    assert row['gigabytes_per_second'] == tolerance.approx(plain * 10 / 1e9)
     both = plain + 4 * 4 * (draft.num_parameters - embedding)
     assert rows['specjax', 'model']['weight_bytes_per_token'] == both / 2
 

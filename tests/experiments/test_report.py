@@ -13,6 +13,7 @@ from experiments import charts
 from experiments import report
 from experiments import workdir as workdir_lib
 from tests.support import reports
+from tests.support import tolerance
 
 
 class Page(html.parser.HTMLParser):
@@ -142,9 +143,9 @@ class TestSweep:
     assert speed['series'][0]['low'] == [1.3, 1.3] and speed['series'][1]['dashed']
     assert plots['gain-along']['series'][0]['values'] == [4.0]
     assert plots['along-text']['series'][0]['values'] == [1.8, 1.2]
-    assert plots['accepted-lengths']['series'][0]['values'] == pytest.approx([30, 40, 30])
+    assert plots['accepted-lengths']['series'][0]['values'] == tolerance.approx([30, 40, 30])
     split = {series['name']: series['values'][0] for series in plots['round-split']['series']}
-    assert split == pytest.approx(dict(draft=1.0, verify=2.0, rest=0.5, measured=3.7))
+    assert split == tolerance.approx(dict(draft=1.0, verify=2.0, rest=0.5, measured=3.7))
 
   def test_drafters_are_compared_at_equal_cost(self):
     rows = [

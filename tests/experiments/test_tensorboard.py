@@ -3,13 +3,13 @@
 import pathlib
 import struct
 
-import pytest
 from tensorboardX.proto import event_pb2
 
 from experiments import report
 from experiments import tensorboard
 from experiments import workdir as workdir_lib
 from tests.support import reports
+from tests.support import tolerance
 
 
 def scalars(folder: pathlib.Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
@@ -26,7 +26,8 @@ def scalars(folder: pathlib.Path) -> dict[tuple[str, str], list[tuple[int, float
       content = content[16 + size :]
       for value in event.summary.value:
         key = str(path.parent.relative_to(folder)), value.tag
-        found.setdefault(key, []).append((event.step, pytest.approx(value.simple_value)))
+        point = tolerance.approx(value.simple_value, roundings=1, dtype='float32')
+        found.setdefault(key, []).append((event.step, point))
   return found
 
 

@@ -208,7 +208,7 @@ def test_a_70b_target_with_a_1b_head_traces_without_memory():
 
   target_module = Transformer(presets.get('Llama-3.1-70B'), jnp.bfloat16, jnp.bfloat16)
   config = heads.presets.eagle3('Llama-3.1-70B')
-  assert config.num_parameters == pytest.approx(1.05e9, rel=0.01)
+  assert round(config.num_parameters / 1e9, 2) == 1.05
   module = heads.EagleHead(config, jnp.bfloat16, jnp.bfloat16)
   batch, context = 2, 256
 

@@ -11,6 +11,7 @@ from specjax import models
 from specjax.sharding import chips
 from specjax.sharding import programs
 from specjax.sharding import roofline
+from tests.support import tolerance
 from tests.support import tpu_ahead
 
 
@@ -102,7 +103,7 @@ def test_a_heads_weights_and_cache_are_split_as_a_drafts():
   settings.target.num_layers = 1
   smaller = build_plan.row(settings, build_plan.case(settings, 'v5p:2x2x2'))
   # Three layers of cache, one of them the head's, and two: all of one size.
-  assert row['cache_bytes'] / smaller['cache_bytes'] == pytest.approx(3 / 2)
+  assert row['cache_bytes'] / smaller['cache_bytes'] == tolerance.approx(3 / 2)
 
 
 def test_collectives_are_read_from_a_programs_text():
@@ -136,11 +137,12 @@ def test_a_step_is_bound_by_reading_weights_and_then_by_computing():
   where = chips.slice_of('v5p:2x2x2')
   target = model('Llama-3.1-70B', where)
   one = roofline.step(target, where, batch_size=1, width=1, context=1)
-  assert one.read == pytest.approx(2 * 70.553706496e9 / 8 / 2765e9)
+  assert one.read == tolerance.approx(2 * 70.553706496e9 / 8 / 2765e9)
   assert one.seconds == one.read + one.collectives > one.compute
   many = roofline.step(target, where, batch_size=512, width=1, context=1)
   assert many.compute > many.read
-  assert many.compute == pytest.approx(2 * 70.553706496e9 / 8 * 512 / 459e12, rel=1e-3)
+  # The weights' products, and attention's own to a context of one: less than a thousandth.
+  assert 0 <= many.compute / (2 * 70.553706496e9 / 8 * 512 / 459e12) - 1 < 1e-3
 
 
 def test_speculation_pays_for_few_rows_and_not_for_many():

@@ -70,6 +70,8 @@ SHORT = {
     'sequence': [('eagle tree', 'greedy')],
     'fsdp': [('early exit', 'coupled')],
 }
+# Sizes of the target.
+TARGET = dict(num_layers=2, num_heads=8, num_kv_heads=2)
 # Rows grow beyond the first half of the cache's 64 slots: that is where `sequence` splits them.
 NEW_TOKENS, CACHE_LENGTH = 28, 48
 # Children by depth: two tokens behind the root, two behind the first, one more.
@@ -109,10 +111,9 @@ class Models:
     from tests.support import mesh_heads
     from tests.support import tiny
 
-    shape = dict(num_layers=2, num_heads=8, num_kv_heads=2)
-    self.target = tiny.model(0, **shape)
+    self.target = tiny.model(0, **TARGET)
     # The target's own first layer: what it drafts is accepted at times.
-    self.draft = tiny.model(0, **{**shape, 'num_layers': 1})
+    self.draft = tiny.model(0, **{**TARGET, 'num_layers': 1})
     self.prompts = tiny.PROMPTS
     self.hot_law = specjax.sampling.make(
         batch_size=len(self.prompts), temperature=0.9, top_p=0.95

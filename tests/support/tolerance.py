@@ -117,6 +117,15 @@ def of_logprobs(config, *, size, temperature=1.0, positions=64, dtype='float32')
   return 2 * of_logits(config, size=size, positions=positions, dtype=dtype) / temperature
 
 
+def of_loss(config, *, size, terms, positions=64, dtype='float32'):
+  """Of a mean over so many positions of log-probabilities by two programs.
+
+  What one is off by is another's by another sign: the mean is off by less, by the root of their
+  number.
+  """
+  return of_logprobs(config, size=size, positions=positions, dtype=dtype) / np.sqrt(terms)
+
+
 def largest(tree) -> float:
   """The largest finite size in a tree of arrays."""
   sizes = [np.abs(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)]
@@ -173,10 +182,14 @@ def assert_law(law, expected, message='') -> None:
 class Approx:
   """What `approx` returns; compares with `==`."""
 
+  __array_ufunc__ = None  # so that an array leaves the comparison to this class
+
   def __init__(self, expected, relative: float):
     self.expected, self.relative = expected, relative
 
   def __eq__(self, actual) -> bool:
+    if isinstance(actual, Approx):
+      actual = actual.expected
     leaves, shape = jax.tree.flatten(self.expected)
     others, other_shape = jax.tree.flatten(actual)
     if shape != other_shape:

@@ -18,6 +18,7 @@ from specjax.training import checkpoints
 from specjax.training import losses
 from specjax.training import optimizers
 from specjax.training import train
+from tests.support import tolerance
 from tests.support import toy_training
 
 
@@ -85,9 +86,15 @@ def test_gradient_accumulation_equals_the_big_batch(tmp_path, slices):
   options = dict(num_steps=5, optimizer=optax.sgd(1.0))
   whole, records = toy_training.fit(tmp_path / 'whole', **options)
   sliced, other = toy_training.fit(tmp_path / 'sliced', **options, gradient_accumulation=slices)
-  np.testing.assert_allclose(whole.params['table'], sliced.params['table'], atol=1e-6)
+  # Each of five steps takes off a mean over 32 positions; a token is a seventh of them, and as
+  # often the target.
+  terms = 5 * 4 * 8
+  tolerated = tolerance.of_sum(terms, size=2 / toy_training.VOCAB)
+  tolerance.assert_close(whole.params['table'], sliced.params['table'], tolerated)
   for name, value in records[-1].metrics.items():
-    assert other[-1].metrics[name] == pytest.approx(value, rel=1e-5)
+    assert other[-1].metrics[name] == tolerance.approx(
+        value, roundings=terms, dtype='float32'
+    )
 
 
 def test_a_bound_array_is_an_argument_of_the_step_not_a_constant(tmp_path):
@@ -195,18 +202,18 @@ def test_warmup_stable_decay():
   rate = optimizers.warmup_stable_decay(
       peak=1.0, num_steps=100, warmup_steps=10, decay_fraction=0.3
   )
-  assert float(rate(0)) == pytest.approx(0.1) and float(rate(10)) == 1.0
-  assert float(rate(69)) == 1.0 and float(rate(85)) == pytest.approx(0.5)
+  near = lambda value: tolerance.approx(value, roundings=4, dtype='float32')
+  assert float(rate(0)) == near(0.1) and float(rate(10)) == 1.0
+  assert float(rate(69)) == 1.0 and float(rate(85)) == near(0.5)
   assert float(rate(100)) == 0.0
 
 
 def test_losses_agree_with_their_definitions():
   target, draft = jax.random.normal(jax.random.key(1), (2, 3, 2, 5))
   p, q = np.asarray(jax.nn.softmax(target)), np.asarray(jax.nn.softmax(draft))
-  np.testing.assert_allclose(losses.forward_kl(target, target), 0.0, atol=1e-6)
-  np.testing.assert_allclose(
-      losses.forward_kl(target, draft), (p * np.log(p / q)).sum(-1).mean(), rtol=1e-5
+  close = lambda found, wanted: tolerance.assert_close(
+      found, wanted, tolerance.of_probs(5, logits=(target, draft), probs=wanted)
   )
-  np.testing.assert_allclose(
-      losses.acceptance(target, draft), 1 - 0.5 * np.abs(p - q).sum(-1).mean(), rtol=1e-5
-  )
+  close(losses.forward_kl(target, target), 0.0)
+  close(losses.forward_kl(target, draft), (p * np.log(p / q)).sum(-1).mean())
+  close(losses.acceptance(target, draft), 1 - 0.5 * np.abs(p - q).sum(-1).mean())
