@@ -8,7 +8,9 @@ import tempfile
 import jax
 import pytest
 
-from tests.support import short_run
+# So that their asserts say what was compared, as those of tests do.
+pytest.register_assert_rewrite('tests.support')
+from tests.support import short_run  # noqa: E402
 
 _CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
 

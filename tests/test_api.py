@@ -3,56 +3,48 @@
 import pathlib
 import re
 
-from absl.testing import absltest
 
 import specjax
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-class ApiTest(absltest.TestCase):
+class TestApi:
 
   def test_public_names(self):
-    self.assertEqual(
-        specjax.__all__,
-        [
-            'GenerateOutput',
-            'analysis',
-            'decode',
-            'drafters',
-            'generate',
-            'heads',
-            'models',
-            'sampling',
-            'stream',
-            'testing',
-            'verify',
-            'zoo',
-        ],
-    )
+    assert specjax.__all__ == [
+        'GenerateOutput',
+        'analysis',
+        'decode',
+        'drafters',
+        'generate',
+        'heads',
+        'models',
+        'sampling',
+        'stream',
+        'testing',
+        'verify',
+        'zoo',
+    ]
     for name in specjax.__all__:
-      self.assertTrue(hasattr(specjax, name), name)
+      assert hasattr(specjax, name), name
 
   def test_names_that_users_rely_on(self):
     rules = ('greedy', 'rejection', 'block', 'coupled', 'typical')
     for name in (*rules, 'recursive', 'k_sequential', 'traversal'):
-      self.assertEqual(getattr(specjax.verify, name)().lossless, name != 'typical')
+      assert getattr(specjax.verify, name)().lossless == (name != 'typical')
     names = ('combined', 'dynamic_tree', 'eagle', 'early_exit', 'medusa', 'model', 'model_tree')
     more = ('ngram', 'plain', 'static_tree', 'suffix', 'synthetic', 'translate')
     for name in (*names, *more):
-      self.assertTrue(callable(getattr(specjax.drafters, name)))
-    self.assertTrue(callable(specjax.models.load_hf))
+      assert callable(getattr(specjax.drafters, name))
+    assert callable(specjax.models.load_hf)
 
   def test_the_readmes_example_runs(self):
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
     example = re.search(r'```python\n(.*?)```', text, re.DOTALL).group(1)
-    self.assertIn('specjax.generate(', example)
+    assert 'specjax.generate(' in example
     # Fewer tokens, so that the test is short; the rest as printed.
     names = {}
     exec(example.replace('max_new_tokens=64', 'max_new_tokens=8'), names)
-    self.assertEqual(names['output'].num_new_tokens, 8)
-    self.assertIsInstance(names['output'].texts[0], str)
-
-
-if __name__ == '__main__':
-  absltest.main()
+    assert names['output'].num_new_tokens == 8
+    assert isinstance(names['output'].texts[0], str)

@@ -2,9 +2,8 @@
 
 import collections
 import dataclasses
+from unittest import mock
 
-from absl.testing import absltest
-from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
@@ -26,7 +25,9 @@ from specjax.kernels.accept import streams
 from specjax.kernels.accept import xla
 from specjax.models import LanguageModel
 from tests.support import accept_suite
+from tests.support import exact_laws
 from tests.support import tiny
+from tests.support import tolerance
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 
@@ -36,7 +37,7 @@ RULES = {
 }
 
 
-class XlaTest(accept_suite.AcceptSuite):
+class TestXla(accept_suite.AcceptSuite):
   """`implementation='xla'`."""
 
   IMPLEMENTATION = 'xla'
@@ -46,17 +47,17 @@ class XlaTest(accept_suite.AcceptSuite):
   RULES = ('rejection', 'block')
 
 
-class DefinitionTest(parameterized.TestCase):
+class TestDefinition:
 
-  @parameterized.parameters(32_000, 128_256, 151_936, 262_144, 7)
+  @pytest.mark.parametrize('vocab_size', [32_000, 128_256, 151_936, 262_144, 7])
   def test_tiles_do_not_cross_shards(self, vocab_size):
     tile = base.tile_size(vocab_size)
     for shards in (2, 4, 8, 16):
       if vocab_size % shards == 0:
-        self.assertEqual(vocab_size // shards % tile, 0)
-    self.assertLess(tile, 4097)
+        assert vocab_size // shards % tile == 0
+    assert tile < 4097
 
-  @parameterized.parameters(1, 2, 3, 7, 16, 63, 64)
+  @pytest.mark.parametrize('size', [1, 2, 3, 7, 16, 63, 64])
   def test_sums_by_halves(self, size):
     values = np.random.default_rng(0).integers(0, 100, (3, size)).astype(np.float32)
     found = streams.ordered_sum(jnp.asarray(values))
@@ -65,9 +66,9 @@ class DefinitionTest(parameterized.TestCase):
   def test_a_draw_never_takes_a_token_without_weight(self):
     weights = jnp.array([[0.0, 0.5, 0.0, 0.5, 0.0]] * 4)
     goals = jnp.array([0.0, 0.5, 1.0, 1.1])
-    self.assertEqual(streams.pick(weights, goals).tolist(), [1, 3, 3, 3])
+    assert streams.pick(weights, goals).tolist() == [1, 3, 3, 3]
 
-  @parameterized.parameters('rejection', 'block')
+  @pytest.mark.parametrize('rule', ['rejection', 'block'])
   def test_law_in_the_engine(self, rule):
     """Enumerated through the op's own definition, by the engine's round; see test_lossless."""
     target, draft = testing.table_model(seed=1), testing.table_model(seed=9)
@@ -87,9 +88,9 @@ class DefinitionTest(parameterized.TestCase):
           sampling=sampling, max_new_tokens=3,
       )
       for law, right in zip(laws, expected):
-        self.assertLess(testing.max_difference(law, right), 1e-6)
+        tolerance.assert_law(law, right)
 
-  @parameterized.parameters('with_replacement', 'without_replacement', 'rank')
+  @pytest.mark.parametrize('siblings', ['with_replacement', 'without_replacement', 'rank'])
   def test_law_of_trees_in_the_engine(self, siblings):
     target, draft = testing.table_model(seed=1), testing.table_model(seed=9)
     drafter = drafters.model_tree(draft, tree=[(0,), (1,), (0, 0)], siblings=siblings)
@@ -101,7 +102,7 @@ class DefinitionTest(parameterized.TestCase):
         sampling=sampling, max_new_tokens=3,
     )
     for law, right in zip(laws, expected):
-      self.assertLess(testing.max_difference(law, right), 1e-6)
+      tolerance.assert_law(law, right)
 
   def test_the_enumeration_sees_a_fault_of_the_op(self):
     """A residual that forgets the draft's law."""
@@ -112,16 +113,16 @@ class DefinitionTest(parameterized.TestCase):
         return super().finish(inputs, scan, draw.or_target(draw.scale >= 0), source)
 
     target, draft = testing.table_model(seed=1), testing.table_model(seed=9)
-    with absltest.mock.patch.object(xla, 'Xla', Faulty):
+    with mock.patch.object(xla, 'Xla', Faulty):
       law, = testing.output_law(
           target, [(0, 1, 0)], rule=accept_lib.through(verify.rejection(), 'xla'),
           # K = 1: a program that no other test has compiled.
           drafter=drafters.model(draft, num_speculative_tokens=1), max_new_tokens=2,
       )
     right, = testing.plain_law(target, [(0, 1, 0)], max_new_tokens=2)
-    self.assertGreater(testing.max_difference(law, right), 1e-3)
+    assert testing.max_difference(law, right) > exact_laws.SEEN
 
-  @parameterized.parameters(*RULES)
+  @pytest.mark.parametrize('name', [*RULES])
   def test_same_tokens_in_the_engine(self, name):
     """Through the op and by the rule's own definition, over many rounds."""
     settings = sampling_lib.make(batch_size=4, **SETTINGS)
@@ -140,7 +141,7 @@ class DefinitionTest(parameterized.TestCase):
     ]
     np.testing.assert_array_equal(outputs[0].tokens, outputs[1].tokens)
     np.testing.assert_array_equal(outputs[0].stats.accepted, outputs[1].stats.accepted)
-    self.assertGreater(int(outputs[0].stats.accepted.sum()), 3)
+    assert int(outputs[0].stats.accepted.sum()) > 3
 
   def test_trees_in_the_engine(self):
     plain = generation.decode(
@@ -154,53 +155,51 @@ class DefinitionTest(parameterized.TestCase):
         rule=accept_lib.through(verify.coupled(), 'xla'),
     )
     np.testing.assert_array_equal(plain.tokens, through.tokens)
-    self.assertGreater(int(through.stats.accepted.sum()), 10)
+    assert int(through.stats.accepted.sum()) > 10
 
 
 SETTINGS = dict(temperature=[1.0, 0.7, 0.0, 1.0], top_k=[0, 0, 0, 9], top_p=[1.0, 0.9, 1.0, 1.0])
 
 
-class DefaultTest(parameterized.TestCase):
+class TestDefault:
 
   def test_by_default(self):
     rule = verify.block()
     choose = accept_rule.by_default
-    self.assertIs(choose(rule, vocab_size=32_000), rule)
-    self.assertEqual(choose(rule, vocab_size=32_768), accept_lib.through(rule, 'xla'))
+    assert choose(rule, vocab_size=32_000) is rule
+    assert choose(rule, vocab_size=32_768) == accept_lib.through(rule, 'xla')
     explicit = accept_lib.through(rule, 'xla')
-    self.assertIs(choose(explicit, vocab_size=7), explicit)
-    self.assertEqual(choose(verify.typical(), vocab_size=10**6), verify.typical())
+    assert choose(explicit, vocab_size=7) is explicit
+    assert choose(verify.typical(), vocab_size=10**6) == verify.typical()
 
-  @parameterized.parameters(
+  @pytest.mark.parametrize('platform, capability, kind, wanted', [
       # An unproven kernel is no default on GPUs; one of a proven kind is, from Hopper on.
       ('tpu', None, 'TPU v5e', 'mosaic_tpu'), ('gpu', '9.0', 'NVIDIA H200', 'xla'),
       ('gpu', '10.0', 'NVIDIA B200', 'xla'), ('gpu', '9.0', 'proven', 'mosaic_gpu'),
       ('gpu', '10.0', 'proven', 'mosaic_gpu'), ('gpu', '8.0', 'proven', 'xla'),
       ('gpu', 'gfx942', 'proven', 'xla'), ('cpu', None, 'cpu', 'xla'),
-  )
-  def test_the_best_for_a_device(self, platform, capability, kind, wanted):
-    device = absltest.mock.Mock(
-        platform=platform, compute_capability=capability, device_kind=kind
-    )
-    self.enter_context(absltest.mock.patch.object(api, 'PROVEN_GPUS', ('proven',)))
-    self.assertEqual(api.best(device), wanted)
-    with absltest.mock.patch.object(jax, 'devices', return_value=[device]):
-      self.assertEqual(api.best(), wanted)
+  ])
+  def test_the_best_for_a_device(self, platform, capability, kind, wanted, monkeypatch):
+    device = mock.Mock(platform=platform, compute_capability=capability, device_kind=kind)
+    monkeypatch.setattr(api, 'PROVEN_GPUS', ('proven',))
+    assert api.best(device) == wanted
+    with mock.patch.object(jax, 'devices', return_value=[device]):
+      assert api.best() == wanted
       # Small vocabularies too, but on CPUs: there what is written in `verify` is faster.
       rule = accept_rule.by_default(verify.block(), vocab_size=64)
     chosen = verify.block() if platform == 'cpu' else accept_lib.through(verify.block(), wanted)
-    self.assertEqual(rule, chosen)
+    assert rule == chosen
 
-  @parameterized.parameters('mosaic_tpu', 'mosaic_gpu')
+  @pytest.mark.parametrize('implementation', ['mosaic_tpu', 'mosaic_gpu'])
   def test_the_engine_takes_it(self, implementation):
     """What `generate` hands to its loop; that loop through the kernels is the kernels' test."""
     request = generation.Request(
         drafter=drafters.ngram(num_speculative_tokens=3), rule=verify.coupled(), max_new_tokens=4
     )
-    with absltest.mock.patch.object(api, 'best', return_value=implementation):
+    with mock.patch.object(api, 'best', return_value=implementation):
       setup, *_ = generation.prepare(tiny.model(0, num_layers=1), tiny.PROMPTS, request)
-    self.assertEqual(setup.rule.implementation, implementation)
-    self.assertTrue(setup.rule.is_chain)
+    assert setup.rule.implementation == implementation
+    assert setup.rule.is_chain
 
   def test_on_a_mesh(self):
     mesh = AbstractMesh((2, 4), ('data', 'model'))
@@ -210,15 +209,14 @@ class DefaultTest(parameterized.TestCase):
             rule, vocab_size=vocab_size, layout=layout, batch_size=batch_size
         )
     )
-    self.assertEqual(choose(layout('model')), accept_lib.through(
-        verify.block(), 'xla', accept_lib.Split(mesh, ('model',), ('data',))
-    ))
+    split = accept_lib.Split(mesh, ('model',), ('data',))
+    assert choose(layout('model')) == accept_lib.through(verify.block(), 'xla', split)
     # Not split, or not into whole tiles or rows: the rules as written reduce in place.
-    self.assertEqual(choose(layout()), verify.block())
-    self.assertEqual(choose(layout('data')), verify.block())
-    self.assertEqual(choose(layout('model'), vocab_size=128_258), verify.block())
-    self.assertEqual(choose(layout('model'), batch_size=3), verify.block())
-    self.assertEqual(choose(layout('model'), rule=verify.recursive()), verify.recursive())
+    assert choose(layout()) == verify.block()
+    assert choose(layout('data')) == verify.block()
+    assert choose(layout('model'), vocab_size=128_258) == verify.block()
+    assert choose(layout('model'), batch_size=3) == verify.block()
+    assert choose(layout('model'), rule=verify.recursive()) == verify.recursive()
 
   def test_a_class_of_ones_own_is_left_alone(self):
 
@@ -226,10 +224,10 @@ class DefaultTest(parameterized.TestCase):
     class Own(type(verify.block())):
       pass
 
-    self.assertEqual(accept_rule.by_default(Own(), vocab_size=10**6), Own())
+    assert accept_rule.by_default(Own(), vocab_size=10**6) == Own()
 
 
-class RefusalTest(parameterized.TestCase):
+class TestRefusal:
 
   def accept(self, **changes):
     case = accept_suite.random_case(2, 3, 7)
@@ -243,7 +241,7 @@ class RefusalTest(parameterized.TestCase):
     target, tokens = arguments.pop('target_logits'), arguments.pop('draft_tokens')
     return accept_lib.accept(target, tokens, **arguments)
 
-  @parameterized.parameters(
+  @pytest.mark.parametrize('changes, message', [
       (dict(rule='typical'), 'rule must be one of'),
       (dict(implementation='triton'), 'implementation must be one of'),
       (dict(target_logits=jnp.zeros((2, 4, 7))), r'must be flat, \[B \* \(K \+ 1\), V\]'),
@@ -257,19 +255,19 @@ class RefusalTest(parameterized.TestCase):
       (dict(parents=jnp.zeros((2, 3), jnp.int32)), 'verifies chains'),
       (dict(sampling=sampling_lib.make(batch_size=3)), '3 sequences, draft_tokens has 2'),
       (dict(draft_tokens=jnp.zeros((3,), jnp.int32)), r'must be \[B, K\]'),
-  )
+  ])
   def test_refuses(self, changes, message):
-    with self.assertRaisesRegex(ValueError, message):
+    with pytest.raises(ValueError, match=message):
       self.accept(**changes)
 
   def test_through_knows_its_rules(self):
-    with self.assertRaisesRegex(ValueError, 'The op knows the rules'):
+    with pytest.raises(ValueError, match='The op knows the rules'):
       accept_lib.through(verify.typical(), 'xla')
-    with self.assertRaisesRegex(ValueError, 'implementation must be one of'):
+    with pytest.raises(ValueError, match='implementation must be one of'):
       accept_lib.through(verify.block(), 'cuda')
 
 
-class NoiseTest(absltest.TestCase):
+class TestNoise:
   """The shorter function at the end of coupled noise."""
 
   def winners(self, tokens):
@@ -286,7 +284,7 @@ class NoiseTest(absltest.TestCase):
         counts = collections.Counter(map(tuple, values.tolist()))
         keys = [k for k in np.ndindex(*(8,) * values.shape[1])]
         test = testing.chi_square(counts, {key: 1 / cells for key in keys})
-        self.assertGreater(test.p_value, 1e-3)
+        assert test.p_value > 1e-3
 
   def test_bits_flip_bits(self):
     """Each bit of the counter flips every bit of the result about half of the time."""
@@ -296,8 +294,4 @@ class NoiseTest(absltest.TestCase):
     for bit in range(18):
       changed = np.asarray(plain ^ randomness.mix(first, second, counter ^ jnp.uint32(1 << bit)))
       shares = ((changed[:, None] >> np.arange(9, 32, dtype=np.uint32)) & 1).mean(axis=0)
-      self.assertLess(np.abs(shares - 0.5).max(), 0.025)
-
-
-if __name__ == '__main__':
-  absltest.main()
+      assert np.abs(shares - 0.5).max() < 0.025

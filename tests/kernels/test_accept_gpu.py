@@ -4,9 +4,8 @@ What lowers may still fail to compile or run; `scripts/check_accept_gpu.py` is f
 """
 
 import functools
+from unittest import mock
 
-from absl.testing import absltest
-from absl.testing import parameterized
 import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -27,45 +26,44 @@ HAS_INTERPRETER = hasattr(plgpu, 'InterpretGPUParams')  # from JAX 0.12 on
 
 if HAS_INTERPRETER:
 
-  class MosaicGpuTest(accept_suite.AcceptSuite):
+  class TestMosaicGpu(accept_suite.AcceptSuite):
     """`implementation='mosaic_gpu'`, interpreted, with races looked for."""
 
     IMPLEMENTATION = 'mosaic_gpu'
     # Three blocks, the last one begins inside the second; tests with 7 fill one up.
     VOCABULARIES = (1100,)
 
-    def setUp(self):
-      super().setUp()
-      self.enter_context(absltest.mock.patch.object(mosaic_gpu, 'BLOCK', 512))
-      self.enter_context(plgpu.force_gpu_interpret_mode(
-          plgpu.InterpretGPUParams(detect_races=True)
-      ))
-      self.calls = self.enter_context(absltest.mock.patch.object(
-          mosaic_gpu.plgpu, 'kernel', wraps=plgpu.kernel
-      ))
+    @pytest.fixture(autouse=True)
+    def interpreted(self):
+      with (
+          mock.patch.object(mosaic_gpu, 'BLOCK', 512),
+          plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)),
+          mock.patch.object(mosaic_gpu.plgpu, 'kernel', wraps=plgpu.kernel) as self.calls,
+      ):
+        yield
 
     def op(self, case, rule, *args, **options):
       found = super().op(case, rule, *args, **options)
       key = (rule, case.shape, case.draft is None, str(options))
       # A program that was compiled before is not traced again.
-      RAN.add(key) if self.calls.called else self.assertIn(key, RAN)
+      assert self.calls.called or key in RAN
+      RAN.add(key)
       return found
 
-    @parameterized.parameters('rejection', 'block', 'coupled')
+    @pytest.mark.parametrize('name', ['rejection', 'block', 'coupled'])
     def test_same_tokens_in_the_engine(self, name):
-      accept_suite.check_engine(self, name, 'mosaic_gpu')
-      self.assertTrue(self.calls.called)
+      accept_suite.check_engine(name, 'mosaic_gpu')
+      assert self.calls.called
 
 
 RAN: set = set()
 
 
-class GpuTest(parameterized.TestCase):
+class TestGpu:
 
-  @parameterized.product(
-      rule=('rejection', 'block', 'coupled', 'greedy'), vocab_size=(128_256, 50_257),
-      dtype=('float32', 'bfloat16'),
-  )
+  @pytest.mark.parametrize('rule', ('rejection', 'block', 'coupled', 'greedy'))
+  @pytest.mark.parametrize('vocab_size', (128_256, 50_257))
+  @pytest.mark.parametrize('dtype', ('float32', 'bfloat16'))
   def test_lowers_for_an_h100(self, rule, vocab_size, dtype):
     batch, size = 2, 4
     of = jax.ShapeDtypeStruct
@@ -84,7 +82,7 @@ class GpuTest(parameterized.TestCase):
           sampling_lib.make(batch_size=batch),
           of((batch * size, vocab_size), jnp.dtype(dtype)) if with_draft else None,
       ).lower(lowering_platforms=('cuda',))
-    self.assertIn('mosaic_gpu', lowered.as_text())
+    assert 'mosaic_gpu' in lowered.as_text()
 
 
 def ahead(target, tokens, numbers, sampling, draft, *, rule):
@@ -92,7 +90,3 @@ def ahead(target, tokens, numbers, sampling, draft, *, rule):
       target, tokens, rule=rule, numbers=numbers, sampling=sampling, draft_logits=draft,
       implementation='mosaic_gpu',
   )
-
-
-if __name__ == '__main__':
-  absltest.main()

@@ -6,12 +6,11 @@ import re
 import subprocess
 import sys
 
-from absl.testing import absltest
-from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+import pytest
 
 from specjax import sampling as sampling_lib
 from specjax.kernels import accept as accept_lib
@@ -20,34 +19,34 @@ from tests.support import accept_on_eight
 from tests.support import tpu_ahead
 
 
-class ShardedTest(parameterized.TestCase):
+class TestSharded:
 
-  @parameterized.parameters(
+  @pytest.mark.parametrize('function, message', [
       # Decisions exactly, log-probabilities to an ulp or two, for all rules and settings.
       ('compare_with_one_device', 'eight equal one'),
       ('compare_engines', 'engines agree'),
-  )
+  ])
   def test_eight_devices_equal_one(self, function, message):
     environment = dict(os.environ, JAX_NUM_CPU_DEVICES='8', JAX_PLATFORMS='cpu')
     found = subprocess.run(
         [sys.executable, '-m', 'tests.support.accept_on_eight', function],
         env=environment, capture_output=True, text=True, check=False,
     )
-    self.assertEqual(found.returncode, 0, found.stderr[-3000:])
-    self.assertIn(message, found.stdout)
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert message in found.stdout
 
   def test_what_does_not_split_is_refused(self):
     split = accept_lib.Split(AbstractMesh((2, 8), ('data', 'model')), 'model', 'data')
-    self.assertIsNone(split.refusal(batch_size=2, vocab_size=128_256))
-    self.assertIn('does not split into 8', split.refusal(batch_size=2, vocab_size=128_250))
-    self.assertIn('3 sequences', split.refusal(batch_size=3, vocab_size=128_256))
-    with self.assertRaisesRegex(ValueError, 'decided by xla on every shard'):
+    assert split.refusal(batch_size=2, vocab_size=128_256) is None
+    assert 'does not split into 8' in split.refusal(batch_size=2, vocab_size=128_250)
+    assert '3 sequences' in split.refusal(batch_size=3, vocab_size=128_256)
+    with pytest.raises(ValueError, match='decided by xla on every shard'):
       accept_lib.accept(
           jnp.zeros((4, 640)), jnp.zeros((2, 1), jnp.int32), rule='greedy',
           sampling=sampling_lib.make(batch_size=2), split=split, implementation='mosaic_tpu',
       )
 
-  @parameterized.parameters('rejection', 'block', 'coupled')
+  @pytest.mark.parametrize('rule', ['rejection', 'block', 'coupled'])
   def test_nothing_as_wide_as_the_vocabulary_crosses_chips(self, rule):
     """The text that the TPU's compiler makes, at a real size."""
     batch, size, vocab_size = 4, 4, 128_256
@@ -75,10 +74,10 @@ class ShardedTest(parameterized.TestCase):
     ).compile().as_text()
     sizes = collective_sizes(text)
     tiles = vocab_size // base.tile_size(vocab_size)
-    self.assertNotEmpty(sizes)
+    assert sizes
     # All rows' masses at once is the most that is gathered.
-    self.assertLessEqual(max(sizes), batch * (2 * size + 1) * tiles)
-    self.assertLess(max(sizes), vocab_size // 8)
+    assert max(sizes) <= batch * (2 * size + 1) * tiles
+    assert max(sizes) < vocab_size // 8
 
 
 def collective_sizes(text: str) -> list[int]:
@@ -93,7 +92,3 @@ def collective_sizes(text: str) -> list[int]:
       shapes = re.findall(r'\w+\[([\d,]*)\]', found.group(1))
       sizes += [int(np.prod([int(d) for d in x.split(',') if d] or [1])) for x in shapes]
   return sizes
-
-
-if __name__ == '__main__':
-  absltest.main()

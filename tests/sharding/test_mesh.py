@@ -28,7 +28,6 @@ def tolerated() -> float:
   return tolerance.of_logprobs(target.module.config, size=tolerance.largest(logits))
 
 
-
 @functools.cache
 def results():
   with tempfile.TemporaryDirectory() as folder:

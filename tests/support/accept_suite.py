@@ -1,19 +1,19 @@
 """The suite that every implementation of the acceptance op inherits.
 
-A subclass says which implementation it is, `IMPLEMENTATION`, and proves in `assert_ran` that
-it was this one that ran. Laws are those of an independent float64 computation: kernels hide
-their probabilities, so the op is evaluated at the midpoint of every cell between the law's
+A subclass, which pytest collects, says which implementation it is, `IMPLEMENTATION`, and proves
+in `op` that it was this one that ran. Laws are those of an independent float64 computation:
+kernels hide their probabilities, so the op is evaluated at the midpoint of every cell between the law's
 breakpoints, and 1e-5 on either side of each.
 """
 
 import dataclasses
 import functools
 
-from absl.testing import parameterized
 from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from specjax import drafters
 from specjax import generation
@@ -24,6 +24,7 @@ from specjax import verify
 from specjax.kernels import accept as accept_lib
 from specjax.models import LanguageModel
 from tests.support import tiny
+from tests.support import tolerance
 
 STEP = 1e-5
 
@@ -140,21 +141,8 @@ def decide(flips, probs, valid, rule):
   return int(max([j + 1 for j in range(len(kept)) if kept[j]], default=0))
 
 
-def for_rules(test):
-  """Runs a test for each of the class's `RULES`."""
-
-  @functools.wraps(test)
-  def run(self):
-    for rule in self.RULES:
-      with self.subTest(rule):
-        test(self, rule)
-
-  del run.__wrapped__  # so that nobody asks for an argument
-  return run
-
-
-class AcceptSuite(parameterized.TestCase):
-  """Inherited by one class an implementation."""
+class AcceptSuite:
+  """Inherited by one class for each implementation; an argument `own_rule` is each of `RULES`."""
 
   IMPLEMENTATION = None
   # Interpreted kernels are slow: vocabularies that end inside a tile, at its end and at 7.
@@ -162,6 +150,10 @@ class AcceptSuite(parameterized.TestCase):
   KINDS = ('logits',)
   # Kernels do no less for the block rule than for the rejection rule.
   RULES = ('block',)
+
+  def pytest_generate_tests(self, metafunc):
+    if 'own_rule' in metafunc.fixturenames:
+      metafunc.parametrize('own_rule', self.RULES)
 
   def op(self, case: Case, rule: str, numbers, *, is_law=False, dtype=None, parents=None):
     """Runs the op on a case; draft logits as laws where `is_law`."""
@@ -190,26 +182,37 @@ class AcceptSuite(parameterized.TestCase):
     positions = 5 + jnp.broadcast_to(jnp.arange(size + 1, dtype=jnp.int32), (batch, size + 1))
     return accept_lib.Noise(randomness.row_keys(jnp.arange(batch)), positions)
 
-  def check_rows(self, case, rule, found, numbers, *, tolerance=2e-5):
-    """Every row of a result against the float64 law, whatever its numbers were."""
+  def check_rows(self, case, rule, found, numbers, *, off=None):
+    """Every row of a result against the float64 law, whatever its numbers were.
+
+    A draw may be `off` by as much at the ends of its token's cell: by default what rounding does.
+    """
+    if off is None:
+      off = float(tolerance.of_probs(case.shape[-1], logits=self.scaled(case)))
     flips, following = np.asarray(numbers.flips), np.asarray(numbers.next_token)
     lengths = []
     for row in range(case.shape[0]):
       probs, laws = reference(case, rule, row)
       valid = np.ones(case.shape[1], bool) if case.valid is None else case.valid[row]
       near = np.abs(flips[row] - probs)[valid].min(initial=1.0)
-      self.assertGreater(near, 1e-6, 'a number lies on a breakpoint: take another seed')
+      assert near > STEP / 10, 'a number lies on a breakpoint: take another seed'
       count = decide(flips[row], probs, valid, rule)
-      self.assertEqual(found.num_accepted[row], count, (rule, row, probs, flips[row]))
+      assert found.num_accepted[row] == count, (rule, row, probs, flips[row])
       ends = np.cumsum(laws[count])
       token, number = found.next_token[row], following[row, count]
       low = ends[token - 1] if token else 0.0
-      self.assertGreater(laws[count][token], 0.0, (rule, row))
-      self.assertBetween(number, low - tolerance, ends[token] + tolerance, (rule, row, token))
-      self.assertEqual(found.is_bonus[row], count == np.cumprod(valid).sum())
+      assert laws[count][token] > 0.0, (rule, row)
+      assert low - off <= number <= ends[token] + off, (rule, row, token)
+      assert found.is_bonus[row] == (count == np.cumprod(valid).sum())
       self.check_log_probs(case, found, row)
       lengths.append(count)
     return lengths
+
+  def scaled(self, case):
+    """The target's logits as the softmax takes them; greedy rows have none."""
+    temperature = np.asarray(case.settings.get('temperature', np.ones(case.shape[0])))
+    finite = np.where(np.isfinite(case.target), case.target, 0.0).astype(np.float64)
+    return finite / np.where(temperature > 0, temperature, np.inf)[:, None, None]
 
   def check_log_probs(self, case, found, row):
     settings = {name: value[row] for name, value in case.settings.items()}
@@ -217,36 +220,37 @@ class AcceptSuite(parameterized.TestCase):
     emitted = [*case.tokens[row][:count], found.next_token[row]]
     for j, token in enumerate(emitted):
       prob = law64(case.target[row, j], **settings)[token]
-      np.testing.assert_allclose(np.exp(found.log_probs[row, j]), prob, rtol=2e-4, atol=1e-7)
+      tolerated = tolerance.of_probs(
+          case.shape[-1], logits=self.scaled(case)[row, j], probs=prob
+      )
+      tolerance.assert_close(np.exp(found.log_probs[row, j]), prob, tolerated)
     np.testing.assert_array_equal(found.log_probs[row, count + 1 :], 0.0)
 
-  @for_rules
-  def test_mixed_settings(self, rule):
+  def test_mixed_settings(self, own_rule):
     lengths = []
     for kind in self.KINDS:
       for vocab_size in self.VOCABULARIES:
         case = random_case(6, 3, vocab_size, seed=3, one_hot=kind == 'one_hot', **MIXED)
         numbers = self.uniforms(6, 3)
-        found = self.op(case, rule, numbers, is_law=kind == 'law')
-        lengths += self.check_rows(case, rule, found, numbers)
-    self.assertGreater(len(set(lengths)), 1)
+        found = self.op(case, own_rule, numbers, is_law=kind == 'law')
+        lengths += self.check_rows(case, own_rule, found, numbers)
+    assert len(set(lengths)) > 1
 
-  @for_rules
-  def test_law_at_every_breakpoint(self, rule):
+  def test_law_at_every_breakpoint(self, own_rule):
     """Flips a hair below and above each probability; draws in, and a hair off, every cell."""
     case = random_case(1, 2, 7, seed=5)
-    probs, laws = reference(case, rule, 0)
+    probs, laws = reference(case, own_rule, 0)
     points = []
     for j, prob in enumerate(probs):
       for number in (prob / 2, prob - STEP, prob + STEP, (1 + prob) / 2):
         if 0 < number < 1:
           flips = np.full(2, 0.999999)
-          flips[:j] = 1e-6 if rule == 'rejection' else 0.999999
+          flips[:j] = 1e-6 if own_rule == 'rejection' else 0.999999
           flips[j] = number
           points.append((flips, np.full(3, 0.37)))
     for count in range(3):
       flips = np.where(np.arange(2) < count, 1e-6, 0.999999)
-      if decide(flips, probs, np.ones(2, bool), rule) != count:
+      if decide(flips, probs, np.ones(2, bool), own_rule) != count:
         continue
       ends = np.concatenate([[0.0], np.cumsum(laws[count])])
       numbers = [*((ends[1:] + ends[:-1]) / 2), *(ends[1:-1] - STEP), *(ends[1:-1] + STEP)]
@@ -255,11 +259,10 @@ class AcceptSuite(parameterized.TestCase):
     points += [points[0]] * (-len(points) % 32)
     flips, following = (np.asarray(x, np.float32) for x in zip(*points))
     numbers = accept_lib.Uniforms(jnp.asarray(flips), jnp.asarray(following))
-    found = self.op(case.repeat(len(points)), rule, numbers)
-    self.check_rows(case.repeat(len(points)), rule, found, numbers, tolerance=STEP / 2)
+    found = self.op(case.repeat(len(points)), own_rule, numbers)
+    self.check_rows(case.repeat(len(points)), own_rule, found, numbers, off=STEP / 2)
 
-  @for_rules
-  def test_impossible_tokens(self, rule):
+  def test_impossible_tokens(self, own_rule):
     """Target and draft exclude tokens with -inf, and give all mass to some with +inf."""
     case = random_case(6, 2, 7, seed=8)
     case.target[0, :, :4] = -np.inf  # drafts of the first four are refused
@@ -275,36 +278,34 @@ class AcceptSuite(parameterized.TestCase):
     case.tokens[4] = [2, 2]
     case.tokens[0] = [1, 5]
     numbers = self.uniforms(6, 2, seed=2)
-    found = self.op(case, rule, numbers)
-    self.check_rows(case, rule, found, numbers)
-    self.assertTrue(np.isfinite(found.accept_probs).all())
-    self.assertEqual((found.num_accepted[2], found.next_token[2]), (2, 2))
+    found = self.op(case, own_rule, numbers)
+    self.check_rows(case, own_rule, found, numbers)
+    assert np.isfinite(found.accept_probs).all()
+    assert (found.num_accepted[2], found.next_token[2]) == (2, 2)
 
-  @for_rules
-  def test_equal_laws_accept_everything(self, rule):
+  def test_equal_laws_accept_everything(self, own_rule):
     """The residual is empty; numbers just below 1 reach for it."""
     case = random_case(4, 3, self.VOCABULARIES[-1], seed=1)
     case.draft[:] = case.target[:, :3]
     high = jnp.full((4, 4), np.nextafter(np.float32(1), np.float32(0)))
-    found = self.op(case, rule, accept_lib.Uniforms(high[:, :3] - 2e-6, high))
-    self.assertEqual(found.num_accepted.tolist(), [3] * 4)
+    found = self.op(case, own_rule, accept_lib.Uniforms(high[:, :3] - 2e-6, high))
+    assert found.num_accepted.tolist() == [3] * 4
     for row in range(4):
       last = np.flatnonzero(law64(case.target[row, 3]) > 1e-9).max()
-      self.assertLessEqual(found.next_token[row], last + 10**6)
-      self.assertGreater(law64(case.target[row, 3])[found.next_token[row]], 0)
+      assert found.next_token[row] <= last + 10**6
+      assert law64(case.target[row, 3])[found.next_token[row]] > 0
 
-  @for_rules
-  def test_invalid_tokens_end_a_draft(self, rule):
+  def test_invalid_tokens_end_a_draft(self, own_rule):
     case = random_case(4, 3, 7, seed=4)
     case.valid = np.arange(3) < np.arange(4)[:, None]
     numbers = self.uniforms(4, 3, seed=4)
-    found = self.op(case, rule, numbers)
-    self.check_rows(case, rule, found, numbers)
-    self.assertTrue((found.accept_probs[~case.valid] == 0).all())
+    found = self.op(case, own_rule, numbers)
+    self.check_rows(case, own_rule, found, numbers)
+    assert (found.accept_probs[~case.valid] == 0).all()
 
-  @parameterized.parameters(
-      ('rejection', True, True), ('block', True, False), ('block', False, False)
-  )
+  @pytest.mark.parametrize('rule, is_law, says_valid', [
+      ('rejection', True, True), ('block', True, False), ('block', False, False),
+  ])
   def test_a_token_without_a_law_ends_a_draft(self, rule, is_law, says_valid):
     """Whatever is said to be valid: rows of NaN, rows of -inf, and a token that is excluded.
 
@@ -323,19 +324,19 @@ class AcceptSuite(parameterized.TestCase):
     numbers = self.uniforms(6, 2, seed=5)
     found = self.op(case, rule, numbers, is_law=is_law)
     lengths = self.check_rows(expected, rule, found, numbers)
-    self.assertTrue((found.accept_probs[~expected.valid] == 0).all())
-    self.assertContainsSubset({0, 1}, set(lengths))
+    assert (found.accept_probs[~expected.valid] == 0).all()
+    assert {0, 1} <= set(lengths)
 
-  @parameterized.parameters('rejection', 'coupled')
+  @pytest.mark.parametrize('rule', ['rejection', 'coupled'])
   def test_nothing_drafted(self, rule):
     case = random_case(3, 0, 7, seed=6, one_hot=True)
     numbers = self.uniforms(3, 0) if rule == 'rejection' else self.noise(3, 0)
     found = self.op(case, rule, numbers)
-    self.assertEqual(found.num_accepted.tolist(), [0, 0, 0])
+    assert found.num_accepted.tolist() == [0, 0, 0]
     if rule == 'rejection':
       self.check_rows(case, rule, found, numbers)
 
-  @parameterized.parameters('greedy', 'coupled')
+  @pytest.mark.parametrize('rule', ['greedy', 'coupled'])
   def test_choices(self, rule):
     for vocab_size in self.VOCABULARIES:
       case = random_case(6, 3, vocab_size, seed=7, **MIXED)
@@ -353,14 +354,14 @@ class AcceptSuite(parameterized.TestCase):
       case.tokens[1, 1] = (case.tokens[1, 1] + 1) % vocab_size
       case.tokens[2, 0] = (case.tokens[2, 0] + 1) % vocab_size
       found = self.op(case, rule, numbers)
-      self.assertEqual(found.num_accepted.tolist(), [3, 1, 0, 3, 3, 3])
+      assert found.num_accepted.tolist() == [3, 1, 0, 3, 3, 3]
       ends = choices[np.arange(6), found.num_accepted]
-      self.assertEqual(found.next_token.tolist(), ends.tolist())
+      assert found.next_token.tolist() == ends.tolist()
       if rule == 'coupled':  # a greedy choice may lie outside of the settings' law
         for row in range(6):
           self.check_log_probs(case, found, row)
 
-  @parameterized.parameters('rejection', 'block', 'recursive')
+  @pytest.mark.parametrize('rule', ['rejection', 'block', 'recursive'])
   def test_one_token_is_drafted(self, rule):
     """K = 1: the block rule has no inner rows, and all three decide alike."""
     # What the block rule is told of inner rows depends on how the tokens came about.
@@ -369,9 +370,9 @@ class AcceptSuite(parameterized.TestCase):
       numbers = self.uniforms(6, 1, seed=13)
       found = self.op(case, rule, numbers, is_law=kind == 'law')
       lengths = self.check_rows(case, 'rejection', found, numbers)
-      self.assertEqual(set(lengths), {0, 1})
+      assert set(lengths) == {0, 1}
 
-  @parameterized.parameters('greedy', 'coupled')
+  @pytest.mark.parametrize('rule', ['greedy', 'coupled'])
   def test_one_token_is_chosen(self, rule):
     case = random_case(4, 1, 7, seed=14)
     noise = self.noise(4, 1)
@@ -383,8 +384,8 @@ class AcceptSuite(parameterized.TestCase):
     wrong = np.arange(4) % 2
     case.tokens[:, 0] = (choices[:, 0] + wrong) % 7
     found = self.op(case, rule, noise if rule == 'coupled' else None)
-    self.assertEqual(found.num_accepted.tolist(), [1, 0, 1, 0])
-    self.assertEqual(found.next_token.tolist(), choices[np.arange(4), 1 - wrong].tolist())
+    assert found.num_accepted.tolist() == [1, 0, 1, 0]
+    assert found.next_token.tolist() == choices[np.arange(4), 1 - wrong].tolist()
 
   def test_ties_of_bfloat16_go_to_the_smaller_token(self):
     values = np.round(np.random.default_rng(0).normal(size=(2, 3, 300)) * 2) / 2
@@ -392,17 +393,16 @@ class AcceptSuite(parameterized.TestCase):
     case = Case(values, None, np.array([[17, 0], [0, 0]]), {})
     found = self.op(case, 'greedy', None, dtype=jnp.bfloat16)
     choices = values.argmax(axis=-1)
-    self.assertEqual(found.num_accepted[0], 1 + (choices[0, 1] == 0))
-    self.assertEqual(found.next_token[1], choices[1, found.num_accepted[1]])
+    assert found.num_accepted[0] == 1 + (choices[0, 1] == 0)
+    assert found.next_token[1] == choices[1, found.num_accepted[1]]
 
-  @for_rules
-  def test_bfloat16(self, rule):
+  def test_bfloat16(self, own_rule):
     case = random_case(5, 3, self.VOCABULARIES[-1], seed=11, dtype=jnp.bfloat16)
     numbers = self.uniforms(5, 3, seed=1)
-    found = self.op(case, rule, numbers, dtype=jnp.bfloat16)
-    self.check_rows(case, rule, found, numbers)
+    found = self.op(case, own_rule, numbers, dtype=jnp.bfloat16)
+    self.check_rows(case, own_rule, found, numbers)
 
-  @parameterized.parameters('greedy', 'coupled')
+  @pytest.mark.parametrize('rule', ['greedy', 'coupled'])
   def test_trees_are_followed(self, rule):
     """Root with children 1 and 2, node 2 with child 3: the second branch is taken."""
     case = random_case(1, 3, 7, seed=9, one_hot=True)
@@ -414,12 +414,12 @@ class AcceptSuite(parameterized.TestCase):
     choice = scores[0].argmax(axis=-1)
     case.tokens[0] = [(choice[0] + 1) % 7, choice[0], choice[2]]
     found = self.op(case, rule, noise if rule == 'coupled' else None, parents=[[0, 0, 2]])
-    self.assertEqual(found.num_accepted.tolist(), [2])
-    self.assertEqual(found.path.tolist(), [[2, 3, 0]])
-    self.assertEqual(found.next_token.tolist(), [choice[3]])
-    self.assertTrue(found.is_bonus.all())
+    assert found.num_accepted.tolist() == [2]
+    assert found.path.tolist() == [[2, 3, 0]]
+    assert found.next_token.tolist() == [choice[3]]
+    assert found.is_bonus.all()
 
-  @parameterized.parameters(types.SAMPLED, types.WITHOUT_REPLACEMENT, types.ONE_HOT)
+  @pytest.mark.parametrize('kind', [types.SAMPLED, types.WITHOUT_REPLACEMENT, types.ONE_HOT])
   def test_siblings(self, kind):
     """The recursive rule against its definition in `specjax.verify`; equal siblings among them."""
     batch, vocab_size, parents = 12, self.VOCABULARIES[-1] if kind == types.SAMPLED else 7, (
@@ -456,9 +456,9 @@ class AcceptSuite(parameterized.TestCase):
     ))(jnp.asarray(target).reshape(-1, vocab_size), jnp.asarray(draft).reshape(-1, vocab_size))
     for name in ('num_accepted', 'path', 'next_token', 'is_bonus'):
       np.testing.assert_array_equal(getattr(expected, name), getattr(found, name), name)
-    np.testing.assert_allclose(expected.accept_probs, found.accept_probs, atol=2e-5)
-    self.assertContainsSubset({0, 1}, set(np.asarray(found.num_accepted).tolist()))
-
+    tolerated = tolerance.of_probs(vocab_size, logits=[target.max() / 0.7, draft.min() / 0.7])
+    tolerance.assert_close(found.accept_probs, expected.accept_probs, tolerated)
+    assert {0, 1} <= set(np.asarray(found.num_accepted).tolist())
 
   def test_siblings_without_a_law(self):
     """A child of a row without a law is none, and nothing of the row gets into other sequences."""
@@ -488,8 +488,9 @@ class AcceptSuite(parameterized.TestCase):
     ))(jnp.asarray(target).reshape(-1, vocab_size), law.reshape(-1, vocab_size))
     for name in ('num_accepted', 'path', 'next_token', 'is_bonus'):
       np.testing.assert_array_equal(getattr(expected, name), getattr(found, name), name)
-    np.testing.assert_allclose(expected.accept_probs, found.accept_probs, atol=2e-5)
-    self.assertContainsSubset({0, 1}, set(np.asarray(found.num_accepted).tolist()))
+    tolerated = tolerance.of_probs(vocab_size, logits=[np.abs(target).max() + 1])
+    tolerance.assert_close(found.accept_probs, expected.accept_probs, tolerated)
+    assert {0, 1} <= set(np.asarray(found.num_accepted).tolist())
 
 
 @struct.dataclass
@@ -519,7 +520,7 @@ def compiled(implementation, rule, is_law):
   return jax.jit(call)
 
 
-def check_engine(test, name: str, implementation: str):
+def check_engine(name: str, implementation: str):
   """The engine's tokens through an implementation are those of the rule's own definition."""
   rule = getattr(verify, name)()
   target = tiny.model(0, num_layers=1)
@@ -539,4 +540,4 @@ def check_engine(test, name: str, implementation: str):
       ))
   ]
   np.testing.assert_array_equal(outputs[0].tokens, outputs[1].tokens)
-  test.assertGreater(int(outputs[0].stats.rounds.sum()), 2)
+  assert int(outputs[0].stats.rounds.sum()) > 2
