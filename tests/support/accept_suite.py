@@ -1,8 +1,8 @@
 """The suite that every implementation of the acceptance op inherits.
 
 A subclass, which pytest collects, says which implementation it is, `IMPLEMENTATION`, and proves
-in `op` that it was this one that ran. Laws are those of an independent float64 computation:
-kernels hide their probabilities, so the op is evaluated at the midpoint of every cell between the law's
+in `op` that it was this one that ran. Laws are those of an independent float64 computation: kernels
+hide their probabilities, so the op is evaluated at the midpoint of every cell between the law's
 breakpoints, and 1e-5 on either side of each.
 """
 
