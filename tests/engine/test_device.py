@@ -10,6 +10,7 @@ from specjax import engine
 from specjax import generation
 from specjax import sampling
 from specjax import verify
+from tests.support import compiles
 from tests.support import engine_runs as runs
 from tests.support import tiny
 
@@ -26,19 +27,23 @@ class TestDevice:
     return generation.prepare(target, tiny.PROMPTS, request)[:2]
 
   def test_one_program_for_a_bucket(self):
-    runs.run('model')
-    before = engine.run._cache_size(), engine.prefill_chunk._cache_size()
+    for program in (engine.run, engine.prefill_chunk):
+      program.clear_cache()
+    with compiles.counted() as first:
+      runs.run('model')
+    assert (first['run'], first['prefill_chunk']) == (1, 1)
     for prompt in ([8, 3], list(range(20)), [7] * 33):
-      generation.generate(
-          tiny.target(),
-          [prompt, *tiny.PROMPTS[1:]],
-          drafter=runs.drafter('model'),
-          rule=verify.greedy(),
-          sampling=sampling.make(batch_size=4, temperature=0.3, top_k=4, presence_penalty=1.0),
-          stop_tokens=[1, 2],
-          **runs.OPTIONS,
-      )
-    assert (engine.run._cache_size(), engine.prefill_chunk._cache_size()) == before
+      with compiles.counted() as more:
+        generation.generate(
+            tiny.target(),
+            [prompt, *tiny.PROMPTS[1:]],
+            drafter=runs.drafter('model'),
+            rule=verify.greedy(),
+            sampling=sampling.make(batch_size=4, temperature=0.3, top_k=4, presence_penalty=1.0),
+            stop_tokens=[1, 2],
+            **runs.OPTIONS,
+        )
+      assert (more['run'], more['prefill_chunk']) == (0, 0)
 
   def test_nothing_leaves_the_device(self):
     setup, state = self._prepared(tiny.target())

@@ -12,7 +12,6 @@ import tokenizers
 
 import specjax
 from specjax import drafters
-from specjax import engine
 from specjax import generation
 from specjax import models
 from specjax import tree as tree_lib
@@ -25,6 +24,7 @@ from specjax.analysis import records
 from specjax.analysis import statistics
 from specjax.analysis import theory
 from specjax.analysis import traces
+from tests.support import compiles
 from tests.support import tolerance
 
 VOCAB = 32
@@ -410,11 +410,11 @@ class TestCalibration:
     assert any('timing 2/2' in line for line in lines)
     assert found.hardware == records.hardware()
     # What was timed is the program that generation runs: it is not compiled again.
-    compiled = engine.run._cache_size()
     drafter = drafters.model(draft, num_speculative_tokens=2)
     options = dict(cache_length=64, prefill_chunk=8, max_new_tokens=5, width=found.width)
-    specjax.generate(target, [[4, 5]], drafter=drafter, rule=verify.greedy(), **options)
-    assert engine.run._cache_size() == compiled
+    with compiles.counted() as compiled:
+      specjax.generate(target, [[4, 5]], drafter=drafter, rule=verify.greedy(), **options)
+    assert compiled['run'] == 0
 
   def test_bad_requests(self, target):
     with pytest.raises(ValueError, match='at least one prompt'):

@@ -93,9 +93,10 @@ def of_law(law) -> float:
 def of_logits(config, *, size, positions=64, dtype='float32'):
   """Of logits of `size` (their largest) by two programs that add in other orders.
 
-  What each dot product of a layer adds to the residual stream, which is normed, is off by about
-  the root of its length in units of u, and these errors add up like the layers do: the lengths
-  are summed under the root.
+  The terms of a dot product have either sign, so that its partial sums are no larger than its
+  result: it is off by the root of its length, in units of u of that. The residual stream is
+  normed, so what a layer's products are off by reaches the logits in proportion, and adds up like
+  other roundings do: the lengths are summed under the root.
 
   Args:
     config: a `TransformerConfig`.
