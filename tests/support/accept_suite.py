@@ -291,8 +291,6 @@ class AcceptSuite:
     found = self.op(case, own_rule, accept_lib.Uniforms(high[:, :3] - 2e-6, high))
     assert found.num_accepted.tolist() == [3] * 4
     for row in range(4):
-      last = np.flatnonzero(law64(case.target[row, 3]) > 1e-9).max()
-      assert found.next_token[row] <= last + 10**6
       assert law64(case.target[row, 3])[found.next_token[row]] > 0
 
   def test_invalid_tokens_end_a_draft(self, own_rule):

@@ -71,8 +71,10 @@ def test_divergences_are_their_definitions_whole_and_in_parts(kind):
       jax.tree.leaves(jax.value_and_grad(in_parts, (0, 1))(*arguments)),
       jax.tree.leaves(jax.value_and_grad(whole, (0, 1))(*arguments)),
   ):
-    # Each is a sum with the probabilities as weights.
-    size = tolerance.largest(right)
+    # The terms of a gradient have either sign: they are the arguments' entries, weighted with
+    # probabilities and with how far the laws are apart.
+    apart = tolerance.largest(goal - logits)
+    size = tolerance.largest(right) + apart * tolerance.largest(arguments)
     tolerance.assert_close(mine, right, tolerance.of_probs(12, logits=(goal, logits), probs=size))
   compared = chunked.compare(*sides, kind=kind, num_chunks=4)
   np.testing.assert_array_equal(compared.agrees, goal.argmax(-1) == logits.argmax(-1))
