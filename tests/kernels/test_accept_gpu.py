@@ -3,17 +3,13 @@
 What lowers may still fail to compile or run; `scripts/check_accept_gpu.py` is for the hardware.
 """
 
-import functools
 from unittest import mock
 
 import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
-import jax.numpy as jnp
 from jax.sharding import AbstractDevice, AbstractMesh
 import pytest
 
-from specjax import sampling as sampling_lib
-from specjax.kernels import accept as accept_lib
 from specjax.kernels.accept import mosaic_gpu
 from tests.support import accept_suite
 
@@ -65,28 +61,8 @@ class TestGpu:
   @pytest.mark.parametrize('vocab_size', (128_256, 50_257))
   @pytest.mark.parametrize('dtype', ('float32', 'bfloat16'))
   def test_lowers_for_an_h100(self, rule, vocab_size, dtype):
-    batch, size = 2, 4
-    of = jax.ShapeDtypeStruct
-    numbers = {
-        'greedy': None,
-        'coupled': accept_lib.Noise(of((batch, 2), jnp.uint32), of((batch, size + 1), jnp.int32)),
-    }.get(rule, accept_lib.Uniforms(
-        of((batch, size), jnp.float32), of((batch, size + 1), jnp.float32)
-    ))
-    with_draft = rule in ('rejection', 'block')
+    shapes = accept_suite.shapes(rule, batch=2, size=4, vocab_size=vocab_size, dtype=dtype)
+    call = accept_suite.caller(rule, 'mosaic_gpu')
     with jax.sharding.use_abstract_mesh(H100):
-      lowered = jax.jit(functools.partial(ahead, rule=rule)).trace(
-          of((batch * (size + 1), vocab_size), jnp.dtype(dtype)),
-          of((batch, size), jnp.int32),
-          numbers,
-          sampling_lib.make(batch_size=batch),
-          of((batch * size, vocab_size), jnp.dtype(dtype)) if with_draft else None,
-      ).lower(lowering_platforms=('cuda',))
+      lowered = call.trace(*shapes).lower(lowering_platforms=('cuda',))
     assert 'mosaic_gpu' in lowered.as_text()
-
-
-def ahead(target, tokens, numbers, sampling, draft, *, rule):
-  return accept_lib.accept(
-      target, tokens, rule=rule, numbers=numbers, sampling=sampling, draft_logits=draft,
-      implementation='mosaic_gpu',
-  )

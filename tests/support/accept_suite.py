@@ -518,6 +518,33 @@ def compiled(implementation, rule, is_law):
   return jax.jit(call)
 
 
+def shapes(rule: str, *, batch: int, size: int, vocab_size: int, dtype='float32') -> tuple:
+  """The arguments of `caller`'s functions as shapes, to compile or lower for."""
+  of = jax.ShapeDtypeStruct
+  numbers = {
+      'greedy': None,
+      'coupled': accept_lib.Noise(of((batch, 2), jnp.uint32), of((batch, size + 1), jnp.int32)),
+  }.get(rule, accept_lib.Uniforms(
+      of((batch, size), jnp.float32), of((batch, size + 1), jnp.float32)
+  ))
+  with_draft = rule in ('rejection', 'block')
+  return (
+      of((batch * (size + 1), vocab_size), jnp.dtype(dtype)),
+      of((batch, size), jnp.int32),
+      numbers,
+      sampling_lib.make(batch_size=batch),
+      of((batch * size, vocab_size), jnp.dtype(dtype)) if with_draft else None,
+  )
+
+
+def caller(rule: str, implementation: str):
+  """The op as a jitted function of arrays alone."""
+  return jax.jit(lambda target, tokens, numbers, sampling, draft: accept_lib.accept(
+      target, tokens, rule=rule, numbers=numbers, sampling=sampling, draft_logits=draft,
+      implementation=implementation,
+  ))
+
+
 def check_engine(name: str, implementation: str):
   """The engine's tokens through an implementation are those of the rule's own definition."""
   rule = getattr(verify, name)()
