@@ -59,13 +59,21 @@ def run(folder, name, *, count):
   return json.loads(out.read_text())
 
 
-def test_two_processes_emit_the_tokens_of_one_and_the_same_bits_again(tmp_path):
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+  """What two processes of four devices emit."""
+  return run(tmp_path_factory.mktemp('two'), 'two', count=2)
+
+
+def test_two_processes_emit_the_tokens_of_one(two, tmp_path):
   one = run(tmp_path, 'one', count=1)
-  two = run(tmp_path, 'two', count=2)
   for layout, cases in one.items():
     for case, found in cases.items():
       assert found['tokens'] == two[layout][case]['tokens'], (layout, case)
-  # The same processes again: not only the tokens, every log-probability to the bit.
+
+
+def test_the_same_processes_give_the_same_bits(two, tmp_path):
+  """Not only the tokens: every log-probability."""
   assert run(tmp_path, 'again', count=2) == two
 
 

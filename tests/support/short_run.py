@@ -39,9 +39,11 @@ class Short:
 
 
 _MEMORY = 'tests/engine/test_tpu_memory.py::'
+_PROCESSES = 'tests/sharding/test_processes.py::'
 _KILLED = 'tests/experiments/test_ablate_killed.py::'
 _RESUMED = 'tests/experiments/test_ablate.py::TestResuming::test_a_killed_sweep_goes_on'
 _ENGINE = 'the suite of the op holds each rule; in the engine two of them are enough'
+_BOTH = 'rule x shape, of which neither knows the other; 12 s in all'
 
 # By node id, without the parameters. Seconds are of one core of an Intel Xeon at 2.6 GHz.
 TABLE: dict[str, Short] = {
@@ -96,11 +98,32 @@ TABLE: dict[str, Short] = {
     'tests/kernels/test_accept_gpu.py::TestMosaicGpu::test_same_tokens_in_the_engine': Short(
         ('block', 'coupled'), f'{_ENGINE}; 15 s', elsewhere=('name',)
     ),
+    'tests/kernels/test_accept_tpu.py::TestMosaicTpu::test_one_token_is_drafted': Short(
+        ('block',), 'the one with inner rows; test_accept holds the others; 14 s',
+        elsewhere=('rule',),
+    ),
+    'tests/engine/test_rows_without_a_law.py::test_what_cannot_be_drawn_is_not_proposed': Short(
+        ('coupled-chain', 'greedy-tree'), _BOTH
+    ),
+    'tests/engine/test_rows_without_a_law.py::test_a_row_that_is_never_seen_changes_nothing': Short(
+        ('coupled-chain', 'greedy-tree'), _BOTH
+    ),
+    'tests/engine/test_rows_without_a_law.py::test_a_row_ends_where_plain_decoding_does': Short(
+        ('length-coupled-chain', 'stop-greedy-tree'), _BOTH
+    ),
+    'tests/engine/test_rows_without_a_law.py::'
+    'test_a_hook_that_allows_nothing_shows_within_a_round': Short(
+        ('coupled-chain', 'greedy-tree'), _BOTH
+    ),
     'tests/sharding/test_mesh.py::test_eight_devices_emit_the_tokens_of_one': Short(
         tuple(
             '-'.join((layout, *pair)) for layout, pairs in mesh_run.SHORT.items() for pair in pairs
         ),
         'layout x drafter x rule: no drafter and no rule loses its only run on a mesh',
+    ),
+    _PROCESSES + 'test_the_same_processes_give_the_same_bits': Short(
+        (), 'a third run of the same, 55 s',
+        instead=_PROCESSES + 'test_two_processes_emit_the_tokens_of_one',
     ),
     'tests/experiments/test_notebooks.py::TestFiles::test_runs_from_top_to_bottom': Short(
         ('quickstart',),
