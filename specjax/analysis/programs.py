@@ -107,7 +107,11 @@ def with_drafter(setup, state, drafter, request):
       features_valid=jnp.zeros((batch, depth + 1), bool),
       stats=engine.Stats.zeros(batch, depth),
   )
-  return setup.replace(drafter=drafter, width=width), state
+  # What `generate` decides with: on accelerators and over large vocabularies, the op.
+  rule = generation.rule_that_runs(
+      setup.rule, target=setup.target, drafter=drafter, batch_size=batch
+  )
+  return setup.replace(drafter=drafter, width=width, rule=rule), state
 
 
 def loop(

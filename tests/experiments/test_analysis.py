@@ -24,6 +24,8 @@ from specjax.analysis import records
 from specjax.analysis import statistics
 from specjax.analysis import theory
 from specjax.analysis import traces
+from specjax.kernels import accept
+from specjax.kernels.accept import rule as accept_rule
 from tests.support import compiles
 from tests.support import tolerance
 
@@ -303,6 +305,17 @@ def example() -> costs.Calibration:
 
 
 class TestCalibration:
+
+  def test_rounds_are_timed_with_the_rule_that_runs(self, monkeypatch):
+    """Over a large vocabulary, or on an accelerator, that is the op."""
+    monkeypatch.setattr(accept_rule, 'CPU_VOCABULARY', 0)
+    request = generation.Request(max_new_tokens=4)
+    setup, state, _, _ = generation.prepare(language_model(0), [[1, 2]], request)
+    drafter = drafters.ngram(num_speculative_tokens=2)
+    setup, _ = programs.with_drafter(setup.replace(rule=verify.block()), state, drafter, request)
+    assert setup.rule == dataclasses.replace(
+        accept.through(verify.block(), 'xla'), is_chain=True
+    )
 
   def test_terms_of_the_formula(self):
     found = example()
