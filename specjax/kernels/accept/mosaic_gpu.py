@@ -191,8 +191,9 @@ def _masses_kernel(*refs, has_draft, count, size):
   if has_draft:
     values, _, _ = _load(logits[1], rows[1][row], block, size)
     share = scalars[row, at + 1] * _probs(values, ids, scalars, row, 5)
-    # Where none of it is taken, the draft may have no law at all (NaN).
-    taken = scalars[row, at + 1] > 0
+    # Where none of it is taken, the draft may have no law at all (NaN). A scalar by itself selects
+    # nothing in Mosaic.
+    taken = own & (scalars[row, at + 1] > 0)
     weights = jnp.where(taken, jnp.maximum(weights - share, 0.0), weights)
   for column in range(count):
     without = scalars[row, at + 2 + column]
