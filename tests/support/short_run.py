@@ -115,6 +115,21 @@ TABLE: dict[str, Short] = {
     'test_a_hook_that_allows_nothing_shows_within_a_round': Short(
         ('coupled-chain', 'greedy-tree'), _BOTH
     ),
+    'tests/verify/test_empty_laws.py::test_output_law_is_the_targets': Short(
+        ('chain', 'tree with replacement', 'head'),
+        'drafter x rule; test_lossless, test_trees and test_heads_lossless have the others where '
+        'laws are not empty; 65 s',
+        elsewhere=('name',),
+    ),
+    'tests/verify/test_empty_laws.py::test_whatever_a_drafter_says_is_valid': Short(
+        ('chain', 'tree with replacement'), 'as above; 3 s', elsewhere=('name',)
+    ),
+    'tests/verify/test_empty_laws.py::test_rows_that_plain_decoding_never_sees': Short(
+        ('chain', 'tree with replacement'), 'as above; 3 s', elsewhere=('name',)
+    ),
+    'tests/models/test_widths.py::test_a_layer_at_its_real_widths_agrees_with_transformers': Short(
+        ('Llama-3.2-1B',), 'the same code at larger sizes: 26 s, and 5.2 GB', elsewhere=('name',)
+    ),
     'tests/sharding/test_mesh.py::test_eight_devices_emit_the_tokens_of_one': Short(
         tuple(
             '-'.join((layout, *pair)) for layout, pairs in mesh_run.SHORT.items() for pair in pairs
