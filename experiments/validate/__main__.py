@@ -32,7 +32,7 @@ def main(argv):
   passed = [f'--cache={os.path.abspath(_CACHE.value)}', f'--smoke={str(_SMOKE.value).lower()}']
   passed += [f'--{name}={flags.FLAGS[name].value}' for name in switches_lib.VALUES]
   fine = steps_lib.run(steps, _OUT.value, minutes=_MINUTES.value, arguments=passed)
-  with open(os.path.join(_OUT.value, 'summary.md'), encoding='utf-8') as summary:
+  with open(os.path.join(_OUT.value, 'summary.md'), encoding='utf-8-sig') as summary:
     print(summary.read())
   sys.exit(0 if fine else 1)
 

@@ -61,7 +61,7 @@ class Results:
   def rows(self) -> list[dict[str, Any]]:
     """All rows so far, of every step; half a line that a kill left is passed over."""
     path = self.folder / ROWS
-    lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+    lines = path.read_text(encoding='utf-8-sig').splitlines() if path.exists() else []
     found = []
     for line in lines:
       try:

@@ -47,7 +47,7 @@ def compiler_options(values: Mapping[str, str], platform: str) -> dict[str, str 
 def decided(folder: pathlib.Path, asked: Mapping[str, str | None]) -> dict[str, str]:
   """A value for each switch: what was asked for, else what was decided, else the default."""
   path = folder / _FILE
-  before = json.loads(path.read_text()) if path.exists() else {}
+  before = json.loads(path.read_text(encoding='utf-8-sig')) if path.exists() else {}
   return {
       switch: asked.get(switch) or before.get(switch) or values[0]
       for switch, values in VALUES.items()
@@ -58,6 +58,6 @@ def decide(folder: pathlib.Path, switch: str, value: str) -> None:
   """Keeps a decision, whole or not at all."""
   folder.mkdir(parents=True, exist_ok=True)
   path, beside = folder / _FILE, folder / f'.{_FILE}'
-  before = json.loads(path.read_text()) if path.exists() else {}
+  before = json.loads(path.read_text(encoding='utf-8-sig')) if path.exists() else {}
   beside.write_text(json.dumps(before | {switch: value}, indent=2))
   os.replace(beside, path)

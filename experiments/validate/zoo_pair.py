@@ -103,8 +103,10 @@ def _followed(results: results_lib.Results, folder: pathlib.Path):
     calibration, metrics = folder / 'calibration.json', folder / 'metrics.jsonl'
     if calibration.exists() and 'calibration' not in seen:
       seen.add('calibration')
-      results.add('calibration', calibration=json.loads(calibration.read_text()))
-    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+      found = json.loads(calibration.read_text(encoding='utf-8-sig'))
+      results.add('calibration', calibration=found)
+    text = metrics.read_text(encoding='utf-8-sig') if metrics.exists() else ''
+    lines = text.splitlines(keepends=True)
     for line in lines[len(seen - {'calibration'}) :]:
       if line.endswith('\n'):
         seen.add(len(seen))

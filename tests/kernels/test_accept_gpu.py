@@ -40,7 +40,8 @@ if HAS_INTERPRETER:
 
     def op(self, case, rule, *args, **options):
       found = super().op(case, rule, *args, **options)
-      key = (rule, case.shape, case.draft is None, str(options))
+      given = {name: value for name, value in options.items() if value}  # not what is default
+      key = (rule, case.shape, case.draft is None, str(given))
       # A program that was compiled before is not traced again.
       assert self.calls.called or key in RAN
       RAN.add(key)
