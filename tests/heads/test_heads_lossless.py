@@ -21,6 +21,7 @@ from specjax.heads import eagle as eagle_lib
 from specjax.heads import medusa as medusa_lib
 from specjax.models import TransformerConfig
 from tests.support import exact_laws
+from tests.support import by_row
 from tests.support import tiny
 from tests.support import tolerance
 
@@ -96,35 +97,6 @@ def make(kind: str, **shape):
   return drafters.eagle(eagle(int(kind[-1])), target(), **shape)
 
 
-@dataclasses.dataclass(frozen=True)
-class ByRow:
-  """Another rule for each row, so that one program enumerates them all.
-
-  A row names its rule with a top-k that keeps the whole vocabulary: VOCAB for the first one,
-  VOCAB + 1 for the second.
-  """
-
-  rules: tuple
-  name: str = 'by row'
-  mode: str = 'sample'
-  handles_trees: bool = True
-  lossless: bool = True
-  takes_logits: bool = True
-
-  def __call__(self, *, logits, sampling, **kwargs):
-    law = sampling_lib.law(logits, sampling)
-    which = sampling.top_k - VOCAB
-
-    def choose(*results):
-      picked = results[0]
-      for index, result in enumerate(results):
-        own = (which == index).reshape(-1, *[1] * (result.ndim - 1))
-        picked = jnp.where(own, result, picked)
-      return picked
-
-    return jax.tree.map(choose, *(rule(target_law=law, **kwargs) for rule in self.rules))
-
-
 def sampling(num_rules: int = 1):
   """Rows: all rules for the first of `SETTINGS`, then for the second."""
   columns = dict(temperature=1.0, top_p=1.0, frequency_penalty=0.0, logit_bias=(0.0,) * VOCAB)
@@ -148,7 +120,7 @@ def errors(drafter, rules, max_new_tokens: int = 3) -> dict:
   laws = testing.output_law(
       target(),
       [PROMPT] * len(SETTINGS) * len(rules),
-      rule=ByRow(tuple(rules)),
+      rule=by_row.ByRow(tuple(rules), VOCAB),
       drafter=drafter,
       sampling=sampling(len(rules)),
       max_new_tokens=max_new_tokens,

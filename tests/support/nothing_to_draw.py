@@ -4,11 +4,9 @@ The draft knows tokens 0 and 1 of three. Constraints and biases leave it nothing
 at the first, a middle and the last node, or at all of them, depending on what was drawn before.
 """
 
-import dataclasses
 from typing import Any
 
 from flax import struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -69,40 +67,6 @@ def settings(
       batch_size=2 * repeats * num_rules, top_k=np.tile(top_k, 2 * repeats),
       constraint=hook if constraint is None else constraint, **columns,
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class ByRow:
-  """Another rule for each row, so that one program enumerates them all.
-
-  A row names its rule with a top-k that keeps the whole vocabulary: VOCAB for the first one,
-  VOCAB + 1 for the second.
-  """
-
-  rules: tuple
-  name: str = 'by row'
-  mode: str = 'sample'
-  handles_trees: bool = True
-  lossless: bool = True
-  takes_logits: bool = True
-
-  def __call__(self, *, logits, sampling, **kwargs):
-    law = sampling_lib.law(logits, sampling)
-    which = (sampling.top_k - VOCAB) % len(self.rules)
-
-    def decide(rule):
-      if getattr(rule, 'takes_logits', False):
-        return rule(logits=logits, sampling=sampling, **kwargs)
-      return rule(target_law=law, **kwargs)
-
-    def choose(*results):
-      picked = results[0]
-      for index, result in enumerate(results):
-        own = (which == index).reshape(-1, *[1] * (result.ndim - 1))
-        picked = jnp.where(own, result, picked)
-      return picked
-
-    return jax.tree.map(choose, *map(decide, self.rules))
 
 
 @struct.dataclass

@@ -17,7 +17,8 @@ from specjax import sampling as sampling_lib
 from specjax import testing
 from specjax import verify
 from specjax.verify import acceptance
-from tests.support.nothing_to_draw import VOCAB, ByRow
+from tests.support.by_row import ByRow
+from tests.support.nothing_to_draw import VOCAB
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 
@@ -30,7 +31,7 @@ def coin(first: float):
 def by_rule(rules):
   """One row for each rule, for `output_law` and `expected_accepted`."""
   sampling = sampling_lib.make(batch_size=len(rules), top_k=VOCAB + np.arange(len(rules)))
-  return dict(prompts=[(0,)] * len(rules), rule=ByRow(tuple(rules)), sampling=sampling)
+  return dict(prompts=[(0,)] * len(rules), rule=ByRow(tuple(rules), VOCAB), sampling=sampling)
 
 
 @dataclasses.dataclass(frozen=True)

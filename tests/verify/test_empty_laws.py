@@ -17,6 +17,7 @@ from specjax import verify
 from specjax.heads import eagle as eagle_lib
 from specjax.kernels import accept
 from specjax.models import LanguageModel, Transformer, TransformerConfig
+from tests.support import by_row
 from tests.support import nothing_to_draw as nothing
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
@@ -93,7 +94,7 @@ def check(name: str, case: str, *, manner=nothing.SHIPPED, target=None, draft=no
   laws = testing.output_law(
       target,
       [nothing.PROMPT] * 2 * len(rules),
-      rule=nothing.ByRow(rules),
+      rule=by_row.ByRow(rules, nothing.VOCAB),
       drafter=nothing.Mannered(make(draft), len(rules)),
       sampling=nothing.settings(case, manner=manner, num_rules=len(rules)),
       max_new_tokens=length,
