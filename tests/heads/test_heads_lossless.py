@@ -20,8 +20,8 @@ from specjax.drafters.medusa import MedusaDrafter
 from specjax.heads import eagle as eagle_lib
 from specjax.heads import medusa as medusa_lib
 from specjax.models import TransformerConfig
-from tests.support import exact_laws
 from tests.support import by_row
+from tests.support import exact_laws
 from tests.support import tiny
 from tests.support import tolerance
 
