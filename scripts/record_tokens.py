@@ -1,0 +1,174 @@
+r"""Records the tokens of every drafter under every rule, to compare after a change of the code.
+
+    python scripts/record_tokens.py --out=runs/tokens/before.json
+    python scripts/record_tokens.py --out=runs/tokens/after.json --against=runs/tokens/before.json
+
+Every drafter meets every rule that takes what it drafts, greedy and at temperature 1, on held-out
+prompts of the shipped pair in float32: once as rules run on a vocabulary of this size, and with
+`--implementation` through that implementation of `specjax.kernels.accept`. A refactoring leaves
+each row's tokens as they were; where it orders sums in another way, a difference must be one of
+rounding, which `scripts/check_lossless.py` tells from a fault. Rounding differs between processors,
+so a file is only compared on the machine that made it. Exits with 1 where a row differs.
+
+`--only` takes names of drafters, with commas. It takes about ten minutes on two cores.
+"""
+
+from collections.abc import Iterator
+import functools
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import app
+from absl import flags
+import jax
+
+import specjax
+from specjax import drafters
+from specjax import verify
+from specjax.kernels import accept
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string('pair', 'stdlib', 'A pair of the zoo.')
+flags.DEFINE_integer('prompts', 2, 'How many held-out prompts.')
+flags.DEFINE_integer('prompt_length', 48, 'Tokens of a prompt.')
+flags.DEFINE_integer('new_tokens', 40, 'Tokens to generate.')
+flags.DEFINE_list('only', [], 'Names of drafters; all where empty.')
+flags.DEFINE_string('implementation', None, 'Rules that the op knows run through this one.')
+flags.DEFINE_string('out', 'runs/tokens/tokens.json', 'Where the tokens go.')
+flags.DEFINE_string('against', None, 'A file of before.')
+
+CHAIN_RULES = (
+    'greedy', 'rejection', 'block', 'recursive', 'k_sequential', 'traversal', 'coupled', 'typical'
+)
+TREE_RULES = ('greedy', 'recursive', 'k_sequential', 'traversal', 'coupled')
+# Nodes that are chosen have one-hot laws, which k-sequential does not take.
+CHOSEN_TREE_RULES = ('greedy', 'recursive', 'traversal', 'coupled')
+CHOSEN_CHAIN_RULES = tuple(rule for rule in CHAIN_RULES if rule != 'k_sequential')
+WIDTHS = (3, 2, 1)
+TREE = (0, 0, 0, 1, 1, 2, 4, 5, 7)
+
+
+@functools.cache
+def load() -> specjax.zoo.Pair:
+  return specjax.zoo.load(FLAGS.pair, dtype='float32')
+
+
+def prompts() -> list[list[int]]:
+  """Of different lengths: rows of a batch then end their rounds apart."""
+  given = load().prompts(FLAGS.prompts, length=FLAGS.prompt_length)
+  return [ids[: len(ids) - 5 * row] for row, ids in enumerate(given)]
+
+
+def run(drafter: Any, rule: Any, temperature: float) -> specjax.GenerateOutput:
+  return specjax.generate(
+      load().target,
+      prompts(),
+      drafter=drafter,
+      rule=rule,
+      sampling=specjax.sampling.make(batch_size=FLAGS.prompts, temperature=temperature),
+      seeds=7,
+      max_new_tokens=FLAGS.new_tokens,
+      logprobs='raw',
+      cache_length=FLAGS.prompt_length + FLAGS.new_tokens,
+  )
+
+
+def all_drafters() -> dict[str, tuple[Any, tuple[str, ...]]]:
+  """(drafter of a rule's name, rules) by name."""
+  pair = load()
+  target, draft, vocab_size = pair.target, pair.draft, pair.target.vocab_size
+  eagle = functools.partial(drafters.eagle, pair.head('eagle3'), target)
+  medusa = functools.partial(drafters.medusa, pair.head('medusa'), target)
+  early_exit = functools.partial(drafters.early_exit, pair.head('early_exit'), target)
+  look_up = drafters.suffix(vocab_size=vocab_size, num_speculative_tokens=6, min_match=3)
+  reference = run(None, verify.greedy(), 0.0)
+  chain, tree = dict(num_speculative_tokens=4), dict(tree=WIDTHS)
+  made = {
+      'plain': (None, CHAIN_RULES),
+      'model': (drafters.model(draft, **chain), CHAIN_RULES),
+      'model, adaptive': (drafters.model(draft, min_confidence=0.3, **chain), CHAIN_RULES),
+      'ngram': (drafters.ngram(**chain), CHOSEN_CHAIN_RULES),
+      'suffix': (drafters.suffix(vocab_size=vocab_size, **chain), CHOSEN_CHAIN_RULES),
+      'suffix tree': (
+          drafters.suffix(vocab_size=vocab_size, tree=(2, 2, 1, 1)), CHOSEN_TREE_RULES
+      ),
+      'EAGLE-3': (eagle(**chain), CHAIN_RULES),
+      'Medusa': (medusa(**chain), CHAIN_RULES),
+      'early exit': (early_exit(**chain), CHAIN_RULES),
+      'suffix or model': (
+          drafters.combined(look_up, drafters.model(draft, **chain)), CHAIN_RULES[:3] + ('coupled',)
+      ),
+      'model tree, dynamic': (
+          drafters.model_tree(draft, tree=drafters.dynamic_tree(num_nodes=12, depth=4, width=3)),
+          CHOSEN_TREE_RULES,
+      ),
+      'EAGLE-3 tree, dynamic': (
+          eagle(tree=drafters.dynamic_tree(num_nodes=12, depth=4, width=3)), CHOSEN_TREE_RULES
+      ),
+      'synthetic tree': (
+          drafters.synthetic(
+              reference.tokens, reference_lengths=reference.lengths, acceptance=0.8,
+              vocab_size=vocab_size, parents=TREE,
+          ),
+          CHOSEN_TREE_RULES,
+      ),
+  }
+  for how in ('without_replacement', 'with_replacement'):
+    rules = TREE_RULES if how == 'with_replacement' else CHOSEN_TREE_RULES
+    name = f'tree, {how.replace("_", " ")}'
+    made[f'model {name}'] = (drafters.model_tree(draft, siblings=how, **tree), rules)
+    made[f'EAGLE-3 {name}'] = (eagle(siblings=how, **tree), rules)
+    made[f'Medusa {name}'] = (medusa(siblings=how, **tree), rules)
+    made[f'early exit {name}'] = (early_exit(siblings=how, **tree), rules)
+  made['suffix or model tree'] = (
+      drafters.combined(look_up, drafters.model_tree(draft, **tree)), CHOSEN_TREE_RULES
+  )
+  return made
+
+
+def rows() -> Iterator[tuple[str, dict]]:
+  """A name and what came out, for every drafter, rule and temperature."""
+  for drafter_name, (drafter, rules) in all_drafters().items():
+    if FLAGS.only and drafter_name not in FLAGS.only:
+      continue
+    for name in rules:
+      rule = getattr(verify, name)()
+      if FLAGS.implementation:
+        if rule.name not in accept.RULES:
+          continue
+        rule = accept.through(rule, FLAGS.implementation)
+      for temperature in (0.0, 1.0):
+        try:
+          output = run(drafter, rule, temperature)
+        except ValueError as error:
+          yield f'{drafter_name}, {name}, T = {temperature:g}', dict(refused=str(error))
+          continue
+        yield f'{drafter_name}, {name}, T = {temperature:g}', dict(
+            tokens=[output.new_tokens(row).tolist() for row in range(FLAGS.prompts)],
+            rounds=output.stats.rounds.tolist(),
+            accepted=output.stats.accepted.tolist(),
+        )
+    # Each rule is a program of its own, and a process may only hold so many.
+    jax.clear_caches()
+
+
+def main(_):
+  out, found = pathlib.Path(FLAGS.out), {}
+  for name, row in rows():
+    found[name] = row
+    print(name, row.get('rounds', row.get('refused')), file=sys.stderr, flush=True)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_text(json.dumps(found, indent=0), encoding='utf-8')
+  if not FLAGS.against:
+    return
+  before = json.loads(pathlib.Path(FLAGS.against).read_text(encoding='utf-8'))
+  differing = [name for name, row in found.items() if before.get(name) != row]
+  missing = [] if FLAGS.only else [name for name in before if name not in found]
+  print(f'{len(found)} rows, {len(differing)} differ: {differing}; missing: {missing}')
+  sys.exit(1 if differing or missing else 0)
+
+
+if __name__ == '__main__':
+  app.run(main)
