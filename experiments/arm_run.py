@@ -22,8 +22,8 @@ from experiments import report_traces
 from specjax import generation
 from specjax.analysis import records
 from specjax.analysis import traces
-from specjax.drafters.model import fast_width
-from specjax.generation import GenerateOutput
+from specjax.models import fast_width
+from specjax.output import GenerateOutput
 
 
 @dataclasses.dataclass(frozen=True)

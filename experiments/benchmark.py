@@ -34,7 +34,7 @@ from specjax import generation
 from specjax.analysis import calibration as calibration_lib
 from specjax.analysis import records
 from specjax.analysis import theory
-from specjax.drafters.model import fast_width
+from specjax.models import fast_width
 
 Method, Runner = methods_lib.Method, methods_lib.Runner
 

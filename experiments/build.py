@@ -152,7 +152,7 @@ def load(config: ConfigDict) -> Loaded:
     pair = zoo.load(config.target.name, dtype=kind)
     draft_heads = _draft_heads(config, pair.target.module.config, pair)
     split = layouts(config.mesh, draft_heads=draft_heads)
-    target = sharding.place(pair.target, split and split.target, int8=config.int8)
+    target = models.place(pair.target, split and split.target, int8=config.int8)
     return Loaded(target, pair.tokenizer, (pair.end_of_text,), pair.held_out, pair, split)
   folder = pathlib.Path(config.target.path).expanduser()
   found = models.load_config(folder, **TEXT)  # a folder that is no model is refused as such
@@ -264,7 +264,7 @@ def draft(config: ConfigDict, loaded: Loaded) -> models.LanguageModel:
   if config.drafter.draft:
     choice('drafter.draft', config.drafter.draft, tuple(sorted(loaded.pair.drafts)))
     found = loaded.pair.drafts[config.drafter.draft]
-  return sharding.place(found, layout, int8=int8)
+  return models.place(found, layout, int8=int8)
 
 
 def drafter(config: ConfigDict, loaded: Loaded, *, reference=None, reference_lengths=None):

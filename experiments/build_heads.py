@@ -95,7 +95,7 @@ def _model(config: ConfigDict) -> Task:
     )
 
   return Task(
-      init=functools.partial(sharding.init_params, module),
+      init=functools.partial(models.init_params, module),
       loss_fn=loss_fn,
       num_parameters=module.config.num_parameters,
       target=target,

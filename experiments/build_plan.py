@@ -14,9 +14,9 @@ from specjax import sharding
 from specjax import verify
 from specjax.heads import eagle as heads_eagle
 from specjax.heads import presets as heads_presets
-from specjax.sharding import ahead
-from specjax.sharding import chips
-from specjax.sharding import roofline
+from specjax.planning import ahead
+from specjax.planning import chips
+from specjax.planning import roofline
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -120,7 +120,7 @@ def _drafter(config: ConfigDict, case: Case, target: models.LanguageModel):
     make = drafters.model_tree if config.drafter.tree else drafters.model
     return make(draft, step_width=1, **drafts), draft.params
   shape = case.draft.config
-  params = sharding.abstract_params(case.draft, init=heads_eagle.init_params)
+  params = models.abstract_params(case.draft, init=heads_eagle.init_params)
   ids = jax.ShapeDtypeStruct((shape.decoder.vocab_size,), jnp.int32)
 
   def make(params, ids, target):

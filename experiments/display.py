@@ -13,7 +13,7 @@ import rich.text
 
 from specjax.analysis import traces
 from specjax.detokenize import Detokenizer
-from specjax.generation import GenerateOutput
+from specjax.output import GenerateOutput
 from specjax.stopping import as_strings
 from specjax.training.train import Progress
 

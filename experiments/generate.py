@@ -21,10 +21,10 @@ from experiments import display
 from experiments import prompts as prompts_lib
 from experiments import workdir as workdir_lib
 from specjax import checks
-from specjax import generation
 from specjax.analysis import records
 from specjax.analysis import traces
-from specjax.drafters.model import fast_width
+from specjax.models import fast_width
+from specjax.output import GenerateOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Batch:
 
 def run(
     config, workdir: str, *, console: rich.console.Console | None = None
-) -> list[generation.GenerateOutput]:
+) -> list[GenerateOutput]:
   """Generates as `config` says; returns one output a batch.
 
   Raises:
@@ -103,7 +103,7 @@ def _batches(config, prompts: Sequence[prompts_lib.Prompt]) -> list[_Batch]:
   return [_Batch(i, tuple(rows[i : i + size])) for i in range(0, len(rows), size)]
 
 
-def _generate(config, loaded, batch: _Batch, console) -> generation.GenerateOutput:
+def _generate(config, loaded, batch: _Batch, console) -> GenerateOutput:
   """One batch, streamed if it is asked for; compilation is not in its times."""
   tokens = [prompt.tokens for prompt in batch.prompts]
   options = build.options(config, loaded) | dict(

@@ -5,7 +5,7 @@ and batch. For a chain at batch 1 logits are then bitwise the same. The wide pro
 batch may sum a row in another order where it stands elsewhere among them, and so may trees,
 whose keys do not lie contiguously: there a difference is held to the gap rule
 (`specjax.analysis.identity`). Rules that draw other tokens from the same law
-are tested against that law (`specjax.analysis.law_test`).
+are tested against that law (`specjax.analysis.sampled_law`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ from experiments import methods as methods_lib
 from specjax import randomness
 from specjax import sampling as sampling_lib
 from specjax.analysis import identity
-from specjax.analysis import law_test
-from specjax.generation import GenerateOutput
+from specjax.analysis import sampled_law
+from specjax.output import GenerateOutput
 
 # A sweep makes a hundred such tests: far enough out that none fails by chance.
 SMALLEST_P_VALUE = 1e-6
@@ -94,7 +94,7 @@ def check(
   compared = sum(output.num_new_tokens for output in outputs)
   if references is None:
     samplings = [build.sampling(method.settings, len(output.lengths)) for output in outputs]
-    found = law_test.law_test(
+    found = sampled_law.law_test(
         runner.target,
         outputs,
         samplings,

@@ -11,10 +11,10 @@ import specjax
 from experiments import build
 from experiments import forecasts
 from specjax import verify
-from specjax.analysis import programs
 from specjax.analysis import records
 from specjax.analysis import theory
-from specjax.generation import GenerateOutput
+from specjax.analysis import timed_programs
+from specjax.output import GenerateOutput
 
 Prompts = Sequence[Sequence[int]]
 
@@ -165,7 +165,7 @@ def plain_methods(config, methods: Sequence[Method]) -> list[Method]:
   """Plain decoding at every temperature that occurs, with the fastest sampler."""
   found = {}
   for each in methods:
-    rule = programs.plain_rule(each.rule)
+    rule = timed_programs.plain_rule(each.rule)
     key = f'plain_{each.temperature:g}'
     settings = ml_collections.ConfigDict(config.to_dict())
     settings.sampling.temperature = each.temperature

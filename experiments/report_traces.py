@@ -3,7 +3,7 @@
 from typing import Any
 
 from specjax.analysis import traces as traces_lib
-from specjax.generation import GenerateOutput
+from specjax.output import GenerateOutput
 
 
 def entry(output: GenerateOutput, tokenizer: Any, *, name: str, row: int = 0) -> dict[str, Any]:

@@ -44,7 +44,6 @@ def write(folder: pathlib.Path, gigabytes: float) -> None:
   two = models.TransformerConfig(num_layers=2, **shape).num_parameters
   layers = max(1, round((gigabytes * 1e9 / 2 - one) / (two - one)) + 1)
   config = models.TransformerConfig(num_layers=layers, **shape)
-  from specjax import sharding
 
   module = models.Transformer(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
   rng, made = np.random.default_rng(0), {}
@@ -57,7 +56,7 @@ def write(folder: pathlib.Path, gigabytes: float) -> None:
 
   import jax
 
-  params = jax.tree.map(fill, sharding.abstract_params(module))
+  params = jax.tree.map(fill, models.abstract_params(module))
   models.save_hf(models.LanguageModel(module, params), folder, max_shard_bytes=500_000_000)
 
 

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from specjax import models
-from specjax.models import hf_keys
+from specjax.models.hf import keys as hf_keys
 
 DTYPES = {
     'keep': None,

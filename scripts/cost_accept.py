@@ -54,7 +54,7 @@ def arguments(chip: str, rule: str):
   import jax.numpy as jnp
   from specjax import sampling as sampling_lib
   from specjax.kernels import accept as accept_lib
-  from specjax.sharding import ahead
+  from specjax.planning import ahead
 
   device = ahead.devices(TOPOLOGIES[chip])[0]
   batch, size, vocab_size = _BATCH.value, _SIZE.value, _VOCAB.value
@@ -216,7 +216,7 @@ def measure(chip: str, rule: str, form: str) -> dict:
       row['glue_cycles'] = row['cycles'] + row['launches'] * row['launch_cycles']
       row['cycles'] = row['glue_cycles'] + sum(kernels.values())
       row['bytes'] = kernel_bytes(rule)
-  from specjax.sharding.chips import CHIPS
+  from specjax.planning.chips import CHIPS
   of = CHIPS[chip]
   compute, memory = 1e6 * row['cycles'] / of.clock, 1e6 * row['bytes'] / of.hbm_bandwidth
   glue = 1e6 * row.get('glue_cycles', row['cycles']) / of.clock

@@ -17,7 +17,7 @@ from specjax.heads import eagle
 from specjax.heads import early_exit
 from specjax.heads import medusa
 from specjax.models import LanguageModel
-from specjax.sharding import table
+from specjax.planning import table
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'tests/golden/sharding.txt'
 CASES = {

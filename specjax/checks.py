@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from specjax import drafters
-from specjax import engine
 from specjax import sampling as sampling_lib
+from specjax import stats
 from specjax import stopping
 from specjax import types
 from specjax import verify
@@ -319,20 +319,20 @@ def usable(finish: np.ndarray) -> None:
   """Raises where the target's logits let nothing be sampled.
 
   Args:
-    finish: [B] int32, `specjax.engine`'s codes.
+    finish: [B] int32, the codes of `specjax.stats`.
 
   Raises:
     FloatingPointError: naming the rows, where logits were NaN.
     ValueError: naming the rows, where constraint and bias allow no token.
   """
-  rows = np.flatnonzero(finish == engine.NOT_A_NUMBER)
+  rows = np.flatnonzero(finish == stats.NOT_A_NUMBER)
   if rows.size:
     raise FloatingPointError(
         f"The target's logits were infinite or NaN in row(s) {rows.tolist()}. Nothing of these "
         'rows is returned. Check the weights (a truncated or overflowed file?) or use float32 or '
         'bfloat16 instead of float16.'
     )
-  rows = np.flatnonzero(finish == engine.NOTHING_ALLOWED)
+  rows = np.flatnonzero(finish == stats.NOTHING_ALLOWED)
   if rows.size:
     raise ValueError(
         f'The constraint or the logit bias allows no token at all in row(s) {rows.tolist()}. '

@@ -18,101 +18,18 @@ from specjax import engine
 from specjax import randomness
 from specjax import sampling as sampling_lib
 from specjax import sharding
-from specjax.drafters.model import fast_width
+from specjax import stats as stats_lib
 from specjax.kernels.accept import rule as accept_rule
+from specjax.models import fast_width
+from specjax.output import GenerateOutput
 from specjax.stopping import StopStrings
 from specjax.types import Sampling
 
 _FINISH = {
-    engine.RUNNING: 'running',
-    engine.STOP_TOKEN: 'stop',
-    engine.LENGTH: 'length',
+    stats_lib.RUNNING: 'running',
+    stats_lib.STOP_TOKEN: 'stop',
+    stats_lib.LENGTH: 'length',
 }
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class GenerateOutput:
-  """What a run produced.
-
-  Attributes:
-    tokens: [B, S] int32 numpy, prompt and output; 0 beyond a row's length.
-    prompt_lengths: [B] int32.
-    lengths: [B] int32, prompt and output together.
-    finish_reasons: one per row: 'stop' (a stop token, which is kept, or a stop string),
-      'length', or 'running' for a chunk of a stream that is not over.
-    logprobs: [B, S] float32 of the emitted tokens at their slots, or None.
-    logprobs_of: 'raw' (the target's own law) or 'controlled' (after the sampling controls),
-      or None.
-    stats: counts per row (`specjax.engine.Stats`, as numpy arrays), of the tokens above alone:
-      rounds after a stop string do not count, nor does what a stop or a limit cuts off a round.
-    target_passes: rounds of the longest row, prefill not counted.
-    seconds: of the loop, compilation excluded where the run was warmed up; what ran on after a
-      stop string is in it.
-    prefill_seconds: of the prefill.
-    trace: the rounds (`specjax.engine.Trace`, numpy) or None; zeros where a row had no round.
-    drafter_state: the drafter's state after the run, which may have seen tokens after a stop
-      string; None before the run is over.
-    texts: a row's output text, cut before a stop string; None without a tokenizer. A row that
-      is still running holds back what may change: a character that is open, and what a stop
-      string may begin with, so that each text of a stream begins with the one before.
-    tokenizer: the request's, or None.
-  """
-
-  tokens: np.ndarray
-  prompt_lengths: np.ndarray
-  lengths: np.ndarray
-  finish_reasons: tuple[str, ...]
-  logprobs: np.ndarray | None
-  logprobs_of: str | None
-  stats: engine.Stats
-  target_passes: int
-  seconds: float
-  prefill_seconds: float
-  trace: engine.Trace | None
-  drafter_state: Any
-  texts: tuple[str, ...] | None
-  tokenizer: Any = None
-
-  def new_tokens(self, row: int = 0) -> np.ndarray:
-    """The tokens [n] int32 that a row emitted, the stop token included."""
-    return self.tokens[row, self.prompt_lengths[row] : self.lengths[row]]
-
-  @property
-  def num_new_tokens(self) -> int:
-    """Emitted tokens of all rows."""
-    return int((self.lengths - self.prompt_lengths).sum())
-
-  @property
-  def tokens_per_second(self) -> float:
-    """Emitted tokens of all rows over the seconds of the loop."""
-    return self.num_new_tokens / max(self.seconds, 1e-12)
-
-  @property
-  def mean_acceptance_length(self) -> float:
-    """Emitted tokens per round and row, the next token included: at most D + 1."""
-    return self.num_new_tokens / max(int(self.stats.rounds.sum()), 1)
-
-  @property
-  def draft_acceptance_rate(self) -> float | None:
-    """Accepted over proposed draft tokens, cuts as in `Stats`; None if nothing was proposed."""
-    proposed = int(self.stats.proposed.sum())
-    return int(self.stats.accepted.sum()) / proposed if proposed else None
-
-  @property
-  def acceptance_rate_per_position(self) -> list[float | None]:
-    """At each depth, rounds that accepted that far over rounds that proposed that far."""
-    proposed, accepted = self.stats.proposed_at.sum(0), self.stats.accepted_at.sum(0)
-    return [int(a) / int(p) if p else None for a, p in zip(accepted, proposed)]
-
-  def __repr__(self) -> str:
-    from specjax import notebook  # reads traces, which are of this class
-
-    return notebook.output_text(self)
-
-  def _repr_html_(self) -> str:
-    from specjax import notebook
-
-    return notebook.output_html(self)
 
 
 def generate(target, prompts: Sequence[Sequence[int]], **options) -> GenerateOutput:
@@ -231,7 +148,7 @@ def _stream(target, prompts: Sequence[Sequence[int]], request: Request) -> Itera
   if chunk is None:
     chunk = np.iinfo(np.int32).max // 2
   # Stop strings are looked for while the state remembers the rounds behind them.
-  between_looks = chunk if state.recent is None else engine.RECENT
+  between_looks = chunk if state.recent is None else stats_lib.RECENT
   seconds, left, over = 0.0, chunk, False
   while not over:
     rounds = min(left, between_looks)
@@ -327,9 +244,9 @@ def _initial_state(setup, request: Request, tokens, lengths, limits):
       seeds=request.seeds,
   )
   if request.trace:
-    state = state.replace(trace=engine.empty_trace(batch, int(limits.max()), drafter))
+    state = state.replace(trace=stats_lib.empty_trace(batch, int(limits.max()), drafter))
   if request.stop_strings:
-    state = state.replace(recent=engine.empty_recent(batch, drafter.depth))
+    state = state.replace(recent=stats_lib.empty_recent(batch, drafter.depth))
   return sharding.put(state, setup.layout)
 
 
@@ -378,7 +295,7 @@ def first_state(
       features=features,
       features_valid=(jnp.arange(depth + 1) == 0) & jnp.asarray(lengths > 1)[:, None],
       logprobs=None if setup.logprobs is None else jnp.zeros((batch, size), jnp.float32),
-      stats=engine.Stats.zeros(batch, depth),
+      stats=stats_lib.Stats.zeros(batch, depth),
       trace=None,
       round=jnp.int32(0),
   )
@@ -429,7 +346,7 @@ class _Reader:
       self._stops = StopStrings(request.stop_strings, request.tokenizer, prompts)
     # Of rows that a stop string ended: their lengths, and what the counts hold beyond these.
     self._ends: dict[int, int] = {}
-    self._behind: engine.Stats | None = None
+    self._behind: stats_lib.Stats | None = None
 
   def look(self, state: engine.DecodeState) -> np.ndarray:
     """Reads the new tokens' text; whether each row [B] is over, by itself or by a stop string."""
@@ -447,7 +364,7 @@ class _Reader:
       if found:
         self._ends[row] = ends[row] = start + count
     if (ends < lengths).any():
-      behind = engine.behind(jax.tree.map(np.asarray, state.recent), ends)
+      behind = stats_lib.behind(jax.tree.map(np.asarray, state.recent), ends)
       if self._behind is not None:
         behind = jax.tree.map(np.add, self._behind, behind)
       self._behind = behind
@@ -488,7 +405,7 @@ class _Reader:
     )
 
 
-def _kept_trace(trace: engine.Trace, lengths: np.ndarray) -> engine.Trace:
+def _kept_trace(trace: stats_lib.Trace, lengths: np.ndarray) -> stats_lib.Trace:
   """The rounds that begin within the output; zeros elsewhere, where rows only ran along."""
   kept = (trace.starts > 0) & (trace.starts < lengths[:, None])
   zero = lambda x: np.where(kept.reshape(kept.shape + (1,) * (x.ndim - 2)), x, np.zeros_like(x))

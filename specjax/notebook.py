@@ -8,7 +8,7 @@ import html
 
 import numpy as np
 
-from specjax.analysis import traces
+from specjax import traces
 
 # Backgrounds that carry dark and light text alike.
 _COLOURS = {
@@ -28,7 +28,7 @@ _ROWS = 8
 
 
 def output_html(output) -> str:
-  """A `specjax.generation.GenerateOutput` as HTML, its first rows at most.
+  """A `specjax.GenerateOutput` as HTML, its first rows at most.
 
   Args:
     output: the run.

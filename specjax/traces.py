@@ -1,11 +1,14 @@
-"""Reads the trace of a run: what each round proposed, and where every token came from."""
+"""Reads the trace of a run: what each round proposed, and where every token came from.
+
+An `output` is a `specjax.GenerateOutput`, which shows itself by these functions.
+"""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from specjax.detokenize import pieces as pieces
-from specjax.generation import GenerateOutput
 
 # Where an emitted token came from.
 ACCEPTED = 'accepted'  # drafted, and kept
@@ -44,7 +47,7 @@ class Round:
   Attributes:
     start: the row's length before it.
     nodes: valid nodes, in order; where a stop or a limit cut the round, those at the depths
-      that were emitted, as `specjax.engine.Stats` counts them.
+      that were emitted, as `specjax.stats.Stats` counts them.
     emitted: ids of the tokens emitted, after stops and limits.
     sources: where each of them came from.
   """
@@ -55,7 +58,7 @@ class Round:
   sources: tuple[str, ...]
 
 
-def rounds(output: GenerateOutput, row: int = 0) -> list[Round]:
+def rounds(output: Any, row: int = 0) -> list[Round]:
   """The rounds of a row, in order; together they emit its new tokens.
 
   Raises:
@@ -102,12 +105,12 @@ def _depths(parents: np.ndarray, most: int) -> np.ndarray:
   return depths
 
 
-def sources(output: GenerateOutput, row: int = 0) -> list[str]:
+def sources(output: Any, row: int = 0) -> list[str]:
   """Where each new token of a row came from."""
   return [source for each in rounds(output, row) for source in each.sources]
 
 
-def expected_accepted(output: GenerateOutput, rule: str) -> list[np.ndarray]:
+def expected_accepted(output: Any, rule: str) -> list[np.ndarray]:
   """Tokens that a rule accepts in expectation over its own coins, for the drafts of a trace.
 
   The drafts and both laws of every round are in the trace, so that the expectation of the

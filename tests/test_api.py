@@ -1,10 +1,13 @@
 """The public names, and the README's example."""
 
+import importlib
 import pathlib
 import re
 
+import pytest
 
 import specjax
+from specjax import _moved
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -48,3 +51,19 @@ class TestApi:
     exec(example.replace('max_new_tokens=64', 'max_new_tokens=8'), names)
     assert names['output'].num_new_tokens == 8
     assert isinstance(names['output'].texts[0], str)
+
+  @pytest.mark.parametrize('old', sorted(_moved.MODULES))
+  def test_a_module_that_moved_has_its_old_name(self, old):
+    with pytest.warns(DeprecationWarning, match=re.escape(_moved.MODULES[old])):
+      module = importlib.import_module(old)
+    assert module is importlib.import_module(_moved.MODULES[old])
+
+  @pytest.mark.parametrize(
+      'package, name', [(old, name) for old, names in _moved.NAMES.items() for name in names]
+  )
+  def test_a_function_that_moved_has_its_old_name(self, package, name):
+    with pytest.warns(DeprecationWarning, match=_moved.NAMES[package][name]):
+      moved = getattr(importlib.import_module(package), name)
+    assert moved is getattr(importlib.import_module(_moved.NAMES[package][name]), name)
+    with pytest.raises(AttributeError, match='nothing_of_this_name'):
+      importlib.import_module(package).nothing_of_this_name  # noqa: B018

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import specjax
 from experiments.peers import runs
 from specjax import drafters
-from specjax import generation
 from specjax import models
 from specjax import verify
+from specjax.output import GenerateOutput
 
 METHODS = (runs.PLAIN, runs.DRAFT, runs.LOOKUP)
 _CHUNK = 32  # tokens of a prefill pass; the cache's length is a multiple of it
@@ -67,7 +67,7 @@ class Engine:
         )
     return found
 
-  def _generate(self, method: str, prompt: Sequence[int]) -> generation.GenerateOutput:
+  def _generate(self, method: str, prompt: Sequence[int]) -> GenerateOutput:
     return specjax.generate(
         self._target,
         [list(prompt)],

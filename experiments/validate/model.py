@@ -12,13 +12,13 @@ import numpy as np
 from specjax import drafters
 from specjax import engine
 from specjax import generation
-from specjax import kv_cache
 from specjax import models
 from specjax import sampling as sampling_lib
 from specjax import verify
-from specjax.analysis import programs
-from specjax.drafters.model import fast_width
+from specjax.analysis import timed_programs
+from specjax.cache import kv_cache
 from specjax.kernels import accept
+from specjax.models import fast_width
 
 
 def preset(name: str, *, smoke: bool) -> models.TransformerConfig:
@@ -146,7 +146,7 @@ class Bench:
     """Setup and state of a run with a drafter."""
     drafter = self._setup.drafter if drafter is None else drafter
     setup = self._setup.replace(rule=self._rule(drafter))
-    return programs.with_drafter(setup, self._state, drafter, self.request)
+    return timed_programs.with_drafter(setup, self._state, drafter, self.request)
 
   def compiled(self, setup, state):
     """The engine's loop for them."""
@@ -158,13 +158,13 @@ class Bench:
     setup, state = self.started(drafter)
     run = self.compiled(setup, state) if run is None else run
     rounds = min(self.rounds, self.room // (setup.drafter.depth + 1) - 1)
-    return self._time(programs.loop(setup, state, run), rounds), run
+    return self._time(timed_programs.loop(setup, state, run), rounds), run
 
   def pass_seconds(self, width: int) -> float:
     """Seconds of a pass of the target alone over so many tokens a row."""
-    program = programs.bare(self._setup, self._state, width, self.request, self.options)
+    program = timed_programs.bare(self._setup, self._state, width, self.request, self.options)
     return self._time(program, min(self.rounds, self.room // width))
 
   def _time(self, program, rounds: int) -> float:
-    timer = programs.Timer(rounds, self.repetitions, lambda line: None)
+    timer = timed_programs.Timer(rounds, self.repetitions, lambda line: None)
     return timer.time({'': program})['']

@@ -13,8 +13,8 @@ from experiments.validate import plain as plain_lib
 from experiments.validate import profile as profile_lib
 from experiments.validate import switches as switches_lib
 from specjax import drafters
-from specjax.analysis import programs
 from specjax.analysis import theory
+from specjax.analysis import timed_programs
 
 DRAFT = 'Llama-3.2-1B'
 ACCEPTANCE = 0.8
@@ -56,7 +56,7 @@ def run(step: context_lib.Context) -> None:
   work.append((f'a round at K={lengths[0]}', _profile, lengths[0]))
   work += [(f'K={k}', _synthetic, tuple(range(k))) for k in lengths[1:]]
   for nodes, depth in trees:
-    shape = programs.stand_in(types.SimpleNamespace(num_nodes=nodes, depth=depth))
+    shape = timed_programs.stand_in(types.SimpleNamespace(num_nodes=nodes, depth=depth))
     work.append((f'tree of {nodes} nodes', _synthetic, shape))
   work += [(f'r({m})', _width, m) for m in widths]
   work += [_drafted_item(k, draft) for k in lengths[1:]]

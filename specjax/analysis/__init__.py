@@ -3,8 +3,8 @@
 from specjax.analysis import calibration
 from specjax.analysis import costs
 from specjax.analysis import identity
-from specjax.analysis import law_test
 from specjax.analysis import records
+from specjax.analysis import sampled_law
 from specjax.analysis import statistics
 from specjax.analysis import theory
 from specjax.analysis import traces
@@ -19,9 +19,9 @@ __all__ = [
     'calibration',
     'costs',
     'identity',
-    'law_test',
     'record',
     'records',
+    'sampled_law',
     'statistics',
     'theory',
     'traces',

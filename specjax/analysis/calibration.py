@@ -25,10 +25,10 @@ import jax.numpy as jnp
 from specjax import drafters as drafters_lib
 from specjax import generation
 from specjax import verify
-from specjax.analysis import programs as programs_lib
 from specjax.analysis import records
+from specjax.analysis import timed_programs
 from specjax.analysis.costs import MODEL, Calibration, Candidate, RuleCosts, TreeCosts
-from specjax.drafters.model import fast_width
+from specjax.models import fast_width
 from specjax.models import LanguageModel
 
 
@@ -94,7 +94,7 @@ def calibrate(
       cache_length=cache_length,
       prefill_chunk=prefill_chunk,
   )
-  timer = programs_lib.Timer(rounds, repetitions, say)
+  timer = timed_programs.Timer(rounds, repetitions, say)
 
   candidates: tuple[Candidate, ...] = ()
   dtype, width = _dtype_of(target), fast_width(target)
@@ -121,7 +121,7 @@ def calibrate(
   widths = _widths(largest) if widths is None else widths
   needed = {k + 1 for lengths in rounds_of.values() for k in lengths}
   widths = tuple(sorted({*widths, width, largest + 1, *needed}))
-  programs = programs_lib.rounds_and_passes(
+  programs = timed_programs.rounds_and_passes(
       target, prompts, request, width, widths, rules, makers, rounds_of, trees
   )
   seconds = timer.time(programs)
@@ -198,10 +198,10 @@ def _candidates(target, prompts, request, dtypes, widest: int, timer) -> tuple[C
     model = cast(target, dtype)
     setup, state, _, _ = generation.prepare(model, prompts, request)
     name = _dtype_of(model)
-    programs['pass', name, widest] = programs_lib.bare(setup, state, widest, request)
+    programs['pass', name, widest] = timed_programs.bare(setup, state, widest, request)
     for width in (1, 2):
-      made = programs_lib.with_drafter(setup.replace(width=width), state, setup.drafter, request)
-      programs['plain', name, width] = programs_lib.loop(*made)
+      made = timed_programs.with_drafter(setup.replace(width=width), state, setup.drafter, request)
+      programs['plain', name, width] = timed_programs.loop(*made)
   seconds = timer.time(programs)
   return tuple(
       Candidate(dtype, width, value, seconds['pass', dtype, widest])
@@ -220,7 +220,7 @@ def _rule_costs(rule, lengths: dict[int, set[str]], trees, seconds) -> RuleCosts
       drafting.setdefault(drafter, []).append((k, seconds[name, drafter, k] - free))
   return RuleCosts(
       rule=name,
-      plain=seconds['plain', programs_lib.plain_rule(rule).name],
+      plain=seconds['plain', timed_programs.plain_rule(rule).name],
       overhead=tuple(overhead),
       drafting={drafter: tuple(drafting[drafter]) for drafter in sorted(drafting)},
       trees={
@@ -232,7 +232,7 @@ def _rule_costs(rule, lengths: dict[int, set[str]], trees, seconds) -> RuleCosts
 
 
 def _tree_costs(rule: str, name: str, drafter, seconds) -> TreeCosts:
-  shape = programs_lib.stand_in(drafter)
+  shape = timed_programs.stand_in(drafter)
   free = (seconds[rule, 'all', shape] + seconds[rule, 'none', shape]) / 2
   passed = seconds['pass', drafter.num_nodes + 1]
   return TreeCosts(

@@ -14,7 +14,7 @@ import numpy as np
 
 from specjax.analysis import statistics
 from specjax.analysis import theory
-from specjax.generation import GenerateOutput
+from specjax.output import GenerateOutput
 
 _PACKAGES = ('specjax', 'jax', 'jaxlib', 'flax', 'numpy')
 
@@ -168,7 +168,7 @@ def record(
 
 
 def merge_stats(outputs: Sequence[GenerateOutput]):
-  """The counts (`specjax.engine.Stats`) of all runs, rows one after the other."""
+  """The counts (`specjax.stats.Stats`) of all runs, rows one after the other."""
   stats = [output.stats for output in outputs]
   return jax.tree.map(lambda *counts: np.concatenate(counts), *stats)
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from specjax import sampling as sampling_lib
 from specjax.analysis import identity
-from specjax.generation import GenerateOutput
+from specjax.output import GenerateOutput
 from specjax.types import Sampling
 
 FUNCTIONS = ('log p', 'p', 'most likely')

@@ -12,10 +12,11 @@ import numpy as np
 from specjax import drafters as drafters_lib
 from specjax import engine
 from specjax import generation
-from specjax import kv_cache
 from specjax import tree as tree_lib
 from specjax import verify
+from specjax.cache import kv_cache
 from specjax.drafters import vocabulary
+from specjax.stats import Stats
 
 
 def plain_rule(rule: Any) -> Any:
@@ -105,7 +106,7 @@ def with_drafter(setup, state, drafter, request):
       drafter=drafter.init(**sizes),
       features=jnp.zeros((batch, depth + 1, features), state.features.dtype),
       features_valid=jnp.zeros((batch, depth + 1), bool),
-      stats=engine.Stats.zeros(batch, depth),
+      stats=Stats.zeros(batch, depth),
   )
   # What `generate` decides with: on accelerators and over large vocabularies, the op.
   rule = generation.rule_that_runs(

@@ -19,9 +19,9 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from specjax import cache_rows
-from specjax import layout as layout_lib
-from specjax import sharded_cache
+from specjax.cache import rows as cache_rows
+from specjax.cache import sharded as sharded_cache
+from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 
@@ -50,6 +50,15 @@ class KVCache:
   rings: tuple[bool, ...] = struct.field(pytree_node=False)
   max_append: int = struct.field(pytree_node=False)
   layout: layout_lib.Layout | None = struct.field(pytree_node=False, default=None)
+
+  def shardings(self) -> 'KVCache':
+    """A `NamedSharding` for every array, of a cache that has a layout."""
+    split = lambda x: self.layout.sharding(layout_lib.CACHE, shape=x.shape, what='cache')
+    return self.replace(
+        keys=tuple(map(split, self.keys)),
+        values=tuple(map(split, self.values)),
+        lengths=self.layout.replicated,
+    )
 
 
 def init(

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from specjax import cache_rows
-from specjax import layout as layout_lib
+from specjax.cache import rows as cache_rows
+from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 

@@ -11,16 +11,16 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from specjax import kv_cache
-from specjax import layout as layout_lib
 from specjax import types
+from specjax.cache import kv_cache
 from specjax.drafters import base
 from specjax.drafters import expansion
-from specjax.drafters.model import fast_width
 from specjax.heads import target as target_lib
 from specjax.heads.eagle import Eagle
-from specjax.models import layers
+from specjax.models import fast_width
 from specjax.models import LanguageModel
+from specjax.models import layers
+from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from specjax import types
 from specjax.drafters import base
 from specjax.drafters import expansion
-from specjax.drafters.model import fast_width
 from specjax.heads import early_exit as exit_lib
 from specjax.heads.early_exit import EarlyExit
+from specjax.models import fast_width
 from specjax.models import LanguageModel
 
 Array = jax.Array

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from specjax import types
 from specjax.drafters import base
 from specjax.drafters import expansion
-from specjax.drafters.model import fast_width
 from specjax.heads import target as target_lib
 from specjax.heads.medusa import Medusa
-from specjax.models import layers
+from specjax.models import fast_width
 from specjax.models import LanguageModel
+from specjax.models import layers
 
 Array = jax.Array
 

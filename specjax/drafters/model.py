@@ -9,11 +9,11 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from specjax import kv_cache
 from specjax import tree
 from specjax import types
+from specjax.cache import kv_cache
 from specjax.drafters import vocabulary
-from specjax.models import LanguageModel
+from specjax.models import LanguageModel, fast_width
 
 Array = jax.Array
 
@@ -247,13 +247,3 @@ def model(
       step_width=fast_width(draft) if step_width is None else step_width,
       adaptive=min_confidence is not None,
   )
-
-
-def fast_width(model: LanguageModel) -> int:
-  """The narrowest pass that is not slower than a wider one: 2 for bfloat16 on CPU, else 1.
-
-  XLA's CPU products of a single bfloat16 row take a path about ten times slower.
-  """
-  dtype = getattr(model.module, 'dtype', None)
-  on_cpu = jax.default_backend() == 'cpu'
-  return 2 if on_cpu and dtype is not None and jnp.dtype(dtype) == jnp.bfloat16 else 1

@@ -10,14 +10,14 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from specjax import kv_cache
 from specjax import tree as tree_lib
 from specjax import types
+from specjax.cache import kv_cache
 from specjax.drafters import base
 from specjax.drafters import expansion
 from specjax.drafters import vocabulary
-from specjax.drafters.model import fast_width
 from specjax.drafters.model import read_last
+from specjax.models import fast_width
 from specjax.models import LanguageModel
 
 Array = jax.Array

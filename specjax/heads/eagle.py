@@ -19,11 +19,11 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from specjax import kv_cache
-from specjax import layout as layout_lib
+from specjax.cache import kv_cache
 from specjax.models import layers
 from specjax.models import transformer
 from specjax.models.config import TransformerConfig
+from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 
@@ -396,7 +396,7 @@ class EagleHead(nn.Module):
   def init_cache(
       self, *, batch_size: int, cache_length: int, max_append: int
   ) -> kv_cache.KVCache:
-    """An empty cache for the head; arguments as in `specjax.kv_cache.init`."""
+    """An empty cache for the head; arguments as in `specjax.cache.kv_cache.init`."""
     cfg = self.config.decoder
     return kv_cache.init(
         batch_size=batch_size,

@@ -13,13 +13,13 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from specjax import kv_cache
-from specjax import layout as layout_lib
+from specjax.cache import kv_cache
 from specjax.heads import target as target_lib
 from specjax.models import LanguageModel
 from specjax.models import layers
 from specjax.models import transformer
 from specjax.models.config import TransformerConfig
+from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 

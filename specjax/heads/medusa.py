@@ -13,8 +13,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from specjax import layout as layout_lib
 from specjax.models import layers
+from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 

@@ -2,9 +2,9 @@
 
 from specjax.models import presets
 from specjax.models.config import RopeScaling, TransformerConfig
-from specjax.models.hf import load_config, load_hf, save_hf
-from specjax.models.language_model import LanguageModel
-from specjax.models.tokenizer import load_eos_ids, load_tokenizer
+from specjax.models.hf import load_config, load_eos_ids, load_hf, load_tokenizer, save_hf
+from specjax.models.language_model import LanguageModel, fast_width
+from specjax.models.placement import abstract_params, init_params, place
 from specjax.models.transformer import Output, Transformer
 
 __all__ = [
@@ -13,10 +13,14 @@ __all__ = [
     'RopeScaling',
     'Transformer',
     'TransformerConfig',
+    'abstract_params',
+    'fast_width',
+    'init_params',
     'load_config',
     'load_eos_ids',
     'load_hf',
     'load_tokenizer',
+    'place',
     'presets',
     'save_hf',
 ]

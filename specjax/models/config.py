@@ -1,7 +1,7 @@
 """What distinguishes one decoder family from another, as one frozen record.
 
 The fields cover Llama 2 to 3.3, Mistral, Qwen2/2.5, Qwen3, Gemma 2 and Gemma 3.
-`specjax.models.presets` names the published sizes; `specjax.models.hf` reads a
+`specjax.models.presets` names the published sizes; `specjax.models.hf.weights` reads a
 `config.json` into this record and refuses what it cannot express.
 """
 

@@ -16,11 +16,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from specjax import kv_cache
-from specjax import layout as layout_lib
+from specjax.cache import kv_cache
 from specjax.kernels import attention as attention_kernels
 from specjax.models import layers
 from specjax.models.config import TransformerConfig
+from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 
@@ -410,7 +410,7 @@ class Transformer(nn.Module):
   def init_cache(
       self, *, batch_size: int, cache_length: int, max_append: int
   ) -> kv_cache.KVCache:
-    """An empty cache for this model; arguments as in `specjax.kv_cache.init`."""
+    """An empty cache for this model; arguments as in `specjax.cache.kv_cache.init`."""
     cfg = self.config
     slots = attention_kernels.num_slots(cache_length + max_append, self.attention)
     return kv_cache.init(

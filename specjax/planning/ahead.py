@@ -20,8 +20,9 @@ from specjax import generation
 from specjax import sampling as sampling_lib
 from specjax.drafters import vocabulary
 from specjax.drafters.plain import plain
+from specjax.models import placement
 from specjax.models.language_model import LanguageModel
-from specjax.sharding import programs
+from specjax.planning import compiled_text
 from specjax.sharding import trees
 
 PyTree = Any
@@ -67,7 +68,7 @@ def devices(topology: str) -> tuple[Any, ...]:
 
 def abstract_model(module: Any, *, int8: bool = False) -> LanguageModel:
   """A model whose weights are shapes, split as its layout says."""
-  return LanguageModel(module, trees.abstract_params(module, int8=int8))
+  return LanguageModel(module, placement.abstract_params(module, int8=int8))
 
 
 def abstract_run(
@@ -141,8 +142,8 @@ class Compiled:
     temporary_bytes: beside arguments and outputs.
     aliased_bytes: of outputs that take the place of arguments.
     compile_seconds: of the compilation alone.
-    collectives: every collective, see `programs.Collective`.
-    cycles: estimated by the compiler, by scope; see `programs.cycles`.
+    collectives: every collective, see `compiled_text.Collective`.
+    cycles: estimated by the compiler, by scope; see `compiled_text.cycles`.
     text: the optimised program.
   """
 
@@ -150,7 +151,7 @@ class Compiled:
   temporary_bytes: int
   aliased_bytes: int
   compile_seconds: float
-  collectives: tuple[programs.Collective, ...]
+  collectives: tuple[compiled_text.Collective, ...]
   cycles: dict[str, float]
   text: str = dataclasses.field(repr=False)
 
@@ -163,7 +164,7 @@ def compile_program(
   Args:
     function: jitted.
     *arguments: shapes with shardings, and plain arrays.
-    loops: trips of inner loops by scope, see `programs.cycles`.
+    loops: trips of inner loops by scope, see `compiled_text.cycles`.
 
   Raises:
     DoesNotFit: with the compiler's message.
@@ -183,8 +184,8 @@ def compile_program(
       temporary_bytes=memory.temp_size_in_bytes,
       aliased_bytes=memory.alias_size_in_bytes,
       compile_seconds=seconds,
-      collectives=programs.collectives(text),
-      cycles=programs.cycles(text, loops=loops or {}),
+      collectives=compiled_text.collectives(text),
+      cycles=compiled_text.cycles(text, loops=loops or {}),
       text=text,
   )
 

@@ -9,7 +9,7 @@ import dataclasses
 
 from specjax.analysis import theory
 from specjax.models.config import TransformerConfig
-from specjax.sharding.chips import Slice
+from specjax.planning.chips import Slice
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from specjax import layout as layout_lib
-from specjax.sharding import trees
+from specjax.models import placement
+from specjax.sharding import layout as layout_lib
 
 _COLUMNS = ('array', 'shape', 'split over', 'on a device', 'MB a device')
 
@@ -20,13 +20,13 @@ def rows(
     module: a `specjax.models.Transformer` or a head, with a layout.
     batch_size: rows of the cache.
     cache_length: positions of the cache.
-    init: of a head, as `trees.abstract_params` takes it.
+    init: of a head, as `placement.abstract_params` takes it.
 
   Returns:
     Rows of text, in the order of `_COLUMNS`.
   """
   found: dict[str, tuple[str, ...]] = {}
-  params = trees.abstract_params(module, init=init)
+  params = placement.abstract_params(module, init=init)
   leaves = jax.tree_util.tree_flatten_with_path(params)[0]
   for path, leaf in leaves:
     name = '/'.join(str(key.key) for key in path)

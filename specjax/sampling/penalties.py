@@ -9,8 +9,8 @@ row's path are looked up again and corrected. Counts for each row [B, R, V] are 
 import jax
 import jax.numpy as jnp
 
-from specjax import constraints
 from specjax import types
+from specjax.sampling import constraints
 
 Array = jax.Array
 

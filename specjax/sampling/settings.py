@@ -54,7 +54,7 @@ def make(
     top_p: the mass that is kept (Holtzman et al. 2020), in (0, 1]; 1 keeps all.
     min_p: the least probability kept, relative to the largest (Nguyen et al. 2024), in
       [0, 1]; 0 keeps all.
-    repetition_penalty: > 0; 1 is none (see `specjax.penalties.penalize`).
+    repetition_penalty: > 0; 1 is none (see `specjax.sampling.penalties.penalize`).
     presence_penalty: subtracted from logits of tokens in the output; 0 is none.
     frequency_penalty: the same for each time that a token was emitted; 0 is none.
     logit_bias: added to the logits, [V] or [B, V]; `-inf` forbids a token.

@@ -1,15 +1,13 @@
-"""Running on many devices: layouts, trees of shardings, plans that compile ahead."""
+"""Where arrays lie on many devices: layouts by name, trees of shardings, processes."""
 
-from specjax.layout import Layout, fitted
+from specjax import _moved
+from specjax.sharding.layout import Layout, fitted
 from specjax.sharding.presets import AXES, PRESETS, Layouts, counted_devices, make
 from specjax.sharding.trees import (
     abstract,
-    abstract_params,
     constrain,
-    init_params,
     like_params,
     params_shardings,
-    place,
     place_head,
     put,
     put_array,
@@ -23,18 +21,17 @@ __all__ = [
     'Layout',
     'Layouts',
     'abstract',
-    'abstract_params',
     'constrain',
     'counted_devices',
     'fitted',
-    'init_params',
     'like_params',
     'make',
     'params_shardings',
-    'place',
     'place_head',
     'put',
     'put_array',
     'put_batch',
     'shardings',
 ]
+
+__getattr__ = _moved.names(__name__)

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from specjax.layout import Layout
-from specjax.layout import divisors
+from specjax.sharding.layout import divisors
+from specjax.sharding.layout import Layout
 
 PRESETS = ('tensor', 'sequence', 'fsdp')
 AXES = ('data', 'sequence', 'draft', 'model')

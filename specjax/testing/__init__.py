@@ -13,18 +13,18 @@ plain decoding's:
 True
 """
 
-from specjax.testing.enumeration import RoundLaw
+from specjax.testing.chi_square import chi_square
+from specjax.testing.chi_square import ChiSquare
+from specjax.testing.chi_square import max_difference
+from specjax.testing.chi_square import total_variation
 from specjax.testing.enumeration import enumerate_round
 from specjax.testing.enumeration import expected_accepted
 from specjax.testing.enumeration import output_law
+from specjax.testing.enumeration import RoundLaw
 from specjax.testing.plain import plain_law
 from specjax.testing.replay import ReplaySource
-from specjax.testing.statistics import ChiSquare
-from specjax.testing.statistics import chi_square
-from specjax.testing.statistics import max_difference
-from specjax.testing.statistics import total_variation
-from specjax.testing.table_model import TableModel
 from specjax.testing.table_model import table_model
+from specjax.testing.table_model import TableModel
 
 __all__ = [
     'ChiSquare',

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax import kv_cache
 from specjax import models
+from specjax.cache import kv_cache
 
 Array = jax.Array
 
@@ -36,7 +36,7 @@ class TableModel:
   def init_cache(
       self, *, batch_size: int, cache_length: int, max_append: int
   ) -> kv_cache.KVCache:
-    """An empty cache; arguments as in `specjax.kv_cache.init`."""
+    """An empty cache; arguments as in `specjax.cache.kv_cache.init`."""
     return kv_cache.init(
         batch_size=batch_size,
         cache_length=cache_length,

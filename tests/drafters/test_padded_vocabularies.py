@@ -13,7 +13,7 @@ from specjax import testing
 from specjax import verify
 from specjax.drafters import vocabulary
 from specjax.models import LanguageModel, Transformer, TransformerConfig
-from specjax.sharding import ahead
+from specjax.planning import ahead
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 TARGET = testing.table_model(vocab_size=3, seed=1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import cache_rows
+from specjax.cache import rows as cache_rows
 
 SLOTS = 24
 

@@ -14,6 +14,7 @@ from specjax import tree as tree_lib
 from specjax import types
 from specjax import verify
 from specjax.drafters import expansion
+from specjax.output import GenerateOutput
 from tests.support import tiny
 from tests.support import tolerance
 
@@ -67,7 +68,7 @@ def test_refusals(make, message):
 
 
 @functools.cache
-def plain(rule: str) -> generation.GenerateOutput:
+def plain(rule: str) -> GenerateOutput:
   return generation.decode(tiny.target(), tiny.PROMPTS, rule=RULES[rule], **OPTIONS)
 
 

@@ -8,12 +8,12 @@ import pytest
 
 import specjax
 from specjax import checks
-from specjax import constraints
 from specjax import drafters
 from specjax import generation
 from specjax import sampling as sampling_lib
 from specjax import testing
 from specjax import verify
+from specjax.sampling import constraints
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 TARGET = testing.table_model(vocab_size=4, seed=1)

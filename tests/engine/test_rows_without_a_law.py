@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import constraints
 from specjax import drafters
 from specjax import engine
 from specjax import generation
 from specjax import verify
+from specjax.sampling import constraints
 from tests.support import nothing_to_draw as nothing
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')

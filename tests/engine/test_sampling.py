@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import constraints
 from specjax import randomness
 from specjax import sampling
 from specjax import types
+from specjax.sampling import constraints
 from tests.support import tolerance
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')

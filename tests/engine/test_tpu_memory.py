@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from specjax import cache_rows
 from specjax import drafters
 from specjax import engine
 from specjax import generation
-from specjax import kv_cache
 from specjax import models
 from specjax import sharding
 from specjax import verify
+from specjax.cache import kv_cache
+from specjax.cache import rows as cache_rows
 from specjax.kernels import accept
-from specjax.sharding import ahead
+from specjax.planning import ahead
 from tests.support import tiny
 from tests.support import tpu_ahead
 

@@ -9,7 +9,7 @@ import pytest
 from specjax import drafters
 from specjax import engine
 from specjax import verify
-from specjax.sharding import ahead
+from specjax.planning import ahead
 from tests.support import tiny
 
 

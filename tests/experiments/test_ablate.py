@@ -24,7 +24,7 @@ from specjax import drafters
 from specjax import sampling
 from specjax import testing
 from specjax import verify
-from specjax.analysis import law_test
+from specjax.analysis import sampled_law
 from specjax.analysis import traces
 import specjax
 from tests.support import tiny_pair
@@ -353,19 +353,19 @@ class TestLawTest:
 
   def test_a_lossless_rule_passes(self, outputs):
     target, settings, make = outputs
-    found = law_test.law_test(target, [make(verify.block())], [settings], width=8)
+    found = sampled_law.law_test(target, [make(verify.block())], [settings], width=8)
     assert found.num_tokens == 32 * 60 and found.p_value > 1e-3 and not found.impossible
 
   def test_wrong_ones_do_not(self, outputs):
     target, settings, make = outputs
-    assert law_test.law_test(target, [make(AcceptsAll())], [settings]).p_value < 1e-9
+    assert sampled_law.law_test(target, [make(AcceptsAll())], [settings]).p_value < 1e-9
     cooler = sampling.make(batch_size=32, temperature=0.4, top_k=3)
-    assert law_test.law_test(target, [make(verify.block())], [cooler]).p_value < 1e-9
+    assert sampled_law.law_test(target, [make(verify.block())], [cooler]).p_value < 1e-9
 
   def test_what_cannot_be_tested_is_refused(self, outputs):
     target, _, make = outputs
     penalised = sampling.make(batch_size=32, repetition_penalty=1.2)
     with pytest.raises(ValueError, match='cannot test repetition_penalty'):
-      law_test.law_test(target, [make(verify.block())], [penalised])
+      sampled_law.law_test(target, [make(verify.block())], [penalised])
     with pytest.raises(ValueError, match='0 runs'):
-      law_test.law_test(target, [], [])
+      sampled_law.law_test(target, [], [])

@@ -19,10 +19,10 @@ from specjax import verify
 from specjax.analysis import calibration
 from specjax.analysis import costs
 from specjax.analysis import identity
-from specjax.analysis import programs
 from specjax.analysis import records
 from specjax.analysis import statistics
 from specjax.analysis import theory
+from specjax.analysis import timed_programs
 from specjax.analysis import traces
 from specjax.kernels import accept
 from specjax.kernels.accept import rule as accept_rule
@@ -312,7 +312,9 @@ class TestCalibration:
     request = generation.Request(max_new_tokens=4)
     setup, state, _, _ = generation.prepare(language_model(0), [[1, 2]], request)
     drafter = drafters.ngram(num_speculative_tokens=2)
-    setup, _ = programs.with_drafter(setup.replace(rule=verify.block()), state, drafter, request)
+    setup, _ = timed_programs.with_drafter(
+        setup.replace(rule=verify.block()), state, drafter, request
+    )
     assert setup.rule == dataclasses.replace(
         accept.through(verify.block(), 'xla'), is_chain=True
     )
@@ -440,12 +442,12 @@ class TestCalibration:
   def test_a_stand_in_is_as_wide_and_deep(self, target):
     tree = drafters.dynamic_tree(num_nodes=9, depth=4, width=3)
     dynamic = drafters.model_tree(language_model(1), tree=tree)
-    parents = programs.stand_in(dynamic)
+    parents = timed_programs.stand_in(dynamic)
     assert parents == (0, 0, 0, 1, 2, 4, 5, 6, 7)
     shape = tree_lib.StaticTree(parents)
     assert (shape.num_nodes, shape.depth) == (9, 4)
     static = drafters.model_tree(language_model(1), tree=[(0,), (0, 0), (0, 1)])
-    assert programs.stand_in(static) == (0, 1, 1)
+    assert timed_programs.stand_in(static) == (0, 1, 1)
 
   def test_trees_of_unknown_rules_and_names_are_refused(self, target):
     with pytest.raises(ValueError, match="under .'recursive'.; the rules are .'greedy'."):

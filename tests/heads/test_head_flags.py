@@ -14,7 +14,7 @@ import pytest
 
 from specjax import drafters
 from specjax import heads
-from specjax.models import hf_files
+from specjax.models.hf import files as hf_files
 from tests.support import head_files
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from specjax import heads
-from specjax.heads import hf_eagle
-from specjax.heads import torch_files
-from specjax.models import hf_files
+from specjax.heads.hf import eagle as hf_eagle
+from specjax.heads.hf import torch_files
+from specjax.models.hf import files as hf_files
 from tests.support import tiny
 from tests.support import tiny_heads
 from tests.support import tolerance

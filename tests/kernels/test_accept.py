@@ -12,7 +12,6 @@ import pytest
 
 from specjax import drafters
 from specjax import generation
-from specjax import layout as layout_lib
 from specjax import randomness
 from specjax import sampling as sampling_lib
 from specjax import testing
@@ -21,9 +20,10 @@ from specjax.kernels import accept as accept_lib
 from specjax.kernels.accept import api
 from specjax.kernels.accept import base
 from specjax.kernels.accept import rule as accept_rule
-from specjax.kernels.accept import streams
+from specjax.kernels.accept import tiles
 from specjax.kernels.accept import xla
 from specjax.models import LanguageModel
+from specjax.sharding import layout as layout_lib
 from tests.support import accept_suite
 from tests.support import exact_laws
 from tests.support import tiny
@@ -60,13 +60,13 @@ class TestDefinition:
   @pytest.mark.parametrize('size', [1, 2, 3, 7, 16, 63, 64])
   def test_sums_by_halves(self, size):
     values = np.random.default_rng(0).integers(0, 100, (3, size)).astype(np.float32)
-    found = streams.ordered_sum(jnp.asarray(values))
+    found = tiles.ordered_sum(jnp.asarray(values))
     np.testing.assert_array_equal(found, values.sum(axis=-1))
 
   def test_a_draw_never_takes_a_token_without_weight(self):
     weights = jnp.array([[0.0, 0.5, 0.0, 0.5, 0.0]] * 4)
     goals = jnp.array([0.0, 0.5, 1.0, 1.1])
-    assert streams.pick(weights, goals).tolist() == [1, 3, 3, 3]
+    assert tiles.pick(weights, goals).tolist() == [1, 3, 3, 3]
 
   @pytest.mark.parametrize('rule', ['rejection', 'block'])
   def test_law_in_the_engine(self, rule):

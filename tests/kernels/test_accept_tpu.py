@@ -9,9 +9,9 @@ import pytest
 
 from specjax import sampling as sampling_lib
 from specjax.kernels import accept as accept_lib
+from specjax.kernels.accept import tpu_fetch
 from specjax.kernels.accept import tpu_rows
 from specjax.kernels.accept import tpu_scan
-from specjax.kernels.accept import tpu_stream
 from tests.support import accept_suite
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
@@ -57,7 +57,7 @@ class TestTpu:
 
   def test_a_missing_wait_shows(self):
     """The interpreter copies when it is waited for: a row that nobody waits for is stale, NaN."""
-    fetch = tpu_stream.Stream.fetch
+    fetch = tpu_fetch.Stream.fetch
 
     class Unwaited:
 
@@ -69,7 +69,7 @@ class TestTpu:
     right, _ = accept_suite.reference(case, 'rejection', 0)
     assert right[0] > 0.0
     tpu_scan.scan.clear_cache()
-    with interpreter(), mock.patch.object(tpu_stream.Stream, 'fetch', wrong):
+    with interpreter(), mock.patch.object(tpu_fetch.Stream, 'fetch', wrong):
       found = accept_lib.accept(
           jnp.asarray(case.target, jnp.float32).reshape(2, 7),
           jnp.asarray(case.tokens, jnp.int32), rule='rejection', numbers=accept_lib.Uniforms(

@@ -14,7 +14,7 @@ import pytest
 
 from specjax import heads
 from specjax import models
-from specjax.models import hf_files
+from specjax.models.hf import files as hf_files
 from tests.support import head_files
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'

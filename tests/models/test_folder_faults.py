@@ -12,7 +12,7 @@ import tokenizers
 
 from experiments import build
 from specjax import models
-from specjax.models import hf_files
+from specjax.models.hf import files as hf_files
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'models'
 BOM = '\ufeff'

@@ -17,10 +17,10 @@ import safetensors.numpy
 import tokenizers
 
 from specjax import models
-from specjax.models import hf
-from specjax.models import hf_config
-from specjax.models import hf_files
 from specjax.models import presets
+from specjax.models.hf import config as hf_config
+from specjax.models.hf import files as hf_files
+from specjax.models.hf import weights as hf
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'models'
 SCRIPTS = pathlib.Path(__file__).parents[2] / 'scripts'

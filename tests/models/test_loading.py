@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from specjax import models
-from specjax.models import hf
 from specjax.models import layers
 from specjax.models import quantization
+from specjax.models.hf import weights as hf
 from tests.support import tiny
 from tests.support import tolerance
 

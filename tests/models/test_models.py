@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import kv_cache
 from specjax import models
+from specjax.cache import kv_cache
 from specjax.models import layers
 from tests.support import tolerance
 

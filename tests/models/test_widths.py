@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from specjax import models
-from specjax.models import hf
+from specjax.models.hf import weights as hf
 from tests.support import widths
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'widths.npz'

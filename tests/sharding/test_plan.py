@@ -8,9 +8,9 @@ from configs import llama3_70b
 from experiments import build_plan
 from experiments import plan
 from specjax import models
-from specjax.sharding import chips
-from specjax.sharding import programs
-from specjax.sharding import roofline
+from specjax.planning import chips
+from specjax.planning import compiled_text
+from specjax.planning import roofline
 from tests.support import tolerance
 from tests.support import tpu_ahead
 
@@ -117,14 +117,14 @@ Transformer/layer_3/mlp/dot_general"}
 metadata={op_name="jit(run)/while/body/draft/while/body/dot"}
 }
 """
-  reduce, gather = programs.collectives(text)
+  reduce, gather = compiled_text.collectives(text)
   assert (reduce.kind, reduce.num_bytes, reduce.layer, reduce.scope) == (
       'all-reduce', 8 * 5 * 8192 * 2, 3, 'score'
   )
   assert (gather.kind, gather.num_bytes, gather.largest, gather.scope) == (
       'all-gather', 64, 16, 'verify'
   )
-  assert programs.cycles(text, loops={'draft': 3}) == {'draft': 210.0}
+  assert compiled_text.cycles(text, loops={'draft': 3}) == {'draft': 210.0}
 
 
 def model(name, where, **changes):

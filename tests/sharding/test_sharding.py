@@ -10,9 +10,9 @@ import pytest
 
 from scripts import make_golden_sharding
 from specjax import heads
-from specjax import layout as layout_lib
 from specjax import models
 from specjax import sharding
+from specjax.sharding import layout as layout_lib
 
 LLAMA = models.presets.get('Llama-3.1-70B')
 
@@ -43,7 +43,7 @@ def test_a_preset_splits_all_big_arrays_and_loses_nothing():
   for sizes in (dict(model=8), dict(model=64), dict(preset='sequence', model=8, sequence=8)):
     layout = layouts(**sizes).target
     made = module(LLAMA, layout)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(sharding.abstract_params(made))[0]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(models.abstract_params(made))[0]:
       parts = leaf.size // jnp.prod(jnp.asarray(leaf.sharding.shard_shape(leaf.shape)))
       assert parts == (1 if path[-1].key == 'scale' else layout.mesh.size), path
 
@@ -120,7 +120,7 @@ def test_an_optimisers_state_lies_as_its_parameters_do():
   small = dataclasses.replace(
       LLAMA, num_layers=1, vocab_size=64, width=64, mlp_width=96, num_heads=4, num_kv_heads=2
   )
-  params = sharding.abstract_params(module(small, layout))
+  params = models.abstract_params(module(small, layout))
   state = jax.eval_shape(optax.adam(1e-3).init, params)
   placed = sharding.like_params(state, params, layout)
   assert placed[0].mu['layer_0']['mlp']['down'].spec == PartitionSpec('data', None)

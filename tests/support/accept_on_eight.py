@@ -21,7 +21,7 @@ from specjax.kernels import accept as accept_lib
 from specjax.kernels.accept import base
 from specjax.kernels.accept import rule as accept_rule
 from specjax.kernels.accept import sharded
-from specjax.models import LanguageModel
+from specjax.models import LanguageModel, place
 from tests.support import accept_suite
 from tests.support import tiny
 from tests.support import tolerance
@@ -76,7 +76,7 @@ def compare_engines():
     for layout in (None, sharding.make('tensor', data=2, model=4, draft=4)):
       models = [target, draft]
       if layout is not None:
-        models = [sharding.place(m, x) for m, x in zip(models, (layout.target, layout.draft))]
+        models = [place(m, x) for m, x in zip(models, (layout.target, layout.draft))]
       with mock.patch.object(sharded, 'run', wraps=sharded.run) as run:
         outputs.append(generation.generate(
             models[0], tiny.PROMPTS, rule=getattr(verify, rule)(), max_new_tokens=10, seeds=3,

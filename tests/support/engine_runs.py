@@ -5,6 +5,7 @@ import functools
 from specjax import drafters
 from specjax import generation
 from specjax import verify
+from specjax.output import GenerateOutput
 from tests.support import tiny
 
 K = 4
@@ -14,7 +15,7 @@ TREE = (0, 0, 1, 1, 2, 3, 5)
 
 
 @functools.cache
-def plain(rule: str) -> generation.GenerateOutput:
+def plain(rule: str) -> GenerateOutput:
   """Plain decoding at the width of K = 4 speculation."""
   return generation.decode(tiny.target(), tiny.PROMPTS, rule=RULES[rule], width=K + 1, **OPTIONS)
 
@@ -38,6 +39,6 @@ def drafter(kind: str, rule: str = 'greedy'):
   )
 
 
-def run(kind: str, rule: str = 'greedy', **options) -> generation.GenerateOutput:
+def run(kind: str, rule: str = 'greedy', **options) -> GenerateOutput:
   options = dict(drafter=drafter(kind, rule), rule=RULES[rule]) | OPTIONS | options
   return generation.generate(tiny.target(), tiny.PROMPTS, **options)

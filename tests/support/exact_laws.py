@@ -4,9 +4,9 @@ import functools
 
 import numpy as np
 
-from specjax import constraints
 from specjax import sampling as sampling_lib
 from specjax import testing
+from specjax.sampling import constraints
 from tests.support import tolerance
 
 VOCAB = 3

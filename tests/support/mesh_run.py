@@ -138,13 +138,14 @@ class Models:
     """(target, drafter name and rule -> drafter) on `sharding.Layouts`, or one device."""
     import jax.numpy as jnp
     from specjax import drafters
+    from specjax import models
     from specjax import sharding
     from tests.support import tiny
 
     target, draft, heads = self.target, self.draft, self.heads
     if layouts is not None:
-      target = sharding.place(target, layouts.target)
-      draft = sharding.place(draft, layouts.draft)
+      target = models.place(target, layouts.target)
+      draft = models.place(draft, layouts.draft)
       heads = {name: sharding.place_head(head, layouts.draft) for name, head in heads.items()}
     grown = drafters.dynamic_tree(num_nodes=5, depth=3, width=2)
     chain = dict(num_speculative_tokens=3)
@@ -243,7 +244,7 @@ def loading(folder: pathlib.Path) -> dict[str, bool]:
   return {
       'heads': all(halves) and head.params['final_norm']['scale'].is_fully_replicated,
       'files': len(list((folder / 'model').glob('*.safetensors'))) > 2,
-      'placed': equal(split.params, sharding.place(model, layout).params),
+      'placed': equal(split.params, models.place(model, layout).params),
       'split': parts == {True},
       'saved': equal(models.load_hf(folder / 'again').params, model.params),
       'int8': equal(eight_bits.params, wanted),

@@ -10,10 +10,10 @@ from flax import struct
 import jax.numpy as jnp
 import numpy as np
 
-from specjax import constraints
 from specjax import sampling as sampling_lib
 from specjax import testing
 from specjax.drafters import vocabulary
+from specjax.sampling import constraints
 
 VOCAB = 3
 PROMPT = (0, 1, 0)

@@ -7,7 +7,7 @@ a platform, these tests are left out, and the run's summary says so.
 import jax
 import pytest
 
-from specjax.sharding import ahead
+from specjax.planning import ahead
 
 
 def devices(topology: str) -> list:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from specjax import drafters
-from specjax import kv_cache
 from specjax import randomness
 from specjax import testing
 from specjax import tree
 from specjax import verify
+from specjax.cache import kv_cache
 from specjax.testing import replay
 from tests.support import tolerance
 

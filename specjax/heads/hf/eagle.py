@@ -14,7 +14,7 @@ DeepSpec's EAGLE-3 is as SGLang's with the names `layers.0.…`, read and not wr
 whole vocabulary, which then has the target's. `d2t` holds each draft token's distance to the
 target's token, `t2d` marks the target's tokens that have one. Files are `model.safetensors` or
 `pytorch_model.bin`. Every tensor is accounted for: a missing or a superfluous one is an error. So
-is every key of `config.json` (`specjax.heads.hf_keys`).
+is every key of `config.json` (`specjax.heads.hf.keys`).
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.heads import hf_keys as head_keys
 from specjax.heads import target as target_lib
-from specjax.heads import torch_files
 from specjax.heads.eagle import default_layers, Eagle, EagleConfig, EagleHead
-from specjax.models import hf_config
-from specjax.models import hf_files
-from specjax.models import hf_keys
+from specjax.heads.hf import keys as head_keys
+from specjax.heads.hf import torch_files
 from specjax.models import LanguageModel
 from specjax.models.config import TransformerConfig
+from specjax.models.hf import config as hf_config
+from specjax.models.hf import files as hf_files
+from specjax.models.hf import keys as hf_keys
 
 LAYOUTS = ('authors', 'sglang', 'speculators')
 TORCH_FILE = 'pytorch_model.bin'

@@ -1,10 +1,10 @@
 """What the `config.json` of a draft head may say: every key is read, idle, or refused by name.
 
 A key that changes what a head computes and adds no tensor would otherwise pass unnoticed. The
-kinds of keys are those of `specjax.models.hf_keys`.
+kinds of keys are those of `specjax.models.hf.keys`.
 """
 
-from specjax.models import hf_keys as keys
+from specjax.models.hf import keys
 
 Table = keys.Table
 
@@ -50,7 +50,7 @@ EAGLE_CONFIG: Table = _FLAGS | {
     'use_mtp_layernorm': keys.only(False),
     'parallel_draft_step': keys.only(1, 0),
 }
-# An EAGLE head, beside what its decoder reads (`specjax.models.hf_config`).
+# An EAGLE head, beside what its decoder reads (`specjax.models.hf.config`).
 EAGLE: Table = _FLAGS | {
     'architectures': keys.list_of(keys.text(), 'texts', **_NULL),
     'model_type': keys.text(**_NULL),

@@ -9,7 +9,7 @@
 In either, a `.weight` may be int8 with a `.weight_scale` [out, 1] beside it, as compressed-tensors
 stores integers of one scale per output.
 
-Every tensor and every key of `config.json` (`specjax.heads.hf_keys`) is accounted for.
+Every tensor and every key of `config.json` (`specjax.heads.hf.keys`) is accounted for.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.heads import hf_keys as head_keys
 from specjax.heads import target as target_lib
-from specjax.heads import torch_files
 from specjax.heads.early_exit import EarlyExit, ExitAdapter, ExitConfig
+from specjax.heads.hf import keys as head_keys
+from specjax.heads.hf import torch_files
 from specjax.heads.medusa import Medusa, MedusaConfig, MedusaHeads
-from specjax.models import hf_files
-from specjax.models import hf_keys
 from specjax.models import LanguageModel
 from specjax.models import quantization
 from specjax.models.config import TransformerConfig
+from specjax.models.hf import files as hf_files
+from specjax.models.hf import keys as hf_keys
 
 LAYOUTS = ('authors', 'vllm')
 _AUTHORS_FILE = 'medusa_lm_head.safetensors'

@@ -12,7 +12,7 @@ from specjax.kernels.accept import base
 from specjax.kernels.accept import mosaic_tpu
 from specjax.kernels.accept import recursive
 from specjax.kernels.accept import sharded
-from specjax.kernels.accept import streams
+from specjax.kernels.accept import tiles
 from specjax.kernels.accept import xla
 
 Array = jax.Array
@@ -145,7 +145,7 @@ def backend(implementation: str, inputs: base.Inputs):
     ValueError: if there is none of this name, or not for these inputs.
   """
   if implementation == 'xla':
-    return xla.Xla(streams.Stream(inputs.target.shape[-1]))
+    return xla.Xla(tiles.Tiles(inputs.target.shape[-1]))
   if implementation == 'mosaic_tpu':
     return mosaic_tpu.MosaicTpu()
   if implementation == 'mosaic_gpu':

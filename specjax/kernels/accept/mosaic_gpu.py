@@ -1,4 +1,4 @@
-"""The op for Hopper GPUs and newer: the definition, its streams made by Mosaic GPU kernels.
+"""The op for Hopper GPUs and newer: the definition, its passes made by Mosaic GPU kernels.
 
 Whatever runs over the vocabulary is one of three small kernels, a block of `BLOCK` entries of
 one row a program: maxima and sums for log-sum-exps; masses of max(scale * target - draft, 0),
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from specjax import randomness
 from specjax.kernels.accept import base
-from specjax.kernels.accept import streams
+from specjax.kernels.accept import tiles
 from specjax.kernels.accept import xla
 from specjax.kernels.accept.base import Laws, Settings
 
@@ -61,7 +61,7 @@ class MosaicGpu(xla.Xla):
           inverse=settings.inverse,
           lowest=jnp.full(top.shape, -jnp.inf, jnp.float32),
           chosen=jnp.full(top.shape, -1, jnp.int32),
-          log_total=jnp.log(streams.ordered_sum(masses)),
+          log_total=jnp.log(tiles.ordered_sum(masses)),
       )
 
     return jax.lax.cond(general, by_definition, by_kernel)
@@ -103,7 +103,7 @@ class MosaicGpu(xla.Xla):
 
 def implementation(vocab_size: int) -> MosaicGpu:
   """The implementation for a vocabulary."""
-  return MosaicGpu(streams.Stream(vocab_size, tile=min(BLOCK, vocab_size)))
+  return MosaicGpu(tiles.Tiles(vocab_size, tile=min(BLOCK, vocab_size)))
 
 
 def _columns(laws: Laws) -> list[Array]:

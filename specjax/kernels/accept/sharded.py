@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec
 
 from specjax.kernels.accept import base
-from specjax.kernels.accept import streams
+from specjax.kernels.accept import tiles
 from specjax.kernels.accept import xla
 
 Array = jax.Array
@@ -82,7 +82,7 @@ def run(
   specs = jax.tree.map(lambda _: rows, inputs).replace(target=logits)
   if inputs.draft is not None:
     specs = specs.replace(draft=logits)
-  backend = xla.Xla(streams.Stream(inputs.target.shape[1], split.vocab))
+  backend = xla.Xla(tiles.Tiles(inputs.target.shape[1], split.vocab))
   return jax.shard_map(
       lambda inputs, others: decide(backend, inputs, rule, *others)[0],
       mesh=split.mesh,

@@ -1,6 +1,6 @@
 """The vocabulary in tiles: sums in one order, on one device or on the shards of a mesh axis.
 
-A `Stream` says which part of the vocabulary the arrays at hand hold. Every sum is made of
+A `Tiles` says which part of the vocabulary the arrays at hand hold. Every sum is made of
 sums of tiles, gathered (one float a tile) and added in the order of the vocabulary, so that
 the result does not depend on how many shards there are.
 """
@@ -16,7 +16,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream:
+class Tiles:
   """The part of the vocabulary that local arrays [..., V_local] hold.
 
   Attributes:

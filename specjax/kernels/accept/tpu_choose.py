@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from specjax import randomness
 from specjax.kernels.accept import tpu_decide
+from specjax.kernels.accept import tpu_fetch
 from specjax.kernels.accept import tpu_laws
 from specjax.kernels.accept import tpu_rows
-from specjax.kernels.accept import tpu_stream
 from specjax.kernels.accept.tpu_rows import LANES
 from specjax.kernels.accept.tpu_rows import ROWS
 
@@ -29,7 +29,7 @@ def position_keys(keys: Array, positions: Array) -> list[Array]:
   as XLA lays them out.
   """
   batch, size = positions.shape
-  rows = tpu_stream.filled(batch)
+  rows = tpu_fetch.filled(batch)
   if rows > batch:
     positions = jnp.pad(positions, ((0, rows - batch), (0, 0)))
 
@@ -66,14 +66,14 @@ def choose(keys, settings, target, *, rows_each):
   """
   count, size = target.shape
   batch = settings[0].shape[0]
-  rows = tpu_stream.filled(batch) * rows_each
+  rows = tpu_fetch.filled(batch) * rows_each
   prefetched = (*(keys or ()), *settings)
   by_group = lambda size: pl.BlockSpec((ROWS, size), lambda group, *_: (group, 0))
   return pl.pallas_call(
       functools.partial(_kernel, coupled=keys is not None, rows_each=rows_each),
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=len(prefetched),
-          grid=(tpu_stream.filled(count) // ROWS,),
+          grid=(tpu_fetch.filled(count) // ROWS,),
           in_specs=[by_group(size)],
           out_specs=[by_group(LANES)] * 2,
           scratch_shapes=[pltpu.VMEM(tpu_rows.tail_shape(size), jnp.float32)],
@@ -82,7 +82,7 @@ def choose(keys, settings, target, *, rows_each):
           jax.ShapeDtypeStruct((rows, LANES), jnp.int32),
           jax.ShapeDtypeStruct((rows, LANES), jnp.float32),
       ],
-      compiler_params=tpu_stream.parameters(size, 1, ('parallel',), target.dtype.itemsize),
+      compiler_params=tpu_fetch.parameters(size, 1, ('parallel',), target.dtype.itemsize),
       name='accept_choose',
   )(*prefetched, target)
 
@@ -125,7 +125,7 @@ def follow(tokens: Array, log_probs: Array, drafted: Array, valid: Array | None)
     emitted [B', K + 1] float32, B' a multiple of eight.
   """
   batch, size = drafted.shape
-  rows = tpu_stream.filled(batch)
+  rows = tpu_fetch.filled(batch)
   arrays = [drafted] if valid is None else [drafted, valid]
   if rows > batch:
     arrays = [jnp.pad(x, ((0, rows - batch), (0, 0))) for x in arrays]

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from specjax.kernels.accept import tpu_decide
 from specjax.kernels.accept import tpu_draw
+from specjax.kernels.accept import tpu_fetch
 from specjax.kernels.accept import tpu_laws
 from specjax.kernels.accept import tpu_rows
-from specjax.kernels.accept import tpu_stream
 from specjax.kernels.accept.tpu_rows import LANES
 from specjax.kernels.accept.tpu_rows import ROWS
 
@@ -41,7 +41,7 @@ def finish(
     Of sequences filled up to a multiple of eight: tokens [R, 128] int32, and log-probabilities
     and the masses that were drawn from [R, 128] float32, at the lanes above.
   """
-  size, rows = target.shape[1], tpu_stream.filled(scale.shape[0])
+  size, rows = target.shape[1], tpu_fetch.filled(scale.shape[0])
   prefetched = (target_rows, draft_rows, scale, share, uniform, without, *settings)
   sources = [target] if draft is None else [target, draft]
   return pl.pallas_call(
@@ -49,7 +49,7 @@ def finish(
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=len(prefetched),
           grid=(1, rows // ROWS),
-          in_specs=[tpu_stream.HBM] * len(sources),
+          in_specs=[tpu_fetch.HBM] * len(sources),
           out_specs=[_by_group()] * 2,
           scratch_shapes=_scratch(size, len(sources)),
       ),
@@ -57,14 +57,14 @@ def finish(
           jax.ShapeDtypeStruct((rows, LANES), jnp.int32),
           jax.ShapeDtypeStruct((rows, LANES), jnp.float32),
       ],
-      compiler_params=tpu_stream.parameters(size, len(sources), ('arbitrary',) * 2),
+      compiler_params=tpu_fetch.parameters(size, len(sources), ('arbitrary',) * 2),
       name='accept_finish',
   )(*prefetched, *sources)
 
 
 def _scratch(size: int, streams: int) -> list:
   return [
-      *tpu_stream.buffers(size, streams),
+      *tpu_fetch.buffers(size, streams),
       pltpu.VMEM((tpu_draw.num_masses(size), ROWS, LANES), jnp.float32),
       pltpu.VMEM((streams, ROWS, tpu_rows.TILE), jnp.float32),
   ]
@@ -79,9 +79,9 @@ def _kernel(
   sources, (token_out, found_out), scratch = refs[:streams], refs[streams:][:2], refs[streams + 2 :]
   batch, count = without.shape
   sequence = lambda group, s: jnp.minimum(group * ROWS + s, batch - 1)
-  sequences = [sequence(tpu_stream.group_number(), s) for s in range(ROWS)]
+  sequences = [sequence(tpu_fetch.group_number(), s) for s in range(ROWS)]
   column = lambda ref: tpu_rows.column([ref[b] for b in sequences])
-  rows = tpu_stream.arrive(tpu_stream.streams(
+  rows = tpu_fetch.arrive(tpu_fetch.streams(
       [lambda group, s, table=table: table[sequence(group, s)]
        for table in (target_rows, draft_rows)],
       sources, scratch,
@@ -142,7 +142,7 @@ def decide_and_finish(
     are all, and the next token, [R] int32 each, and log-probabilities [R, K + 1] float32.
   """
   (batch, count), size = arrays['flips'].shape, target.shape[1]
-  rows = tpu_stream.filled(batch)
+  rows = tpu_fetch.filled(batch)
   if rows > batch:
     arrays = {name: jnp.pad(x, ((0, rows - batch), (0, 0))) for name, x in arrays.items()}
   prefetched = [*settings] if draft_rows is None else [draft_rows, *settings]
@@ -156,7 +156,7 @@ def decide_and_finish(
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=len(prefetched),
           grid=(1, rows // ROWS),
-          in_specs=[_VMEM] * (1 + len(arrays)) + [tpu_stream.HBM] * len(sources),
+          in_specs=[_VMEM] * (1 + len(arrays)) + [tpu_fetch.HBM] * len(sources),
           out_specs=[_SMEM] * 3 + [_by_group(count + 1)],
           scratch_shapes=[
               *_scratch(size, len(sources)),
@@ -165,7 +165,7 @@ def decide_and_finish(
           ],
       ),
       out_shape=[scalars] * 3 + [jax.ShapeDtypeStruct((rows, count + 1), jnp.float32)],
-      compiler_params=tpu_stream.parameters(size, len(sources), ('arbitrary',) * 2),
+      compiler_params=tpu_fetch.parameters(size, len(sources), ('arbitrary',) * 2),
       name='accept_finish',
   )(*prefetched, found, *arrays.values(), *sources)
 
@@ -222,12 +222,12 @@ def _chain_kernel(*refs, names, draft_is_law, rule, size, batch, in_order, strea
   def _():
     jax.lax.fori_loop(0, noted.shape[0] // ROWS, decide, 0)
 
-  rows = tpu_stream.arrive(tpu_stream.streams(
+  rows = tpu_fetch.arrive(tpu_fetch.streams(
       [lambda group, s, table=table: table[group * ROWS + s]
        for table in (target_table, draft_table)],
       sources, scratch,
   ))
-  group = tpu_stream.group_number()
+  group = tpu_fetch.group_number()
   columns = noted[pl.ds(pl.multiple_of(group * ROWS, ROWS), ROWS), :]
   column = lambda lane: columns[:, lane : lane + 1]
   without = (column(_WITHOUT).astype(jnp.int32),) if 'tokens' in arrays else ()

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from specjax.kernels.accept import tpu_decide
 from specjax.kernels.accept import tpu_draw
+from specjax.kernels.accept import tpu_fetch
 from specjax.kernels.accept import tpu_laws
 from specjax.kernels.accept import tpu_rows
-from specjax.kernels.accept import tpu_stream
 from specjax.kernels.accept.tpu_rows import LANES
 from specjax.kernels.accept.tpu_rows import ROWS
 
@@ -38,10 +38,10 @@ def scan(
     [B' K, 128] float32, B' a multiple of eight; what belongs to no token is not written.
   """
   (batch, count), size = tokens.shape, target.shape[1]
-  has_draft, groups = draft is not None, tpu_stream.filled(tokens.size) // ROWS
+  has_draft, groups = draft is not None, tpu_fetch.filled(tokens.size) // ROWS
   # Two parts where a sequence and a group end in the middle: for a chip with two cores.
   parts = 2 if groups % 2 == 0 and batch % 2 == 0 and batch * count % (2 * ROWS) == 0 else 1
-  rows = tpu_stream.filled(batch) * count
+  rows = tpu_fetch.filled(batch) * count
   prefetched = {'parents': parents, 'draft_rows': draft_rows, 'tokens': tokens}
   prefetched = {name: x for name, x in prefetched.items() if x is not None}
   sources = [target, draft] if has_draft else [target]
@@ -54,17 +54,17 @@ def scan(
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=len(prefetched) + len(settings),
           grid=(parts, groups // parts),
-          in_specs=[tpu_stream.HBM] * len(sources),
-          out_specs=tpu_stream.HBM,
+          in_specs=[tpu_fetch.HBM] * len(sources),
+          out_specs=tpu_fetch.HBM,
           scratch_shapes=[
-              *tpu_stream.buffers(size, len(sources)),
+              *tpu_fetch.buffers(size, len(sources)),
               pltpu.VMEM((ROWS, LANES), jnp.float32),
               pltpu.VMEM((groups // parts * ROWS, LANES), jnp.float32),
               pltpu.SemaphoreType.DMA,
           ],
       ),
       out_shape=jax.ShapeDtypeStruct((rows, LANES), jnp.float32),
-      compiler_params=tpu_stream.parameters(size, len(sources), ('parallel', 'arbitrary')),
+      compiler_params=tpu_fetch.parameters(size, len(sources), ('parallel', 'arbitrary')),
       name='accept_scan',
   )(*prefetched.values(), *settings, *sources)
 
@@ -91,8 +91,8 @@ def _kernel(*refs, names, draft_is_law, rule, has_draft, draft_each):
     return row
 
   rows_of = row_of('parents', size + 1), row_of('draft_rows', draft_each)
-  rows = tpu_stream.arrive(tpu_stream.streams(rows_of, sources, scratch))
-  places = [place(tpu_stream.group_number(), s) for s in range(ROWS)]
+  rows = tpu_fetch.arrive(tpu_fetch.streams(rows_of, sources, scratch))
+  places = [place(tpu_fetch.group_number(), s) for s in range(ROWS)]
   settings, general = tpu_laws.row_settings(settings_refs, [b for b, _ in places])
   drafted = [tokens[b, j] for b, j in places]
   ids = tpu_rows.column(drafted)

@@ -18,7 +18,7 @@ from specjax import randomness
 from specjax import sampling
 from specjax.kernels.accept import base
 from specjax.kernels.accept import rules
-from specjax.kernels.accept import streams
+from specjax.kernels.accept import tiles as tiles_lib
 from specjax.kernels.accept.base import Laws, Settings
 from specjax.verify.block import prefix_probs
 
@@ -48,9 +48,9 @@ class Scan:
 
 @dataclasses.dataclass(frozen=True)
 class Xla:
-  """The jnp implementation, over the part of the vocabulary that `stream` says is here."""
+  """The jnp implementation, over the part of the vocabulary that `tiles` says is here."""
 
-  stream: streams.Stream
+  tiles: tiles_lib.Tiles
 
   def chain(self, inputs: base.Inputs, rule: str, source) -> tuple[base.Accepted, Any]:
     """What rejection or block decides, and the source to use next."""
@@ -94,7 +94,7 @@ class Xla:
         scale=prefix[:, :-1].reshape(-1), share=jnp.ones(flat.shape, jnp.float32),
         without=jnp.full((flat.shape[0], 1), -1, jnp.int32),
     ))
-    surplus = streams.ordered_sum(masses).reshape(batch, size - 1)
+    surplus = tiles_lib.ordered_sum(masses).reshape(batch, size - 1)
     return dataclasses.replace(scan, prefix=prefix, surplus=surplus)
 
   def finish(
@@ -124,7 +124,7 @@ class Xla:
 
   def mass(self, inputs: base.Inputs, scan: Scan, draw: base.Draw) -> Array:
     """The sum of a draw's weights, [B]."""
-    return streams.ordered_sum(self.masses(inputs, scan, draw))
+    return tiles_lib.ordered_sum(self.masses(inputs, scan, draw))
 
   def choose(self, inputs: base.Inputs, rule: str, noise: base.Noise | None):
     """The target's own choice at every row, greedy or with shared noise.
@@ -146,39 +146,39 @@ class Xla:
 
   def largest_logit(self, logits: Array) -> Array:
     """The token [R] of the largest of logits [R, V], the smallest of equals."""
-    return self._argmax(logits, self.stream.largest(logits), self.stream.ids(logits.shape[-1]))
+    return self._argmax(logits, self.tiles.largest(logits), self.tiles.ids(logits.shape[-1]))
 
   def largest_noisy(self, logits: Array, laws: Laws, first: Array, second: Array) -> Array:
     """The token [R] of the largest scaled logit with the coupled noise of keys [R], [R]."""
-    ids = self.stream.ids(logits.shape[-1])
+    ids = self.tiles.ids(logits.shape[-1])
     scaled, kept = _scaled(logits, laws, ids)
     bits = randomness.mix(first[:, None], second[:, None], ids.astype(jnp.uint32))
     values = jnp.where(kept, scaled, -jnp.inf) + randomness.gumbel_of(bits)
     # Made once, for the two passes that look for the largest.
     values = jax.lax.optimization_barrier(values)
-    return self._argmax(values, self.stream.largest(values), ids)
+    return self._argmax(values, self.tiles.largest(values), ids)
 
   def laws(self, logits: Array, settings: Settings) -> Laws:
     """What turns rows `logits` [R, V] into their laws."""
-    stream, ids = self.stream, self.stream.ids(logits.shape[-1])
-    top = jnp.minimum(stream.largest(logits).astype(jnp.float32), _LARGEST)
+    tiles, ids = self.tiles, self.tiles.ids(logits.shape[-1])
+    top = jnp.minimum(tiles.largest(logits).astype(jnp.float32), _LARGEST)
     lowest, chosen = self._filters(logits, top, settings)
     laws = Laws(top, settings.inverse, lowest, chosen, jnp.zeros_like(top))
     scaled, kept = _scaled(logits, laws, ids)
-    return laws.replace(log_total=jnp.log(stream.total(jnp.where(kept, jnp.exp(scaled), 0.0))))
+    return laws.replace(log_total=jnp.log(tiles.total(jnp.where(kept, jnp.exp(scaled), 0.0))))
 
   def log_prob(self, logits: Array, laws: Laws, rows: Array, tokens: Array) -> Array:
     """Log-probabilities of `tokens` at `rows`, arrays of one shape, of logits [R, V]."""
     laws = laws.take(rows)
-    scaled = (jnp.minimum(self.stream.at(logits, rows, tokens), _LARGEST) - laws.top)
+    scaled = (jnp.minimum(self.tiles.at(logits, rows, tokens), _LARGEST) - laws.top)
     scaled *= laws.inverse
     kept = jnp.where(laws.chosen >= 0, tokens == laws.chosen, scaled >= laws.lowest)
     return jnp.where(kept, scaled - laws.log_total, -jnp.inf)
 
   def _filters(self, logits: Array, top: Array, settings: Settings) -> tuple[Array, Array]:
     """`lowest` and `chosen` of `Laws`; thresholds by bisection, no passes if nobody asks."""
-    stream, greedy = self.stream, settings.greedy
-    by_k = ~greedy & (settings.top_k > 0) & (settings.top_k < stream.vocab_size)
+    tiles, greedy = self.tiles, settings.greedy
+    by_k = ~greedy & (settings.top_k > 0) & (settings.top_k < tiles.vocab_size)
     by_p = ~greedy & (settings.top_p < 1)
 
     def scaled() -> Array:
@@ -186,7 +186,7 @@ class Xla:
       return (values - top[:, None]) * settings.inverse[:, None]
 
     def find_k() -> Array:
-      count = lambda lowest: stream.total((scaled() >= lowest[:, None]).astype(jnp.float32))
+      count = lambda lowest: tiles.total((scaled() >= lowest[:, None]).astype(jnp.float32))
       goal = settings.top_k.astype(jnp.float32)
       return sampling.bisect(count, goal, by_k, top.shape, stop_at_goal=True)
 
@@ -195,16 +195,16 @@ class Xla:
 
       def mass(least: Array) -> Array:
         values = scaled()
-        return stream.total(jnp.where(values >= least[:, None], weights(values), 0.0))
+        return tiles.total(jnp.where(values >= least[:, None], weights(values), 0.0))
 
-      goal = settings.top_p * stream.total(weights(scaled()))
+      goal = settings.top_p * tiles.total(weights(scaled()))
       return jnp.maximum(lowest, sampling.bisect(mass, goal, by_p, top.shape))
 
     def find() -> tuple[Array, Array]:
       lowest = jax.lax.cond(jnp.any(by_k), find_k, lambda: everything)
       lowest = jax.lax.cond(jnp.any(by_p), find_p, lambda lowest: lowest, lowest)
       chosen = self._argmax(
-          jnp.minimum(logits.astype(jnp.float32), _LARGEST), top, stream.ids(logits.shape[-1])
+          jnp.minimum(logits.astype(jnp.float32), _LARGEST), top, tiles.ids(logits.shape[-1])
       )
       return lowest, jnp.where(greedy, chosen, nothing)
 
@@ -219,33 +219,33 @@ class Xla:
   def _argmax(self, values: Array, top: Array, ids: Array) -> Array:
     """The smallest token [R] whose value in [R, V] is `top` [R]."""
     # Two float reductions: `jnp.argmax` is several times slower on CPUs (exact below 2**24).
-    last = float(self.stream.vocab_size - 1)
+    last = float(self.tiles.vocab_size - 1)
     numbers = jnp.where(values == top[:, None], ids.astype(jnp.float32), last)
-    return self.stream.smallest(jnp.min(numbers, axis=-1)).astype(jnp.int32)
+    return self.tiles.smallest(jnp.min(numbers, axis=-1)).astype(jnp.int32)
 
   def masses(self, inputs: base.Inputs, scan: Scan, draw: base.Draw) -> Array:
     """The sums of the tiles of a draw's weights, [B, n]."""
-    return self.stream.masses(self._weights(inputs, scan, draw))
+    return self.tiles.masses(self._weights(inputs, scan, draw))
 
   def _weights(self, inputs: base.Inputs, scan: Scan, draw: base.Draw) -> Array:
     """A draw's weights, [B, V_local]."""
     draft = None if inputs.draft is None else inputs.draft[draw.draft_row]
-    ids = self.stream.ids(inputs.target.shape[-1])
+    ids = self.tiles.ids(inputs.target.shape[-1])
     return _weights(inputs.target[draw.row], draft, scan.laws, draw, ids)
 
   def _inverse(self, inputs, scan: Scan, draw: base.Draw, masses: Array, source) -> Array:
     """Tokens [B] by inverse CDF, from the tiles' masses [B, n]."""
     uniform = jnp.take_along_axis(source.next_token, draw.node[:, None], axis=1)[:, 0]
-    tile, goal = streams.pick_tile(masses, uniform)
-    target, first = self.stream.tile_at(inputs.target, draw.row, tile)
+    tile, goal = tiles_lib.pick_tile(masses, uniform)
+    target, first = self.tiles.tile_at(inputs.target, draw.row, tile)
     draft = None
     if inputs.draft is not None:
-      draft, _ = self.stream.tile_at(inputs.draft, draw.draft_row, tile)
-    ids = first[:, None] + jnp.arange(self.stream.tile, dtype=jnp.int32)
+      draft, _ = self.tiles.tile_at(inputs.draft, draw.draft_row, tile)
+    ids = first[:, None] + jnp.arange(self.tiles.tile, dtype=jnp.int32)
     weights = _weights(target, draft, scan.laws, draw, ids)
-    weights = jnp.where(ids < self.stream.vocab_size, weights, 0.0)
-    token = first + streams.pick(weights, goal)
-    return self.stream.from_holder(tile, token, inputs.target.shape[-1])
+    weights = jnp.where(ids < self.tiles.vocab_size, weights, 0.0)
+    token = first + tiles_lib.pick(weights, goal)
+    return self.tiles.from_holder(tile, token, inputs.target.shape[-1])
 
 
 def _weights(target: Array, draft: Array | None, laws, draw: base.Draw, ids: Array) -> Array:

@@ -9,9 +9,9 @@ import dataclasses
 import math
 from typing import Any
 
-from specjax.models import hf_keys
-from specjax.models import hf_rope
 from specjax.models.config import RopeScaling, TransformerConfig
+from specjax.models.hf import keys as hf_keys
+from specjax.models.hf import rope as hf_rope
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,8 @@ import tempfile
 import ml_dtypes
 import numpy as np
 
-from specjax.models import hf_keys
-from specjax.models.hf_keys import read_json as read_json
+from specjax.models.hf import keys as hf_keys
+from specjax.models.hf.keys import read_json as read_json
 
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'

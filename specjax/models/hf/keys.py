@@ -3,7 +3,7 @@
 `read` holds a parsed file to its table. Whatever is wrong is a `ValueError` of one sentence with
 the file, the key, what came and what is allowed, before anything is computed or allocated.
 
-The tables of models are here, those of draft heads in `specjax.heads.hf_keys`.
+The tables of models are here, those of draft heads in `specjax.heads.hf.keys`.
 """
 
 from collections.abc import Callable, Mapping

@@ -8,8 +8,8 @@ Gemma 3, one a kind of layer; older releases in `rope_theta`, `rope_scaling` and
 from collections.abc import Mapping
 from typing import Any
 
-from specjax.models import hf_keys
 from specjax.models.config import RopeScaling, TransformerConfig
+from specjax.models.hf import keys as hf_keys
 
 _NEEDED = {
     'default': (),

@@ -5,7 +5,7 @@ import pathlib
 
 import tokenizers
 
-from specjax.models import hf_keys
+from specjax.models.hf import keys as hf_keys
 
 
 def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:

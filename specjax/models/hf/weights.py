@@ -2,8 +2,8 @@
 
 The tensors of a folder are fused on the way in (query, key and value of each key-value
 group; gate and up) and taken apart on the way out, one at a time: the memory needed is
-that of the model and one tensor. `specjax.models.hf_config` reads and writes the
-`config.json`, `specjax.models.hf_files` the safetensors files.
+that of the model and one tensor. `specjax.models.hf.config` reads and writes the
+`config.json`, `specjax.models.hf.files` the safetensors files.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 import numpy as np
 
-from specjax import layout as layout_lib
-from specjax.models import hf_config
-from specjax.models import hf_files
 from specjax.models import quantization
 from specjax.models.config import TransformerConfig
+from specjax.models.hf import config as hf_config
+from specjax.models.hf import files as hf_files
 from specjax.models.language_model import LanguageModel
 from specjax.models.transformer import Transformer
+from specjax.sharding import layout as layout_lib
 
 # Buffers that older releases stored, and the parts beside a Gemma 3's language model.
 _IGNORED = ('rotary_emb.inv_freq',)

@@ -1,0 +1,1 @@
+"""Published layouts of draft heads: their tensors and configs, read and written."""

@@ -1,0 +1,90 @@
+"""What a run gives back."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from specjax import notebook
+from specjax import stats as stats_lib
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class GenerateOutput:
+  """What a run produced.
+
+  Attributes:
+    tokens: [B, S] int32 numpy, prompt and output; 0 beyond a row's length.
+    prompt_lengths: [B] int32.
+    lengths: [B] int32, prompt and output together.
+    finish_reasons: one per row: 'stop' (a stop token, which is kept, or a stop string),
+      'length', or 'running' for a chunk of a stream that is not over.
+    logprobs: [B, S] float32 of the emitted tokens at their slots, or None.
+    logprobs_of: 'raw' (the target's own law) or 'controlled' (after the sampling controls),
+      or None.
+    stats: counts per row (`specjax.stats.Stats`, as numpy arrays), of the tokens above alone:
+      rounds after a stop string do not count, nor does what a stop or a limit cuts off a round.
+    target_passes: rounds of the longest row, prefill not counted.
+    seconds: of the loop, compilation excluded where the run was warmed up; what ran on after a
+      stop string is in it.
+    prefill_seconds: of the prefill.
+    trace: the rounds (`specjax.stats.Trace`, numpy) or None; zeros where a row had no round.
+    drafter_state: the drafter's state after the run, which may have seen tokens after a stop
+      string; None before the run is over.
+    texts: a row's output text, cut before a stop string; None without a tokenizer. A row that
+      is still running holds back what may change: a character that is open, and what a stop
+      string may begin with, so that each text of a stream begins with the one before.
+    tokenizer: the request's, or None.
+  """
+
+  tokens: np.ndarray
+  prompt_lengths: np.ndarray
+  lengths: np.ndarray
+  finish_reasons: tuple[str, ...]
+  logprobs: np.ndarray | None
+  logprobs_of: str | None
+  stats: stats_lib.Stats
+  target_passes: int
+  seconds: float
+  prefill_seconds: float
+  trace: stats_lib.Trace | None
+  drafter_state: Any
+  texts: tuple[str, ...] | None
+  tokenizer: Any = None
+
+  def new_tokens(self, row: int = 0) -> np.ndarray:
+    """The tokens [n] int32 that a row emitted, the stop token included."""
+    return self.tokens[row, self.prompt_lengths[row] : self.lengths[row]]
+
+  @property
+  def num_new_tokens(self) -> int:
+    """Emitted tokens of all rows."""
+    return int((self.lengths - self.prompt_lengths).sum())
+
+  @property
+  def tokens_per_second(self) -> float:
+    """Emitted tokens of all rows over the seconds of the loop."""
+    return self.num_new_tokens / max(self.seconds, 1e-12)
+
+  @property
+  def mean_acceptance_length(self) -> float:
+    """Emitted tokens per round and row, the next token included: at most D + 1."""
+    return self.num_new_tokens / max(int(self.stats.rounds.sum()), 1)
+
+  @property
+  def draft_acceptance_rate(self) -> float | None:
+    """Accepted over proposed draft tokens, cuts as in `Stats`; None if nothing was proposed."""
+    proposed = int(self.stats.proposed.sum())
+    return int(self.stats.accepted.sum()) / proposed if proposed else None
+
+  @property
+  def acceptance_rate_per_position(self) -> list[float | None]:
+    """At each depth, rounds that accepted that far over rounds that proposed that far."""
+    proposed, accepted = self.stats.proposed_at.sum(0), self.stats.accepted_at.sum(0)
+    return [int(a) / int(p) if p else None for a, p in zip(accepted, proposed)]
+
+  def __repr__(self) -> str:
+    return notebook.output_text(self)
+
+  def _repr_html_(self) -> str:
+    return notebook.output_html(self)
