@@ -89,14 +89,13 @@ def op(target, tokens, numbers, sampling, draft, *, rule, implementation):
 @contextlib.contextmanager
 def without_unusual_branches():
   """Both forms as they run where no sequence is greedy or filtered and no residual is empty."""
-  from specjax.kernels.accept import tpu_rows
-  from specjax.kernels.accept import xla
-  before = tpu_rows.rarely, xla.rarely
-  tpu_rows.rarely = xla.rarely = lambda condition, unusual, usual: usual()
+  from specjax.kernels.accept import base
+  before = base.unlikely_cond
+  base.unlikely_cond = lambda condition, unusual, usual: usual()
   try:
     yield
   finally:
-    tpu_rows.rarely, xla.rarely = before
+    base.unlikely_cond = before
 
 
 def compile_one(chip: str, rule: str, form: str) -> None:

@@ -20,6 +20,7 @@ MODULES = {
     'specjax.heads.hf_eagle': 'specjax.heads.hf.eagle',
     'specjax.heads.hf_keys': 'specjax.heads.hf.keys',
     'specjax.heads.hf_medusa': 'specjax.heads.hf.medusa',
+    'specjax.kernels.accept.rule': 'specjax.kernels.accept.op_rule',
     'specjax.kv_cache': 'specjax.cache.kv_cache',
     'specjax.layout': 'specjax.sharding.layout',
     'specjax.models.hf_config': 'specjax.models.hf.config',

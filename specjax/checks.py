@@ -251,7 +251,8 @@ def _rule(rule: Any, sampling: types.Sampling, drafter: Any) -> Any:
   if isinstance(rule, str):
     rule = verify.named(rule)
   is_rule = all(hasattr(rule, name) for name in ('name', 'mode', 'handles_trees'))
-  if not is_rule or not callable(rule) or inspect.isclass(rule) or rule.mode not in _MODES:
+  decides = callable(rule) or hasattr(rule, 'decide')
+  if not is_rule or not decides or inspect.isclass(rule) or rule.mode not in _MODES:
     raise ValueError(
         'rule must be one of specjax.verify, such as verify.block(), its name '
         f'({", ".join(map(repr, verify.choice.NAMES))}), or one of your own as '

@@ -33,7 +33,7 @@ from specjax.stats import (
     tally,
 )
 from specjax.types import Context, History, Proposal, Sampling, Verification
-from specjax.verify import acceptance
+from specjax.verify import rule as rule_lib
 
 Array = jax.Array
 PyTree = Any
@@ -79,6 +79,11 @@ class DecodeState:
   trace: Trace | None
   round: Array
   recent: Rounds | None = None
+
+  @property
+  def roots(self) -> Array:
+    """[B] int32, each row's last token, which the target has not read."""
+    return jnp.take_along_axis(self.tokens, self.lengths[:, None] - 1, axis=1)[:, 0]
 
 
 @struct.dataclass
@@ -144,64 +149,18 @@ def prefill_chunk(setup: Setup, target_cache, drafter_state, tokens: Array, num_
 
 def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
   """Drafts, scores, verifies and commits one round; pure and traceable."""
-  rule, drafter = setup.rule, setup.drafter
-  source = setup.source_fn(state.keys, state.lengths)
-  sampler = sampling_lib.Sampler(
-      source=source,
-      sampling=setup.sampling,
-      history=state.history,
-      mode=rule.mode,
-      keep_law=rule.mode == 'sample' or state.trace is not None,
-  )
-  context = Context(
-      tokens=state.tokens,
-      lengths=state.lengths,
-      done=state.done,
-      sampler=sampler,
-      target=setup.target,
-      target_cache=state.target_cache,
-      features=state.features,
-      features_valid=state.features_valid,
-  )
   # The scopes name the parts of a round in compiled programs and profiles.
   with jax.named_scope('draft'):
-    proposal, drafter_state, context = drafter.propose(context, state.drafter)
-  if setup.drafter.is_chain:
-    node_paths, depths = _chain_paths(state.lengths.shape[0], drafter.num_nodes)
-  else:
-    node_paths, depths = tree_lib.paths(proposal.parents, drafter.depth)
+    proposal, drafter_state, context = setup.drafter.propose(_context(setup, state), state.drafter)
   with jax.named_scope('score'):
-    raw, features, cache = _score(setup, state, context, proposal, node_paths, depths)
-
-  rows = jnp.concatenate([_root(state)[:, None], proposal.tokens], axis=1)
-  path_tokens = _gather(rows, node_paths)
+    scores = _score(setup, state, context, proposal)
   with jax.named_scope('verify'):
-    controlled = sampling_lib.control(
-        raw,
-        sampling=setup.sampling,
-        history=state.history,
-        path=path_tokens,
-        path_valid=node_paths > 0,
-    )
-    lawless = _lawless(setup, raw, controlled)
-    proposal = _usable(proposal, lawless, is_chain=drafter.is_chain)
-    verification, _ = rule(
-        **_rows_for(rule, controlled, setup.sampling),
-        proposal=proposal,
-        positions=state.lengths[:, None] + depths,
-        source=context.sampler.source,
-    )
-  # Rules know nodes, not depths: what is beyond the deepest path is zero.
-  verification = verification.replace(path=verification.path[:, : drafter.depth])
+    decision = _verify(setup, state, context, proposal, scores)
   with jax.named_scope('commit'):
-    kept = raw if setup.logprobs == 'raw' else None
-    if setup.logprobs == 'controlled':
-      kept = sampling_lib.law(controlled, setup.sampling)
-    new_state = _commit(setup, state, rows, depths, verification, proposal, lawless, kept)
-    new_state = _store(drafter, state, new_state, cache, features, verification)
+    new_state = _commit(setup, state, scores, decision)
+    new_state = _store(setup.drafter, state, new_state, scores, decision.verification)
   if state.trace is not None:
-    law = sampling_lib.law(controlled, setup.sampling)
-    new_state = new_state.replace(trace=_record(state, proposal, verification, law))
+    new_state = new_state.replace(trace=_record(state, decision))
   context = context.replace(
       tokens=new_state.tokens,
       lengths=new_state.lengths,
@@ -211,7 +170,7 @@ def speculative_round(setup: Setup, state: DecodeState) -> DecodeState:
       features_valid=new_state.features_valid,
   )
   with jax.named_scope('draft'):
-    drafter_state = drafter.update(drafter_state, verification, context)
+    drafter_state = setup.drafter.update(drafter_state, decision.verification, context)
   new_state = new_state.replace(drafter=drafter_state)
   return sharding.constrain(new_state, setup.layout)
 
@@ -231,8 +190,64 @@ def run(setup: Setup, state: DecodeState, max_rounds: Array) -> DecodeState:
   return sharding.constrain(state, setup.layout)
 
 
-def _root(state: DecodeState) -> Array:
-  return jnp.take_along_axis(state.tokens, state.lengths[:, None] - 1, axis=1)[:, 0]
+@struct.dataclass
+class _Scores:
+  """What the target says of a round.
+
+  Attributes:
+    tokens: [B, N + 1] int32, the root's and every node's.
+    paths: [B, N + 1, D] int32, nodes on the way to each row (`tree.paths`).
+    depths: [B, N + 1] int32.
+    logits: [B, N + 1, V], raw.
+    features: [B, N + 1, F].
+    cache: the target's, with all rows appended.
+  """
+
+  tokens: Array
+  paths: Array
+  depths: Array
+  logits: Array
+  features: Array
+  cache: kv_cache.KVCache
+
+
+@struct.dataclass
+class _Decision:
+  """What a round comes to.
+
+  Attributes:
+    proposal: as it was verified.
+    verification: the rule's.
+    lawless: [B, N + 1], `_lawless` of the target's rows.
+    law: [B, N + 1, V] float32, the target's law; None where nobody asks for it.
+  """
+
+  proposal: Proposal
+  verification: Verification
+  lawless: Array
+  law: Array | None
+
+
+def _context(setup: Setup, state: DecodeState) -> Context:
+  """What the drafter sees before the round."""
+  mode = setup.rule.mode
+  sampler = sampling_lib.Sampler(
+      source=setup.source_fn(state.keys, state.lengths),
+      sampling=setup.sampling,
+      history=state.history,
+      mode=mode,
+      keep_law=mode == 'sample' or state.trace is not None,
+  )
+  return Context(
+      tokens=state.tokens,
+      lengths=state.lengths,
+      done=state.done,
+      sampler=sampler,
+      target=setup.target,
+      target_cache=state.target_cache,
+      features=state.features,
+      features_valid=state.features_valid,
+  )
 
 
 def _gather(rows: Array, nodes: Array) -> Array:
@@ -249,49 +264,76 @@ def _chain_paths(batch_size: int, num_nodes: int) -> tuple[Array, Array]:
   return jnp.broadcast_to(nodes, (*shape, num_nodes)), jnp.broadcast_to(numbers, shape)
 
 
-def _score(setup, state, context, proposal: Proposal, node_paths, depths):
-  """Target logits [B, N + 1, V] and features at the root and every node; the cache."""
-  num_rows = proposal.num_nodes + 1
-  tokens = jnp.concatenate([_root(state)[:, None], proposal.tokens], axis=1)
-  padding = setup.width - num_rows
+def _score(setup: Setup, state: DecodeState, context: Context, proposal: Proposal) -> _Scores:
+  """One pass of the target over the root and all nodes."""
+  drafter, num_rows = setup.drafter, proposal.num_nodes + 1
+  if drafter.is_chain:
+    paths, depths = _chain_paths(state.lengths.shape[0], drafter.num_nodes)
+  else:
+    paths, depths = tree_lib.paths(proposal.parents, drafter.depth)
+  tokens = jnp.concatenate([state.roots[:, None], proposal.tokens], axis=1)
+  padding = ((0, 0), (0, setup.width - num_rows))
   positions = tree_mask = None
-  if padding:
-    tokens = jnp.pad(tokens, ((0, 0), (0, padding)))
-  if not setup.drafter.is_chain:
-    positions = state.lengths[:, None] - 1 + jnp.pad(depths, ((0, 0), (0, padding)))
-    tree_mask = tree_lib.ancestor_mask(node_paths)
-    tree_mask = jnp.pad(tree_mask, ((0, 0), (0, padding), (0, padding)))
-  num_new = jnp.full_like(state.lengths, num_rows) if padding else None
+  if not drafter.is_chain:
+    positions = state.lengths[:, None] - 1 + jnp.pad(depths, padding)
+    tree_mask = jnp.pad(tree_lib.ancestor_mask(paths), (*padding, padding[1]))
   out = setup.target(
-      tokens,
+      jnp.pad(tokens, padding),
       positions,
       context.target_cache,
       tree_mask=tree_mask,
-      num_new=num_new,
-      feature_layers=setup.drafter.feature_layers,
+      num_new=None if setup.width == num_rows else jnp.full_like(state.lengths, num_rows),
+      feature_layers=drafter.feature_layers,
   )
-  return out.logits[:, :num_rows], out.features[:, :num_rows], out.cache
+  return _Scores(
+      tokens=tokens,
+      paths=paths,
+      depths=depths,
+      logits=out.logits[:, :num_rows],
+      features=out.features[:, :num_rows],
+      cache=out.cache,
+  )
 
 
-def _rows_for(rule, controlled: Array, sampling: Sampling) -> dict[str, Any]:
-  """What a rule reads: logits and settings, or the target's law as its mode wants it."""
-  if getattr(rule, 'takes_logits', False):
-    return dict(logits=controlled, sampling=sampling)
-  if rule.mode == 'greedy':
-    return dict(target_law=controlled)
-  if rule.mode == 'coupled':
-    return dict(target_law=sampling_lib.scaled(controlled, sampling))
-  return dict(target_law=sampling_lib.law(controlled, sampling))
+def _verify(
+    setup: Setup, state: DecodeState, context: Context, proposal: Proposal, scores: _Scores
+) -> _Decision:
+  """Asks the rule, of the target's controlled logits."""
+  rule = rule_lib.as_rule(setup.rule)
+  controlled = sampling_lib.control(
+      scores.logits,
+      sampling=setup.sampling,
+      history=state.history,
+      path=_gather(scores.tokens, scores.paths),
+      path_valid=scores.paths > 0,
+  )
+  lawless = _lawless(setup, scores.logits, controlled)
+  proposal = _usable(proposal, lawless, is_chain=setup.drafter.is_chain)
+  rule.check(proposal)
+  verification, _ = rule.decide(
+      rule.rows(controlled, sampling=setup.sampling, proposal=proposal),
+      positions=state.lengths[:, None] + scores.depths,
+      source=context.sampler.source,
+  )
+  # Rules know nodes, not depths: what is beyond the deepest path is zero.
+  path = verification.path[:, : setup.drafter.depth]
+  asked = setup.logprobs == 'controlled' or state.trace is not None
+  return _Decision(
+      proposal=proposal,
+      verification=verification.replace(path=path),
+      lawless=lawless,
+      law=sampling_lib.law(controlled, setup.sampling) if asked else None,
+  )
 
 
 def _lawless(setup: Setup, raw: Array, controlled: Array) -> Array:
   """Why nothing can be drawn from a row, [B, N + 1]: a reason to end, `RUNNING` where it can."""
-  sampling, rule = setup.sampling, setup.rule
+  sampling, rule = setup.sampling, rule_lib.as_rule(setup.rule)
   best = top = jnp.max(raw, axis=-1)
   if sampling.constraint is not None or sampling.logit_bias is not None:
     best = jnp.max(controlled, axis=-1)
   is_broken = jnp.isnan(top) | (top == -jnp.inf)
-  if rule.mode != 'greedy' and not getattr(rule, 'takes_logits', False):
+  if rule.mode != 'greedy' and not rule.takes_infinite_logits:
     # A normalised law has no place for an infinite logit.
     is_broken |= best == jnp.inf
   reason = jnp.where(best == -jnp.inf, NOTHING_ALLOWED, RUNNING)
@@ -315,19 +357,22 @@ def _usable(proposal: Proposal, lawless: Array, *, is_chain: bool) -> Proposal:
     return proposal
   valid = proposal.valid & (_gather(lawless, proposal.parents) == RUNNING)
   if proposal.law is not None:
-    valid &= jnp.isfinite(acceptance.draft_log_probs(proposal))
+    valid &= jnp.isfinite(proposal.log_probs())
   if is_chain:
-    valid = jnp.arange(proposal.num_nodes) < acceptance.prefix_length(valid)[:, None]
+    valid = jnp.arange(proposal.num_nodes) < tree_lib.prefix_length(valid)[:, None]
   else:
-    valid = acceptance.reached_nodes(valid, proposal.parents)
+    valid = tree_lib.reached_nodes(valid, proposal.parents)
   return proposal.replace(valid=valid)
 
 
-def _commit(setup, state, rows, depths, verification, proposal, lawless, kept):
+def _commit(
+    setup: Setup, state: DecodeState, scores: _Scores, decision: _Decision
+) -> DecodeState:
   """Emits the accepted tokens and the next one, as far as stops and limits let it."""
+  verification, lawless = decision.verification, decision.lawless
   path, num_accepted = verification.path, verification.num_accepted
   index = jnp.arange(path.shape[1] + 1)
-  emitted = jnp.pad(_gather(rows, path), ((0, 0), (0, 1)))
+  emitted = jnp.pad(_gather(scores.tokens, path), ((0, 0), (0, 1)))
   at_end = index == num_accepted[:, None]
   emitted = jnp.where(at_end, verification.next_token[:, None], emitted)
 
@@ -349,7 +394,8 @@ def _commit(setup, state, rows, depths, verification, proposal, lawless, kept):
   slots = jnp.where(written, state.lengths[:, None] + index, size)
   tokens = state.tokens.at[batch_rows, slots].set(emitted, mode='drop')
   logprobs = state.logprobs
-  if kept is not None:
+  if setup.logprobs is not None:
+    kept = scores.logits if setup.logprobs == 'raw' else decision.law
     # The token at entry e was drawn from the row of the node before it: the root, then
     # the path.
     before = jnp.pad(path, ((0, 0), (1, 0)))
@@ -360,7 +406,7 @@ def _commit(setup, state, rows, depths, verification, proposal, lawless, kept):
   finish = jnp.where(active & stopped, STOP_TOKEN, state.finish)
   finish = jnp.where(full, LENGTH, finish)
   finish = jnp.where(state.done, finish, jnp.maximum(finish, broken))
-  this = _this_round(state.lengths, count, depths, verification, proposal)
+  this = _this_round(state.lengths, count, scores.depths, decision)
   return state.replace(
       tokens=tokens,
       lengths=lengths,
@@ -385,14 +431,14 @@ def _token_logprobs(logits, rows, tokens, *, normalise: bool) -> Array:
   return values
 
 
-def _this_round(lengths, count, depths, verification, proposal: Proposal) -> Rounds:
+def _this_round(lengths, count, depths, decision: _Decision) -> Rounds:
   """The round that emits `count` [B] tokens after `lengths` [B], as `Rounds` with R = 1."""
-  levels = jnp.arange(1, verification.path.shape[1] + 1)
-  at_level = (depths[:, 1:, None] == levels) & proposal.valid[..., None]
+  levels = jnp.arange(1, decision.verification.path.shape[1] + 1)
+  at_level = (depths[:, 1:, None] == levels) & decision.proposal.valid[..., None]
   this = Rounds(
       starts=lengths,
       nodes_at=at_level.sum(axis=1, dtype=jnp.int32),
-      num_accepted=verification.num_accepted,
+      num_accepted=decision.verification.num_accepted,
       num_emitted=count,
   )
   return jax.tree.map(lambda x: x[:, None], this)
@@ -403,8 +449,12 @@ def _remember(recent: Rounds, this: Rounds, round_: Array) -> Rounds:
   return jax.tree.map(write, recent, this)
 
 
-def _store(drafter, state, new_state, cache, features, verification: Verification):
+def _store(
+    drafter: Any, state: DecodeState, new_state: DecodeState, scores: _Scores,
+    verification: Verification,
+) -> DecodeState:
   """Rolls the target's cache to the committed path and keeps its features."""
+  cache = scores.cache
   if drafter.is_chain:
     cache = kv_cache.roll_back(cache, new_state.lengths - 1)
   else:
@@ -419,19 +469,20 @@ def _store(drafter, state, new_state, cache, features, verification: Verificatio
   rows = jnp.pad(verification.path, ((0, 0), (1, 0)))
   index = jnp.arange(rows.shape[1])
   return new_state.replace(
-      features=jnp.take_along_axis(features, rows[..., None], axis=1),
+      features=jnp.take_along_axis(scores.features, rows[..., None], axis=1),
       features_valid=index < (new_state.lengths - state.lengths)[:, None],
   )
 
 
-def _record(state: DecodeState, proposal: Proposal, verification, target_law) -> Trace:
+def _record(state: DecodeState, decision: _Decision) -> Trace:
   """Writes this round into the trace."""
   trace, at = state.trace, state.round
+  proposal, verification = decision.proposal, decision.verification
   batch = jnp.arange(proposal.tokens.shape[0])[:, None]
-  target_probs = jnp.exp(target_law[batch, proposal.parents, proposal.tokens])
+  target_probs = jnp.exp(decision.law[batch, proposal.parents, proposal.tokens])
   draft_probs = jnp.ones_like(target_probs)
   if proposal.law is not None:
-    draft_probs = jnp.exp(proposal.law[batch, proposal.rows, proposal.tokens])
+    draft_probs = jnp.exp(proposal.log_probs())
   values = Trace(
       starts=jnp.where(state.done, 0, state.lengths),
       tokens=proposal.tokens,

@@ -19,7 +19,7 @@ from specjax import randomness
 from specjax import sampling as sampling_lib
 from specjax import sharding
 from specjax import stats as stats_lib
-from specjax.kernels.accept import rule as accept_rule
+from specjax.kernels.accept import op_rule
 from specjax.models import fast_width
 from specjax.output import GenerateOutput
 from specjax.stopping import StopStrings
@@ -207,8 +207,8 @@ def _prepare(target, prompts: Sequence[Sequence[int]], request: Request):
 
 
 def rule_that_runs(rule: Any, *, target: Any, drafter: Any, batch_size: int) -> Any:
-  """What the engine decides with where `rule` is asked for: `accept.rule.by_default`."""
-  return accept_rule.by_default(
+  """What the engine decides with where `rule` is asked for: `accept.op_rule.by_default`."""
+  return op_rule.by_default(
       rule,
       vocab_size=target.vocab_size,
       is_chain=drafter.is_chain,

@@ -135,9 +135,9 @@ def gumbel_of(bits: Array) -> Array:
 
 
 def draw_from(law: Array, uniform: Array) -> Array:
-  """Inverse-CDF draw with one uniform a row.
+  """Inverse-CDF draw with one uniform per row.
 
-  Sums run over blocks first, so that no scan over the vocabulary is needed.
+  Sums run over blocks first (`pick_tile`), so that no scan over the vocabulary is needed.
 
   Args:
     law: [B, V] float32 log-probabilities; they need not be normalised.
@@ -148,22 +148,55 @@ def draw_from(law: Array, uniform: Array) -> Array:
   """
   batch, vocab_size = law.shape
   blocks, block = _blocks(vocab_size)
-  top = jnp.max(law, axis=-1, keepdims=True)
-  weights = jnp.exp(law - top)
+  weights = jnp.exp(law - jnp.max(law, axis=-1, keepdims=True))
   weights = jnp.pad(weights, ((0, 0), (0, blocks * block - vocab_size)))
   weights = weights.reshape(batch, blocks, block)
-  ends = jnp.cumsum(weights.sum(-1), axis=-1)
-  goal = uniform * ends[:, -1]
-  which = _first_beyond(ends, goal)
-  start = jnp.where(which > 0, _take(ends, jnp.maximum(which - 1, 0)), 0.0)
+  which, goal = pick_tile(weights.sum(-1), uniform)
   inside = jnp.take_along_axis(weights, which[:, None, None], axis=1)[:, 0]
-  token = _first_beyond(jnp.cumsum(inside, axis=-1), goal - start)
-  # Rounding may leave the goal beyond the block's last weight, or on a weight of zero.
-  index = jnp.arange(block)
-  last = jnp.max(jnp.where((inside > 0) & (index <= token[:, None]), index, -1), axis=-1)
-  first = jnp.argmax(inside > 0, axis=-1)
-  token = jnp.where(last >= 0, last, first)
-  return (which * block + token).astype(jnp.int32)
+  return which * block + pick(inside, goal)
+
+
+def ordered_sum(values: Array) -> Array:
+  """The sum over the last axis by halves, so that no compiler picks another order."""
+  size = values.shape[-1]
+  while size > 1:
+    half = (size + 1) // 2
+    rest = values[..., half:]
+    head = values[..., : size - half] + rest
+    values = jnp.concatenate([head, values[..., size - half : half]], axis=-1)
+    size = half
+  return values[..., 0]
+
+
+def pick(weights: Array, goal: Array) -> Array:
+  """The entry [B] at which the running sum of `weights` [B, n] exceeds `goal` [B].
+
+  Never an entry of weight 0: where rounding leads to one, or beyond the last, the last
+  positive one before it is taken, or else the first.
+  """
+  number = jnp.arange(weights.shape[-1], dtype=jnp.int32)
+  found = jnp.sum(jnp.cumsum(weights, axis=-1) <= goal[:, None], axis=-1, dtype=jnp.int32)
+  positive = weights > 0
+  before = jnp.max(jnp.where(positive & (number <= found[:, None]), number, -1), axis=-1)
+  first = jnp.min(jnp.where(positive, number, weights.shape[-1] - 1), axis=-1)
+  return jnp.where(before >= 0, before, first)
+
+
+def pick_tile(masses: Array, uniform: Array) -> tuple[Array, Array]:
+  """The tile that an inverse-CDF draw falls into.
+
+  Args:
+    masses: [B, n] float32 >= 0, not all 0 in a row.
+    uniform: [B] float32 in (0, 1).
+
+  Returns:
+    The tile's number [B], of positive mass, and what is left of the goal inside it [B].
+  """
+  goal = uniform * ordered_sum(masses)
+  tile = pick(masses, goal)
+  number = jnp.arange(masses.shape[-1])
+  start = jnp.sum(jnp.where(number < tile[:, None], masses, 0.0), axis=-1)
+  return tile, goal - start
 
 
 def _blocks(vocab_size: int) -> tuple[int, int]:
@@ -182,16 +215,6 @@ def _blocks(vocab_size: int) -> tuple[int, int]:
     return blocks, vocab_size // blocks
   block = max(1, int(root))
   return -(-vocab_size // block), block
-
-
-def _first_beyond(ends: Array, goal: Array) -> Array:
-  """Index of the first entry of `ends` [B, n] above `goal` [B]; the last if there is none."""
-  count = jnp.sum(ends <= goal[:, None], axis=-1)
-  return jnp.minimum(count, ends.shape[-1] - 1)
-
-
-def _take(values: Array, index: Array) -> Array:
-  return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]
 
 
 @struct.dataclass

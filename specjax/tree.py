@@ -239,3 +239,20 @@ def ancestor_mask(node_paths: Array) -> Array:
   numbers = jnp.arange(rows)
   on_path = (node_paths[..., None] == numbers).any(axis=2)
   return on_path | (numbers == 0)
+
+
+def prefix_length(flags: Array) -> Array:
+  """How many of `flags` [B, n] bool are True before the first False, [B] int32."""
+  size = flags.shape[1]
+  return jnp.min(jnp.where(flags, size, jnp.arange(size, dtype=jnp.int32)), axis=1, initial=size)
+
+
+def reached_nodes(flags: Array, parents: Array) -> Array:
+  """[B, N] bool, the nodes whose flags [B, N] are set, and those of all of their ancestors."""
+  # Pointer doubling with the root in front: log2(N) steps instead of one per level.
+  reached = jnp.pad(flags, ((0, 0), (1, 0)), constant_values=True)
+  ancestors = jnp.pad(parents, ((0, 0), (1, 0)))
+  for _ in range(max(0, flags.shape[1] - 1).bit_length()):
+    reached &= jnp.take_along_axis(reached, ancestors, axis=1)
+    ancestors = jnp.take_along_axis(ancestors, ancestors, axis=1)
+  return reached[:, 1:]

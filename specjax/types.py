@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from flax import struct
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
@@ -102,7 +103,7 @@ class Proposal:
       node invalid, too, whose own log-probability in its law is not finite.
     law: [B, M, V] float32 log-probabilities that nodes were drawn from, one row a parent;
       None where `kind` is `ONE_HOT` (or `COUPLED` and nobody asked for it).
-    rows: [B, N] int32, the row of `law` that each node was drawn from.
+    rows: [B, N] int32, the row of `law` that each node was drawn from; siblings share one.
     kind: static, one of the kinds of draft law above.
   """
 
@@ -116,6 +117,13 @@ class Proposal:
   @property
   def num_nodes(self) -> int:
     return self.tokens.shape[1]
+
+  def log_probs(self) -> Array:
+    """[B, N] float32, of each token under the law that it was drawn from; 0 where it was chosen."""
+    if self.kind == ONE_HOT or not self.num_nodes:
+      return jnp.zeros(self.tokens.shape, jnp.float32)
+    batch = jnp.arange(self.tokens.shape[0])[:, None]
+    return self.law[batch, self.rows, self.tokens]
 
 
 @struct.dataclass
@@ -131,6 +139,8 @@ class Verification:
       node given that its parent was; 0 or 1 for greedy and coupled; 0 where not valid. The
       rules for sampled trees: given too that its earlier siblings, with all below them, were
       not; 0 for nodes that they did not come to.
+    log_probs: [B, N + 1] float32, of each emitted token under the target's law (after the
+      sampling settings), 0 beyond; None from rules that read laws in memory.
   """
 
   num_accepted: Array
@@ -138,6 +148,7 @@ class Verification:
   next_token: Array
   is_bonus: Array
   accept_probs: Array
+  log_probs: Array | None = None
 
 
 class Source(Protocol):

@@ -12,8 +12,11 @@ Two steps, which the engine calls in this order on raw logits:
 from specjax.sampling.law import argmax
 from specjax.sampling.law import bisect
 from specjax.sampling.law import control
+from specjax.sampling.law import Filters
+from specjax.sampling.law import first_at
 from specjax.sampling.law import law
 from specjax.sampling.law import scaled
+from specjax.sampling.law import thresholds
 from specjax.sampling.penalties import init_history
 from specjax.sampling.penalties import update_history
 from specjax.sampling.sampler import Drawn
@@ -22,13 +25,16 @@ from specjax.sampling.settings import make
 
 __all__ = [
     'Drawn',
+    'Filters',
     'Sampler',
     'argmax',
     'bisect',
     'control',
+    'first_at',
     'init_history',
     'law',
     'make',
     'scaled',
+    'thresholds',
     'update_history',
 ]

@@ -1,6 +1,7 @@
 """From logits to the law that is sampled: one way, for target and drafter alike."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,64 +123,118 @@ def scaled(logits: Array, sampling: types.Sampling) -> Array:
   divisor = jnp.where(greedy, 1.0, sampling.temperature[:, None, None])
   # The maximum is subtracted before the division: no temperature is too small for that.
   values = (logits - top) / divisor
-  lowest, chosen = _filters(values, sampling)
+  rows = lambda setting: setting[:, None]
+  lowest, chosen = thresholds(
+      lambda: values,
+      Filters(
+          greedy=rows(sampling.temperature == 0), top_k=rows(sampling.top_k),
+          top_p=rows(sampling.top_p), min_p=rows(sampling.min_p),
+      ),
+      shape=values.shape[:-1],
+      vocab_size=values.shape[-1],
+      total=lambda weights: jnp.sum(weights, axis=-1),
+      argmax=lambda: argmax(values),
+      keep_weights=True,
+  )
   ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-  return jnp.where(jnp.where(greedy, ids == chosen, values >= lowest), values, -jnp.inf)
+  kept = jnp.where(greedy, ids == chosen[..., None], values >= lowest[..., None])
+  return jnp.where(kept, values, -jnp.inf)
 
 
 def argmax(values: Array) -> Array:
-  """The lowest index of the maximum: [..., V] to [...] int32; V - 1 if there is a NaN.
+  """The lowest index of the maximum: [..., V] to [...] int32; V - 1 if there is a NaN."""
+  last = values.shape[-1] - 1
+  top = jnp.max(values, axis=-1)
+  return first_at(values, top, jnp.arange(last + 1), last).astype(jnp.int32)
+
+
+def first_at(values: Array, top: Array, ids: Array, last: int) -> Array:
+  """The lowest of `ids` [V] at which `values` [..., V] are `top` [...], else `last`: float32 [...].
 
   On CPUs two plain reductions are faster than the paired one of `jnp.argmax`, and float32
   ones, exact for indices below 2**24, faster than integer ones, which XLA splits.
   """
-  last = values.shape[-1] - 1
-  ids = jnp.arange(last + 1, dtype=jnp.float32)
-  top = jnp.max(values, axis=-1, keepdims=True)
-  return jnp.min(jnp.where(values == top, ids, last), axis=-1).astype(jnp.int32)
+  numbers = jnp.where(values == top[..., None], ids.astype(jnp.float32), float(last))
+  return jnp.min(numbers, axis=-1)
 
 
-def _filters(scaled: Array, sampling: types.Sampling) -> tuple[Array, Array]:
-  """What is kept of `scaled` [B, R, V], whose maximum is 0.
+class Filters(NamedTuple):
+  """The settings of rows that say which tokens are kept, arrays that broadcast to [...].
+
+  Attributes:
+    greedy: bool, temperature 0.
+    top_k: int32; 0 keeps all.
+    top_p: float32; 1 keeps all.
+    min_p: float32; 0 keeps all.
+  """
+
+  greedy: Array
+  top_k: Array
+  top_p: Array
+  min_p: Array
+
+
+def thresholds(
+    scaled: Callable[[], Array],
+    filters: Filters,
+    *,
+    shape: tuple[int, ...],
+    vocab_size: int,
+    total: Callable[[Array], Array],
+    argmax: Callable[[], Array],
+    keep_weights: bool,
+    cond: Callable = jax.lax.cond,
+) -> tuple[Array, Array]:
+  """What is kept of rows; thresholds by bisection, no pass over the rows if nobody asks.
+
+  Args:
+    scaled: the rows' logits [..., V], over the temperature, the largest 0; or the part of the
+      vocabulary that is here.
+    filters: the rows' settings.
+    shape: of the rows, [...].
+    vocab_size: V, of all parts.
+    total: sums [..., V] float32 over the whole vocabulary, [...].
+    argmax: the token [...] int32 of the largest logit.
+    keep_weights: static; whether the tokens' weights are kept in memory between passes, or made
+      again in each.
+    cond: as `jax.lax.cond`, called where the first branch is the unlikely one.
 
   Returns:
-    The least value kept [B, R, 1] float32, and in greedy rows the token [B, R, 1] int32.
+    The least of `scaled` that is kept, [...] float32, and in greedy rows the one token that is,
+    [...] int32; -1 elsewhere.
   """
-  shape = (*scaled.shape[:2], 1)
-  greedy = (sampling.temperature == 0)[:, None, None]
-  top_k, top_p = sampling.top_k[:, None, None], sampling.top_p[:, None, None]
-  by_k = ~greedy & (top_k > 0) & (top_k < scaled.shape[-1])
-  by_p = ~greedy & (top_p < 1)
+  by_k = ~filters.greedy & (filters.top_k > 0) & (filters.top_k < vocab_size)
+  by_p = ~filters.greedy & (filters.top_p < 1)
   everything = jnp.full(shape, -jnp.inf, jnp.float32)
-  nothing = jnp.zeros(shape, jnp.int32)
+  nothing = jnp.full(shape, -1, jnp.int32)
 
-  def find_k(values: Array) -> Array:
-    def count(lowest: Array) -> Array:
-      # Counted in float32, exactly below 2**24: see `argmax`.
-      return jnp.sum(values >= lowest, axis=-1, keepdims=True, dtype=jnp.float32)
+  def find_k() -> Array:
+    # Counted in float32, exactly below 2**24: see `first_at`.
+    count = lambda least: total((scaled() >= least[..., None]).astype(jnp.float32))
+    goal = filters.top_k.astype(jnp.float32)
+    return bisect(count, goal, by_k, shape, stop_at_goal=True)
 
-    return bisect(count, top_k.astype(jnp.float32), by_k, shape, stop_at_goal=True)
+  def find_p(lowest: Array) -> Array:
+    def weigh() -> Array:
+      values = scaled()
+      return jnp.where(values >= lowest[..., None], jnp.exp(values), 0.0)
 
-  def find_p(values: Array, lowest: Array) -> Array:
-    weights = jnp.where(values >= lowest, jnp.exp(values), 0.0)
-
-    def mass(lowest: Array) -> Array:
-      return jnp.sum(jnp.where(values >= lowest, weights, 0.0), axis=-1, keepdims=True)
-
-    goal = top_p * jnp.sum(weights, axis=-1, keepdims=True)
+    kept = weigh() if keep_weights else None
+    weights = lambda: weigh() if kept is None else kept
+    mass = lambda least: total(jnp.where(scaled() >= least[..., None], weights(), 0.0))
+    goal = filters.top_p * total(weights())
     return jnp.maximum(lowest, bisect(mass, goal, by_p, shape))
 
-  def find(values: Array) -> tuple[Array, Array]:
-    lowest = jax.lax.cond(jnp.any(by_k), find_k, lambda x: everything, values)
-    lowest = jax.lax.cond(jnp.any(by_p), find_p, lambda x, low: low, values, lowest)
-    chosen = jax.lax.cond(
-        jnp.any(greedy), lambda x: argmax(x)[..., None], lambda x: nothing, values
-    )
-    return lowest, chosen
+  def find() -> tuple[Array, Array]:
+    lowest = jax.lax.cond(jnp.any(by_k), find_k, lambda: everything)
+    lowest = jax.lax.cond(jnp.any(by_p), find_p, lambda lowest: lowest, lowest)
+    chosen = jax.lax.cond(jnp.any(filters.greedy), argmax, lambda: nothing)
+    return lowest, jnp.where(filters.greedy, chosen, nothing)
 
-  used = jnp.any(by_k | by_p | greedy)
-  lowest, chosen = jax.lax.cond(used, find, lambda x: (everything, nothing), scaled)
-  return jnp.maximum(lowest, jnp.log(sampling.min_p)[:, None, None]), chosen
+  used = jnp.any(by_k | by_p | filters.greedy)
+  lowest, chosen = cond(used, find, lambda: (everything, nothing))
+  least = jnp.where(filters.greedy, -jnp.inf, jnp.log(filters.min_p))
+  return jnp.maximum(lowest, least), chosen
 
 
 def bisect(

@@ -22,6 +22,7 @@ from specjax.testing import replay
 from specjax.testing.plain import Law
 from specjax.testing.plain import map_rows
 from specjax.testing.plain import take
+from specjax.verify import rule as rule_lib
 
 # Rows of one call of a round: as many branches as these are expanded at once.
 _ROWS_A_CALL = 8192
@@ -46,14 +47,14 @@ class _Remember:
   """A rule that keeps the decision and the source of the trace it was called in."""
 
   def __init__(self, rule: Any):
-    self.rule = rule
+    self.rule = rule_lib.as_rule(rule)
     self.verification = self.source = None
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self.rule, name)
 
-  def __call__(self, **kwargs):
-    self.verification, self.source = self.rule(**kwargs)
+  def decide(self, rows, **kwargs):
+    self.verification, self.source = self.rule.decide(rows, **kwargs)
     return self.verification, self.source
 
 

@@ -14,7 +14,6 @@
 `named` finds a rule by its name; `default` is the one for a request that names none.
 """
 
-from specjax.verify.acceptance import Rule
 from specjax.verify.block import block
 from specjax.verify.choice import default, named
 from specjax.verify.coupled import coupled
@@ -22,6 +21,7 @@ from specjax.verify.greedy import greedy
 from specjax.verify.k_sequential import k_sequential
 from specjax.verify.recursive import recursive
 from specjax.verify.rejection import rejection
+from specjax.verify.rule import Rule
 from specjax.verify.traversal import traversal
 from specjax.verify.typical import typical
 

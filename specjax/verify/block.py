@@ -4,98 +4,37 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from specjax import randomness
-from specjax import types
-from specjax.verify import acceptance
+from specjax.verify import chains
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
-  """See `block`; fields and call as in `specjax.verify.Rule`."""
+class Block(chains.ChainRule):
+  """See `block`; fields and methods as in `specjax.verify.chains.ChainRule`."""
 
   name: str = 'block'
-  lossless: bool = True
-  mode: str = 'sample'
-  handles_trees: bool = False
+  chain_surplus = True
 
-  def __call__(self, *, target_law, proposal, positions, source):
-    del positions
-    acceptance.check_kind(proposal, rule=self.name)
-    num_valid = acceptance.prefix_length(proposal.valid)
-    num_accepted, scale, probs = jnp.zeros_like(num_valid), None, proposal.valid * 0.0
-    if proposal.num_nodes:
-      prefix_probs = self.prefix_probs(target_law, proposal)
-      stops = self.stop_probs(target_law, proposal, prefix_probs)
-      flips, source = source.flip(stops, purpose=randomness.ACCEPT)
-      # All flips count, also those behind a failed one: the longest prefix is taken.
-      nodes = jnp.arange(1, proposal.num_nodes + 1)
-      num_accepted = jnp.max(jnp.where(flips & proposal.valid, nodes, 0), axis=1)
-      whole = jnp.pad(prefix_probs, ((0, 0), (1, 0)), constant_values=1.0)
-      scale = jnp.take_along_axis(whole, num_accepted[:, None], axis=1)[:, 0]
-      probs = conditional(stops)
-    is_bonus = num_accepted == num_valid
-    next_token, source = acceptance.draw_next(
-        target_law,
-        proposal,
-        num_accepted=num_accepted,
-        is_bonus=is_bonus,
-        scale=scale,
-        source=source,
+  def prob(self, numbers):
+    """h_i, the chance of stopping at i if not after it; 0 where not valid."""
+    stop = jnp.where(numbers.next_valid, stop_prob(numbers.prefix, numbers.surplus), numbers.prefix)
+    return jnp.where(numbers.valid, stop, 0.0)
+
+  def step(self, progress, numbers, flip, number):
+    """All coins count, also those after one that failed: the longest prefix is taken."""
+    succeeds = numbers.valid & flip
+    return progress.replace(
+        count=jnp.where(succeeds, number, progress.count),
+        scale=jnp.where(succeeds, numbers.prefix, progress.scale),
     )
-    verification = acceptance.chain_verification(
-        num_accepted=num_accepted,
-        next_token=next_token,
-        is_bonus=is_bonus,
-        accept_probs=probs,
-    )
-    return verification, source
 
-  def prefix_probs(self, target_law, proposal):
-    """p_i = min(p_(i-1) p / q, 1), p_0 = 1: the chance that i tokens or more stay, [B, N]."""
-    target = acceptance.target_log_probs(target_law, proposal)
-    return prefix_probs(target, acceptance.draft_log_probs(proposal))
-
-  def stop_probs(self, target_law, proposal, probs):
-    """h_i, the chance of stopping at i if not behind it, [B, N]; 0 where not valid.
-
-    With S = sum over tokens of max(p_i target - draft, 0) at row i, h_i = S / (S + 1 - p_i),
-    and h = p at the last valid node.
-    """
-    inner = probs[:, :-1]
-    if proposal.kind == types.ONE_HOT:
-      target = acceptance.target_log_probs(target_law, proposal)
-      surplus = inner * -jnp.expm1(target[:, 1:])
-    else:
-      draft = jnp.take_along_axis(proposal.law, proposal.rows[:, 1:, None], axis=1)
-      difference = inner[..., None] * jnp.exp(target_law[:, 1:-1]) - jnp.exp(draft)
-      surplus = jnp.sum(jnp.maximum(difference, 0.0), axis=-1)
-    return stop_probs(probs, surplus, proposal.valid)
+  def accept_probs(self, probs):
+    """See `conditional`."""
+    return conditional(probs)
 
 
-def prefix_probs(target, draft):
-  """p_i from the tokens' log-probabilities under target and draft, all [B, N]."""
-  # What the target excludes is refused before the quotient, which could be 0 / 0; and no
-  # quotient is infinite, for p_(i-1) may be 0.
-  ratios = jnp.exp(jnp.minimum(target - draft, 80.0))
-  ratios = jnp.where(target > -jnp.inf, ratios, 0.0)
-  probs, prob = [], 1.0
-  for node in range(ratios.shape[1]):
-    prob = jnp.minimum(prob * ratios[:, node], 1.0)
-    probs.append(prob)
-  return jnp.stack(probs, axis=1)
-
-
-def stop_probs(probs, surplus, valid):
-  """h_i [B, N] from p_i [B, N] and S_i [B, N - 1]; 0 where not valid."""
-  inner = probs[:, :-1]
-  stops = jnp.where(~valid[:, 1:], inner, stop_prob(inner, surplus))
-  stops = jnp.concatenate([stops, probs[:, -1:]], axis=1)
-  return jnp.where(valid, stops, 0.0)
-
-
-def stop_prob(prob, surplus):
-  """h_i from p_i and S_i, elementwise, before the last valid node."""
-  rest = surplus + 1.0 - prob
+def stop_prob(prefix, surplus):
+  """h_i = S_i / (S_i + 1 - p_i), elementwise, before the last valid node."""
+  rest = surplus + 1.0 - prefix
   # 0 / 0: p_i is 1 and the laws of the next token agree. Then p_(i+1) is 1 too, and so on
   # to a later node whose flip is certain, so that h_i decides nothing.
   return jnp.where(rest > 0, surplus / jnp.where(rest > 0, rest, 1.0), 1.0)

@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from specjax.verify.acceptance import Rule
 from specjax.verify.block import block
 from specjax.verify.coupled import coupled
 from specjax.verify.greedy import greedy
 from specjax.verify.k_sequential import k_sequential
 from specjax.verify.recursive import recursive
 from specjax.verify.rejection import rejection
+from specjax.verify.rule import Rule
 from specjax.verify.traversal import traversal
 from specjax.verify.typical import typical
 

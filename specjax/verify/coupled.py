@@ -2,21 +2,22 @@
 
 import dataclasses
 
-from specjax.verify import acceptance
+from specjax.verify import follow
+from specjax.verify import rule
 
 
 @dataclasses.dataclass(frozen=True)
-class Coupled:
-  """See `coupled`; fields and call as in `specjax.verify.Rule`."""
+class Coupled(rule.RuleBase):
+  """See `coupled`; fields and methods as in `specjax.verify.Rule`."""
 
   name: str = 'coupled'
   lossless: bool = True
   mode: str = 'coupled'
   handles_trees: bool = True
 
-  def __call__(self, *, target_law, proposal, positions, source):
-    noise = source.gumbel(positions, target_law.shape[-1])
-    return acceptance.follow(acceptance.largest(target_law + noise), proposal), source
+  def decide(self, rows, *, positions, source):
+    """As `specjax.verify.Rule.decide`."""
+    return follow.decide(rows, source=source, positions=positions), source
 
 
 def coupled() -> Coupled:

@@ -2,21 +2,23 @@
 
 import dataclasses
 
-from specjax.verify import acceptance
+from specjax.verify import follow
+from specjax.verify import rule
 
 
 @dataclasses.dataclass(frozen=True)
-class Greedy:
-  """See `greedy`; fields and call as in `specjax.verify.Rule`."""
+class Greedy(rule.RuleBase):
+  """See `greedy`; fields and methods as in `specjax.verify.Rule`."""
 
   name: str = 'greedy'
   lossless: bool = True
   mode: str = 'greedy'
   handles_trees: bool = True
 
-  def __call__(self, *, target_law, proposal, positions, source):
+  def decide(self, rows, *, positions, source):
+    """As `specjax.verify.Rule.decide`."""
     del positions
-    return acceptance.follow(acceptance.largest(target_law), proposal), source
+    return follow.decide(rows), source
 
 
 def greedy() -> Greedy:

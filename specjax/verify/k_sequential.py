@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from specjax import randomness
 from specjax import types
 from specjax.types import Array
+from specjax.verify import rows as rows_lib
 from specjax.verify import siblings
 
 # Halvings of the interval [1, k] in which the threshold lies.
@@ -48,23 +49,26 @@ class _Walk(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class KSequential:
-  """See `k_sequential`; fields and call as in `specjax.verify.Rule`."""
+class KSequential(siblings.TreeRule):
+  """See `k_sequential`; fields and methods as in `specjax.verify.Rule`.
+
+  Its threshold is found by bisection over whole laws, so that it takes rows that have them.
+  """
 
   name: str = 'k_sequential'
-  lossless: bool = True
-  mode: str = 'sample'
-  handles_trees: bool = True
+  kinds = (types.SAMPLED,)
 
-  def __call__(self, *, target_law, proposal, positions, source):
+  def decide(self, rows, *, positions, source):
+    """As `specjax.verify.Rule.decide`."""
     del positions
-    siblings.check_kind(proposal, rule=self.name, kinds=(types.SAMPLED,))
+    scan = rows.scan()
+    proposal = siblings.valid_nodes(rows.proposal, scan)
     nothing = jnp.zeros_like(proposal.tokens)
     node = jnp.zeros_like(nothing, shape=nothing.shape[:1])
     walk = _Walk(
         node=node,
         child=node,
-        law=jnp.exp(target_law[:, 0]),
+        law=jnp.exp(rows.law(node[:, None])[:, 0]),
         factor=jnp.ones(node.shape, jnp.float32),
         left=node,
         size=node,
@@ -80,27 +84,37 @@ class KSequential:
       walk = self._next_child(walk, proposal, heights)
       walk = jax.lax.while_loop(
           lambda walk: jnp.any(walk.child > 0),
-          lambda walk: self._try(walk, target_law, proposal, heights),
+          lambda walk: self._try(walk, rows, proposal, heights),
           walk,
       )
-    kept = ('node', 'law', 'path', 'num_accepted', 'accept_probs', 'source')
-    return siblings.finish(proposal, **{name: getattr(walk, name) for name in kept})
+    has_child = jnp.any(proposal.valid & (proposal.parents == walk.node[:, None]), axis=1)
+    token, source = walk.source.draw(
+        jnp.log(walk.law), purpose=randomness.NEXT, node=walk.node
+    )
+    inside = jnp.arange(proposal.num_nodes) < walk.num_accepted[:, None]
+    return types.Verification(
+        num_accepted=walk.num_accepted,
+        path=jnp.where(inside, walk.path, 0),
+        next_token=token,
+        is_bonus=~has_child,
+        accept_probs=walk.accept_probs,
+    ), source
 
-  def _try(self, walk: _Walk, target_law, proposal, heights: Array) -> _Walk:
-    """Tries one child of every row that has one left."""
+  def _try(self, walk: _Walk, rows: rows_lib.Rows, proposal, heights: Array) -> _Walk:
+    """Tries one child of every sequence that has one left."""
     child, law = walk.child, walk.law
     token = siblings.of_node(proposal.tokens, child)
-    draft = siblings.draft_probs(proposal, child, walk.tried, law.shape[-1])
-    wanted = siblings.at_token(law, token) / walk.factor
-    prob = siblings.accept_prob(wanted, siblings.at_token(draft, token))
+    draft = _draft_law(proposal, child)
+    wanted = _at_token(law, token) / walk.factor
+    prob = siblings.accept_prob(wanted, _at_token(draft, token))
     flips, source = walk.source.flip(prob, purpose=randomness.ACCEPT, node=child)
     accepted = flips & (child > 0)
     left = jnp.where(child > 0, walk.left - 1, walk.left)
     # The residual is that of the whole group: it is due when its last member is rejected.
     rejected = ~flips & (child > 0) & (left == 0)
     residual = self.residual(law, draft, walk.factor, walk.size)
-    law = jnp.where(rejected[:, None], siblings.normalised(residual, law), law)
-    law = jnp.where(accepted[:, None], jnp.exp(siblings.row_of(target_law, child)), law)
+    law = jnp.where(rejected[:, None], _normalised(residual, law), law)
+    law = jnp.where(accepted[:, None], jnp.exp(rows.law(child[:, None])[:, 0]), law)
     depth = jnp.where(accepted, walk.num_accepted + 1, 0)
     walk = walk._replace(
         node=jnp.where(accepted, child, walk.node),
@@ -125,18 +139,18 @@ class KSequential:
     count = member.sum(axis=1, dtype=jnp.int32)
     size = jnp.where(begins, count, walk.size)
 
-    def find(_):
-      draft = siblings.draft_probs(proposal, first, walk.tried, walk.law.shape[-1])
-      return self.factor(walk.law, draft, size)
-
     ones = jnp.ones(first.shape, jnp.float32)
-    found = jax.lax.cond(jnp.any(begins & (size > 1)), find, lambda _: ones, None)
+    factor = jax.lax.cond(
+        jnp.any(begins & (size > 1)),
+        lambda: self.factor(walk.law, _draft_law(proposal, first), size),
+        lambda: ones,
+    )
     nodes = jnp.arange(1, proposal.num_nodes + 1, dtype=jnp.int32)
     # Within a group the members come first, whatever lies between them.
     in_group = jnp.min(jnp.where(member, nodes, proposal.num_nodes + 1), axis=1)
     return walk._replace(
         child=jnp.where(first > 0, in_group, 0),
-        factor=jnp.where(begins, found, walk.factor),
+        factor=jnp.where(begins, factor, walk.factor),
         left=jnp.where(begins, count, walk.left),
         size=size,
         height=height,
@@ -174,6 +188,26 @@ def _masses(law: Array, draft: Array, factor: Array, size: Array) -> tuple[Array
   # 1 - (1 - beta)^k, without the difference of two numbers near 1.
   exponent = size.astype(jnp.float32) * jnp.log1p(-one)
   return one, jnp.where(size == 1, one, -jnp.expm1(exponent))
+
+
+def _draft_law(proposal: types.Proposal, node: Array) -> Array:
+  """The law [B, V] that `node` [B] was drawn from, probabilities."""
+  row = siblings.of_node(proposal.rows, node)
+  return jnp.exp(jnp.take_along_axis(proposal.law, row[:, None, None], axis=1)[:, 0])
+
+
+def _at_token(values: Array, token: Array) -> Array:
+  """Entries `token` [B] of values [B, V], [B]."""
+  return jnp.take_along_axis(values, token[:, None], axis=1)[:, 0]
+
+
+def _normalised(weights: Array, otherwise: Array) -> Array:
+  """`weights` [B, V] over their sum; `otherwise` where that is 0.
+
+  A residual is empty only where nothing is ever rejected; only rounding leads there.
+  """
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), otherwise)
 
 
 def first_branch_heights(parents: Array) -> Array:

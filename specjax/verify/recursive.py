@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from specjax import randomness
 from specjax import types
 from specjax.types import Array
+from specjax.verify import rows as rows_lib
 from specjax.verify import siblings
 
 
@@ -17,8 +18,10 @@ class _Walk(NamedTuple):
 
   Attributes:
     node: [B] int32, accepted last; 0 is the root.
-    child: [B] int32, of `node`, tried next; 0 where there is none and the row is done.
-    law: [B, V] float32 probabilities, what the target still asks for behind `node`.
+    child: [B] int32, of `node`, tried next; 0 where there is none and the sequence is done.
+    scale: [B] float32; share: [B] float32: what the target still asks for after `node`, see
+      `siblings`.
+    whole: [B] float32, what is left of the draft's law after `node` for `child`.
     tried: [B, N] bool.
     path: [B, N] int32.
     num_accepted: [B] int32.
@@ -28,7 +31,9 @@ class _Walk(NamedTuple):
 
   node: Array
   child: Array
-  law: Array
+  scale: Array
+  share: Array
+  whole: Array
   tried: Array
   path: Array
   num_accepted: Array
@@ -37,24 +42,24 @@ class _Walk(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recursive:
-  """See `recursive`; fields and call as in `specjax.verify.Rule`."""
+class Recursive(siblings.TreeRule):
+  """See `recursive`; fields and methods as in `specjax.verify.Rule`."""
 
   name: str = 'recursive'
-  lossless: bool = True
-  mode: str = 'sample'
-  handles_trees: bool = True
 
-  def __call__(self, *, target_law, proposal, positions, source):
+  def decide(self, rows, *, positions, source):
+    """As `specjax.verify.Rule.decide`."""
     del positions
-    kinds = (types.ONE_HOT, types.SAMPLED, types.WITHOUT_REPLACEMENT)
-    siblings.check_kind(proposal, rule=self.name, kinds=kinds)
+    scan = rows.scan()
+    proposal = siblings.valid_nodes(rows.proposal, scan)
     nothing = jnp.zeros_like(proposal.tokens)
-    node = jnp.zeros_like(nothing, shape=nothing.shape[:1])
+    node = jnp.zeros(nothing.shape[:1], jnp.int32)
     walk = _Walk(
         node=node,
         child=node,
-        law=jnp.exp(target_law[:, 0]),
+        scale=jnp.ones(node.shape, jnp.float32),
+        share=jnp.zeros(node.shape, jnp.float32),
+        whole=jnp.ones(node.shape, jnp.float32),
         tried=nothing.astype(bool),
         path=nothing,
         num_accepted=node,
@@ -65,33 +70,54 @@ class Recursive:
       walk = walk._replace(child=siblings.next_child(proposal, node, walk.tried))
       walk = jax.lax.while_loop(
           lambda walk: jnp.any(walk.child > 0),
-          lambda walk: self._try(walk, target_law, proposal),
+          lambda walk: self._try(walk, rows, proposal, scan),
           walk,
       )
-    fields = walk._asdict()
-    del fields['child'], fields['tried']
-    return siblings.finish(proposal, **fields)
+    draw = siblings.draw_at(
+        proposal, node=walk.node, scale=walk.scale, share=walk.share, refused=walk.tried
+    )
+    return siblings.finish(
+        rows, proposal, scan, draw=draw, path=walk.path, num_accepted=walk.num_accepted,
+        accept_probs=walk.accept_probs, source=walk.source,
+    )
 
-  def _try(self, walk: _Walk, target_law: Array, proposal: types.Proposal) -> _Walk:
-    """Tries one child of every row that has one left."""
-    child, law = walk.child, walk.law
-    token = siblings.of_node(proposal.tokens, child)
-    draft = siblings.draft_probs(proposal, child, walk.tried, law.shape[-1])
-    prob = siblings.accept_prob(*(siblings.at_token(x, token) for x in (law, draft)))
+  def _try(
+      self, walk: _Walk, rows: rows_lib.Rows, proposal: types.Proposal, scan: rows_lib.Scan
+  ) -> _Walk:
+    """Tries one child of every sequence that has one left."""
+    child, has_draft = walk.child, proposal.kind != types.ONE_HOT
+    numbers = siblings.child_numbers(proposal, scan, child, walk.tried)
+    wanted = numbers.wanted(walk.scale, walk.share, has_draft)
+    prob = siblings.accept_prob(wanted, numbers.draft / walk.whole)
     flips, source = walk.source.flip(prob, purpose=randomness.ACCEPT, node=child)
-    accepted = flips & (child > 0)
-    rejected = ~flips & (child > 0)
+    accepted, rejected = flips & (child > 0), ~flips & (child > 0)
     tried = siblings.mark(walk.tried, child)
+    scale, share = self.residual(walk.scale, walk.share, walk.whole)
+    ones = jnp.ones_like(scale)
+    if has_draft:
+      draw = siblings.draw_at(
+          proposal, node=walk.node, scale=scale, share=share, refused=tried
+      )
+      mass, left = jax.lax.cond(
+          jnp.any(rejected),
+          lambda: siblings.masses(rows, scan, draw, proposal.kind),
+          lambda: (ones, ones),
+      )
+    else:
+      share, mass, left = walk.share, 1.0 - wanted, ones  # of a law, whose mass is 1
+    # Nothing left: only rounding leads here, and the target's law is then drawn from.
+    mass = jnp.where(mass > 0, mass, 1.0)
+    scale = jnp.where(rejected, scale / mass, walk.scale)
+    share = jnp.where(rejected, share / mass, walk.share)
     node = jnp.where(accepted, child, walk.node)
-    residual = siblings.normalised(self.residual(law, draft), law)
-    law = jnp.where(rejected[:, None], residual, law)
-    law = jnp.where(accepted[:, None], jnp.exp(siblings.row_of(target_law, child)), law)
     depth = jnp.where(accepted, walk.num_accepted + 1, 0)
-    # A row without a child left stays without one: its node and what was tried stay too.
+    # A sequence without a child left stays without one: its node and what was tried stay too.
     return _Walk(
         node=node,
         child=siblings.next_child(proposal, node, tried),
-        law=law,
+        scale=jnp.where(accepted, 1.0, scale),
+        share=jnp.where(accepted, 0.0, share),
+        whole=jnp.where(accepted, 1.0, jnp.where(rejected, left, walk.whole)),
         tried=tried,
         path=siblings.set_node(walk.path, depth, child),
         num_accepted=jnp.maximum(walk.num_accepted, depth),
@@ -99,9 +125,15 @@ class Recursive:
         source=source,
     )
 
-  def residual(self, law: Array, draft: Array) -> Array:
-    """max(law - draft, 0), [B, V], not normalised."""
-    return jnp.maximum(law - draft, 0.0)
+  def residual(self, scale: Array, share: Array, whole: Array) -> tuple[Array, Array]:
+    """Scale and share, [B], once a child is refused, before they are normalised: p - q.
+
+    Args:
+      scale: [B], before.
+      share: [B], before.
+      whole: [B], what was left of the draft's law when the child was drawn.
+    """
+    return scale, share + 1.0 / whole
 
 
 def recursive() -> Recursive:
@@ -114,7 +146,7 @@ def recursive() -> Recursive:
   al. 2024, arXiv 2402.14160, recursive rejection sampling); chosen ones (ONE_HOT) have q = 1,
   so that x is kept with probability p(x) and then struck out (EAGLE's trees, Li et al. 2024,
   arXiv 2401.15077). If no child is kept, the next token is drawn from the last residual;
-  behind a leaf, from the target's law. The first branch stays as long as under the rejection
+  after a leaf, from the target's law. The first branch stays as long as under the rejection
   rule, so that the tree is never shorter in expectation.
 
   Returns:

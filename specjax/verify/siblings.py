@@ -1,47 +1,31 @@
-"""What the rules for sampled trees share: who is tried next, and what it was drawn from.
+"""What the rules for sampled trees share: who is tried next, and what its law is worth.
 
-A rule walks over nodes one at a time, every row of the batch on its own; a node number of 0
-says that a row has none to go to.
+A rule walks over nodes one at a time, each sequence of the batch on its own; a node number of 0
+says that a sequence has none to go to. What the target still asks for at a row, after some of its
+children were refused, is
+
+  max(scale * target - share * draft, 0) without the refused tokens,
+
+for the laws of all siblings are one law, normalised without the earlier ones or not. So two
+numbers per sequence stand for a residual of any depth, and a refusal costs one pass over two
+rows for its mass; chosen tokens (one-hot laws) cost none.
 """
+
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from specjax import randomness
 from specjax import types
 from specjax.types import Array
-
-
-def check_kind(proposal: types.Proposal, *, rule: str, kinds: tuple[str, ...]) -> None:
-  """Raises ValueError for draft laws that a rule for sampled trees cannot use."""
-  if not proposal.num_nodes:
-    return
-  if proposal.kind not in kinds:
-    raise ValueError(
-        f'verify.{rule}() verifies drafts of kind {", ".join(kinds)}, and this one is of kind '
-        f'{proposal.kind}. Coupled drafts take verify.coupled(); '
-        "verify.recursive() and verify.traversal() take the others; a tree drafter's siblings= "
-        'says how it draws.'
-    )
-  if proposal.kind != types.ONE_HOT and proposal.law is None:
-    raise ValueError(
-        f'verify.{rule}() needs the law that the draft tokens were drawn from, but '
-        '`proposal.law` is None: keep the laws, or mark chosen tokens as kind ONE_HOT.'
-    )
+from specjax.verify import chains
+from specjax.verify import rows as rows_lib
+from specjax.verify import rule as rule_lib
 
 
 def of_node(values: Array, node: Array) -> Array:
   """Entries [B] of values [B, N] of nodes 1 … N at `node` [B]; at 0, that of node 1."""
   return jnp.take_along_axis(values, jnp.maximum(node - 1, 0)[:, None], axis=1)[:, 0]
-
-
-def row_of(values: Array, index: Array) -> Array:
-  """Rows `index` [B] of values [B, n, V], [B, V]."""
-  return jnp.take_along_axis(values, index[:, None, None], axis=1)[:, 0]
-
-
-def at_token(values: Array, token: Array) -> Array:
-  """Entries `token` [B] of values [B, V], [B]."""
-  return jnp.take_along_axis(values, token[:, None], axis=1)[:, 0]
 
 
 def next_child(proposal: types.Proposal, parent: Array, tried: Array) -> Array:
@@ -65,38 +49,86 @@ def set_node(values: Array, node: Array, new: Array) -> Array:
   return jnp.where(nodes == node[:, None], new[:, None], values)
 
 
-def draft_probs(proposal: types.Proposal, node: Array, tried: Array, vocab_size: int) -> Array:
-  """The law [B, V] that `node` [B] was drawn from, given its siblings that were tried before.
+@dataclasses.dataclass(frozen=True)
+class TreeRule(rule_lib.RuleBase):
+  """A lossless rule for sampled trees; subclasses add `decide`."""
 
-  Probabilities; one-hot for a chosen token; without the tokens of those siblings, and
-  normalised again, for a draw without replacement.
+  name: str = ''
+  lossless: bool = True
+  mode: str = 'sample'
+  handles_trees: bool = True
+  # Not a field: the kinds of draft law that it takes.
+  kinds = (types.ONE_HOT, types.SAMPLED, types.WITHOUT_REPLACEMENT)
+
+  def check(self, proposal: types.Proposal) -> None:
+    """As `specjax.verify.Rule.check`."""
+    rule_lib.check_tree(proposal, rule=self.name, kinds=self.kinds)
+
+
+class Child(NamedTuple):
+  """The numbers of one child per sequence, arrays [B].
+
+  Attributes:
+    token: int32.
+    target: float32, its probability under the target's law at its parent.
+    draft: float32, under the draft's law at its parent, from which the tokens of earlier siblings
+      were not taken out; 1 for a chosen token.
+    again: bool, whether a sibling with the same token was refused.
   """
-  token = of_node(proposal.tokens, node)
-  if proposal.kind == types.ONE_HOT:
-    return (jnp.arange(vocab_size) == token[:, None]).astype(jnp.float32)
-  law = jnp.exp(row_of(proposal.law, of_node(proposal.rows, node)))
-  if proposal.kind == types.SAMPLED:
-    return law
-  parent = of_node(proposal.parents, node)
-  nodes = jnp.arange(1, proposal.num_nodes + 1)
-  earlier = tried & (proposal.parents == parent[:, None]) & (nodes != node[:, None])
-  batch = jnp.arange(token.shape[0])[:, None]
-  drawn = jnp.where(earlier, proposal.tokens, vocab_size)
-  law = law.at[batch, drawn].set(0.0, mode='drop')
-  total = jnp.sum(law, axis=-1, keepdims=True)
+
+  token: Array
+  target: Array
+  draft: Array
+  again: Array
+
+  def wanted(self, scale: Array, share: Array, has_draft: bool) -> Array:
+    """What the target still asks of its token, [B]: nothing if it was refused already."""
+    wanted = scale * self.target
+    if has_draft:
+      wanted = jnp.maximum(wanted - share * self.draft, 0.0)
+    return jnp.where(self.again, 0.0, wanted)
+
+
+def valid_nodes(proposal: types.Proposal, scan: rows_lib.Scan) -> types.Proposal:
+  """The proposal without nodes that were not drawn from the law that they name."""
+  return proposal.replace(valid=proposal.valid & chains.is_drawn(scan.draft))
+
+
+def child_numbers(
+    proposal: types.Proposal, scan: rows_lib.Scan, child: Array, refused: Array
+) -> Child:
+  """The `Child` at `child` [B], whose siblings among `refused` [B, N] were refused before it."""
+  at = lambda values: of_node(values, child)
+  token, draft = at(proposal.tokens), jnp.exp(at(scan.draft))
+  refused &= proposal.parents == at(proposal.parents)[:, None]
+  again = jnp.any(refused & (proposal.tokens == token[:, None]), axis=1)
+  return Child(token, jnp.exp(at(scan.target)), draft, again)
+
+
+def masses(
+    rows: rows_lib.Rows, scan: rows_lib.Scan, draw: rows_lib.Draw, kind: str
+) -> tuple[Array, Array]:
+  """The mass of a draw, and what is left of the draft's law for the next sibling, [B] each.
+
+  The latter is 1 unless siblings are drawn without replacement.
+  """
+  mass = rows.mass(draw)
+  left = jnp.ones_like(mass)
+  if kind == types.WITHOUT_REPLACEMENT:
+    left = rows.draft_mass(draw, scan)
   # An exhausted law has no valid sibling left, so that what it becomes does not matter.
-  return law / jnp.where(total > 0, total, 1.0)
+  return mass, jnp.where(left > 0, left, 1.0)
 
 
-def draft_prob(proposal: types.Proposal, node: Array, tried: Array, vocab_size: int) -> Array:
-  """`draft_probs` at the token of `node` [B], [B]; without a pass over the vocabulary if it can."""
-  token = of_node(proposal.tokens, node)
-  if proposal.kind == types.ONE_HOT:
-    return jnp.ones(token.shape, jnp.float32)
-  if proposal.kind == types.SAMPLED:
-    batch = jnp.arange(token.shape[0])
-    return jnp.exp(proposal.law[batch, of_node(proposal.rows, node), token])
-  return at_token(draft_probs(proposal, node, tried, vocab_size), token)
+def draw_at(
+    proposal: types.Proposal, *, node: Array, scale: Array, share: Array, refused: Array
+) -> rows_lib.Draw:
+  """What is left at `node` [B] after those of its children that are `refused` [B, N]."""
+  without = jnp.full((*node.shape, 1), -1, jnp.int32)
+  if proposal.num_nodes:
+    is_refused = refused & (proposal.parents == node[:, None])
+    without = jnp.where(is_refused, proposal.tokens, -1)
+  return rows_lib.Draw(node=node, scale=scale, share=share, without=without)
 
 
 def accept_prob(target: Array, draft: Array) -> Array:
@@ -106,32 +138,25 @@ def accept_prob(target: Array, draft: Array) -> Array:
   return jnp.where(target > 0, ratio, 0.0)
 
 
-def normalised(weights: Array, otherwise: Array) -> Array:
-  """`weights` [B, V] over their sum; `otherwise` where that is 0.
-
-  A residual is empty only where nothing is ever rejected; only rounding leads there.
-  """
-  total = jnp.sum(weights, axis=-1, keepdims=True)
-  return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), otherwise)
-
-
 def finish(
+    rows: rows_lib.Rows,
     proposal: types.Proposal,
+    scan: rows_lib.Scan,
     *,
-    node: Array,
-    law: Array,
+    draw: rows_lib.Draw,
     path: Array,
     num_accepted: Array,
     accept_probs: Array,
-    source: types.Source,
-) -> tuple[types.Verification, types.Source]:
-  """Draws the next token behind the last accepted node.
+    source: Any,
+) -> tuple[types.Verification, Any]:
+  """Draws the next token after the last accepted node.
 
   Args:
-    proposal: the tree.
-    node: [B] int32, the node; 0 is the root.
-    law: [B, V] float32 probabilities of what follows it.
-    path: [B, N] int32, nodes on the way; what lies beyond `num_accepted` is not looked at.
+    rows: the rows of the round.
+    proposal: the tree, with its valid nodes.
+    scan: of the rows.
+    draw: what is drawn from, at the last accepted node.
+    path: [B, N] int32, nodes on the way; entries beyond `num_accepted` are not looked at.
     num_accepted: [B] int32.
     accept_probs: [B, N] float32.
     source: consumed.
@@ -139,14 +164,20 @@ def finish(
   Returns:
     The decision and the source to use next.
   """
-  has_child = jnp.any(proposal.valid & (proposal.parents == node[:, None]), axis=1)
-  next_token, source = source.draw(jnp.log(law), purpose=randomness.NEXT, node=node)
-  inside = jnp.arange(path.shape[1]) < num_accepted[:, None]
-  verification = types.Verification(
+  has_child = jnp.any(proposal.valid & (proposal.parents == draw.node[:, None]), axis=1)
+  next_token, last, source = rows.draw(draw, source)
+  path = jnp.where(jnp.arange(path.shape[1]) < num_accepted[:, None], path, 0)
+  log_probs = None
+  if last is not None:
+    drafted = scan.target
+    if proposal.num_nodes:
+      drafted = jnp.take_along_axis(scan.target, jnp.maximum(path - 1, 0), axis=1)
+    log_probs = chains.emitted_log_probs(num_accepted, drafted, last)
+  return types.Verification(
       num_accepted=num_accepted,
-      path=jnp.where(inside, path, 0),
+      path=path,
       next_token=next_token,
       is_bonus=~has_child,
       accept_probs=accept_probs,
-  )
-  return verification, source
+      log_probs=log_probs,
+  ), source

@@ -5,12 +5,15 @@ import dataclasses
 import jax.numpy as jnp
 
 from specjax import randomness
-from specjax.verify import acceptance
+from specjax import tree
+from specjax import types
+from specjax.verify import chains
+from specjax.verify import rule
 
 
 @dataclasses.dataclass(frozen=True)
-class Typical:
-  """See `typical`; fields and call as in `specjax.verify.Rule`."""
+class Typical(rule.RuleBase):
+  """See `typical`; fields and methods as in `specjax.verify.Rule`."""
 
   epsilon: float = 0.09
   delta: float = 0.3
@@ -19,22 +22,25 @@ class Typical:
   mode: str = 'sample'
   handles_trees: bool = False
 
-  def __call__(self, *, target_law, proposal, positions, source):
+  def decide(self, rows, *, positions, source):
+    """As `specjax.verify.Rule.decide`."""
     del positions
-    accepted = jnp.zeros_like(proposal.valid)
-    if proposal.num_nodes:
-      target = acceptance.target_log_probs(target_law, proposal)
-      accepted = proposal.valid & (jnp.exp(target) > self.thresholds(target_law[:, :-1]))
-    num_accepted = acceptance.prefix_length(accepted)
-    law = acceptance.row(target_law, num_accepted)
-    next_token, source = source.draw(law, purpose=randomness.NEXT, node=num_accepted)
-    verification = acceptance.chain_verification(
-        num_accepted=num_accepted,
-        next_token=next_token,
-        is_bonus=num_accepted == acceptance.prefix_length(proposal.valid),
-        accept_probs=accepted.astype(jnp.float32),
+    # It reads whole rows, and nothing of the draft's laws: drafts of any kind will do.
+    valid, law = rows.proposal.valid, rows.law()
+    accepted = jnp.zeros_like(valid)
+    if valid.shape[1]:
+      accepted = valid & (jnp.exp(rows.target_log_probs()) > self.thresholds(law[:, :-1]))
+    num_accepted = tree.prefix_length(accepted)
+    next_token, source = source.draw(
+        rows.law(num_accepted[:, None])[:, 0], purpose=randomness.NEXT, node=num_accepted
     )
-    return verification, source
+    return types.Verification(
+        num_accepted=num_accepted,
+        path=chains.chain_path(num_accepted, valid.shape[1]),
+        next_token=next_token,
+        is_bonus=num_accepted == tree.prefix_length(valid),
+        accept_probs=accepted.astype(jnp.float32),
+    ), source
 
   def thresholds(self, law):
     """min(epsilon, delta exp(-entropy)) of laws [B, n, V], [B, n]."""
@@ -46,7 +52,7 @@ def typical(*, epsilon: float = 0.09, delta: float = 0.3) -> Typical:
   """LOSSY: accepts drafted tokens that are not too improbable under the target.
 
   A token stays if p(x) > min(epsilon, delta exp(-H(p))), p the target's law and H its
-  entropy; the next token is drawn from the target's law behind the last one (Medusa, Cai et
+  entropy; the next token is drawn from the target's law after the last one (Medusa, Cai et
   al. 2024, arXiv 2401.10774, section 2.3.1). The draft's law is not used, so the output is
   not distributed as the target's: `specjax.testing.output_law` measures by how much on a
   model of your choice. At temperature 0 it equals the greedy rule.

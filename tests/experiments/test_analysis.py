@@ -25,7 +25,7 @@ from specjax.analysis import theory
 from specjax.analysis import timed_programs
 from specjax.analysis import traces
 from specjax.kernels import accept
-from specjax.kernels.accept import rule as accept_rule
+from specjax.kernels.accept import op_rule
 from tests.support import compiles
 from tests.support import tolerance
 
@@ -308,7 +308,7 @@ class TestCalibration:
 
   def test_rounds_are_timed_with_the_rule_that_runs(self, monkeypatch):
     """Over a large vocabulary, or on an accelerator, that is the op."""
-    monkeypatch.setattr(accept_rule, 'CPU_VOCABULARY', 0)
+    monkeypatch.setattr(op_rule, 'CPU_VOCABULARY', 0)
     request = generation.Request(max_new_tokens=4)
     setup, state, _, _ = generation.prepare(language_model(0), [[1, 2]], request)
     drafter = drafters.ngram(num_speculative_tokens=2)

@@ -19,8 +19,7 @@ from specjax import verify
 from specjax.kernels import accept as accept_lib
 from specjax.kernels.accept import api
 from specjax.kernels.accept import base
-from specjax.kernels.accept import rule as accept_rule
-from specjax.kernels.accept import tiles
+from specjax.kernels.accept import op_rule
 from specjax.kernels.accept import xla
 from specjax.models import LanguageModel
 from specjax.sharding import layout as layout_lib
@@ -60,13 +59,13 @@ class TestDefinition:
   @pytest.mark.parametrize('size', [1, 2, 3, 7, 16, 63, 64])
   def test_sums_by_halves(self, size):
     values = np.random.default_rng(0).integers(0, 100, (3, size)).astype(np.float32)
-    found = tiles.ordered_sum(jnp.asarray(values))
+    found = randomness.ordered_sum(jnp.asarray(values))
     np.testing.assert_array_equal(found, values.sum(axis=-1))
 
   def test_a_draw_never_takes_a_token_without_weight(self):
     weights = jnp.array([[0.0, 0.5, 0.0, 0.5, 0.0]] * 4)
     goals = jnp.array([0.0, 0.5, 1.0, 1.1])
-    assert tiles.pick(weights, goals).tolist() == [1, 3, 3, 3]
+    assert randomness.pick(weights, goals).tolist() == [1, 3, 3, 3]
 
   @pytest.mark.parametrize('rule', ['rejection', 'block'])
   def test_law_in_the_engine(self, rule):
@@ -107,13 +106,13 @@ class TestDefinition:
   def test_the_enumeration_sees_a_fault_of_the_op(self):
     """A residual that forgets the draft's law."""
 
-    class Faulty(xla.Xla):
+    class Faulty(xla.TileRows):
 
-      def finish(self, inputs, scan, draw, source):
-        return super().finish(inputs, scan, draw.or_target(draw.scale >= 0), source)
+      def draw(self, draw, source):
+        return super().draw(draw.or_target(draw.scale >= 0), source)
 
     target, draft = testing.table_model(seed=1), testing.table_model(seed=9)
-    with mock.patch.object(xla, 'Xla', Faulty):
+    with mock.patch.object(xla, 'TileRows', Faulty):
       law, = testing.output_law(
           target, [(0, 1, 0)], rule=accept_lib.through(verify.rejection(), 'xla'),
           # K = 1: a program that no other test has compiled.
@@ -165,7 +164,7 @@ class TestDefault:
 
   def test_by_default(self):
     rule = verify.block()
-    choose = accept_rule.by_default
+    choose = op_rule.by_default
     assert choose(rule, vocab_size=32_000) is rule
     assert choose(rule, vocab_size=32_768) == accept_lib.through(rule, 'xla')
     explicit = accept_lib.through(rule, 'xla')
@@ -186,7 +185,7 @@ class TestDefault:
     with mock.patch.object(jax, 'devices', return_value=[device]):
       assert api.best() == wanted
       # Small vocabularies too, but on CPUs: there what is written in `verify` is faster.
-      rule = accept_rule.by_default(verify.block(), vocab_size=64)
+      rule = op_rule.by_default(verify.block(), vocab_size=64)
     chosen = verify.block() if platform == 'cpu' else accept_lib.through(verify.block(), wanted)
     assert rule == chosen
 
@@ -205,7 +204,7 @@ class TestDefault:
     mesh = AbstractMesh((2, 4), ('data', 'model'))
     layout = lambda *axes: layout_lib.Layout('some', mesh, (('vocab', axes), ('batch', ('data',))))
     choose = lambda layout, rule=verify.block(), vocab_size=128_256, batch_size=2: (
-        accept_rule.by_default(
+        op_rule.by_default(
             rule, vocab_size=vocab_size, layout=layout, batch_size=batch_size
         )
     )
@@ -224,7 +223,7 @@ class TestDefault:
     class Own(type(verify.block())):
       pass
 
-    assert accept_rule.by_default(Own(), vocab_size=10**6) == Own()
+    assert op_rule.by_default(Own(), vocab_size=10**6) == Own()
 
 
 class TestRefusal:
@@ -248,7 +247,7 @@ class TestRefusal:
       (dict(target_logits=jnp.zeros((6, 7))), '8 rows'),
       (dict(target_logits=jnp.zeros((8, 7), jnp.float16)), 'float32 or bfloat16'),
       (dict(draft_logits=jnp.zeros((5, 7))), r'\[B \* M, V\]'),
-      (dict(draft_logits=jnp.zeros((8, 7))), 'say in draft_rows'),
+      (dict(draft_logits=jnp.zeros((8, 7))), 'give draft_rows'),
       (dict(numbers=None), r'takes numbers=Uniforms\(...\)'),
       (dict(rule='coupled'), r'takes numbers=Noise\(...\)'),
       (dict(numbers=accept_lib.Uniforms(jnp.zeros((2, 3)), jnp.zeros((2, 3)))), r'\[B, K \+ 1\]'),

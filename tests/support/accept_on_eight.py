@@ -19,7 +19,7 @@ from specjax import sharding
 from specjax import verify
 from specjax.kernels import accept as accept_lib
 from specjax.kernels.accept import base
-from specjax.kernels.accept import rule as accept_rule
+from specjax.kernels.accept import op_rule
 from specjax.kernels.accept import sharded
 from specjax.models import LanguageModel, place
 from tests.support import accept_suite
@@ -70,14 +70,14 @@ def compare_engines():
   draft = LanguageModel(target.module, jax.tree.map(lambda x: 1.1 * x, target.params))
   hot = sampling_lib.make(batch_size=len(tiny.PROMPTS), temperature=0.9, top_p=0.95)
   # On CPUs the default is another one at a vocabulary as small as this.
-  accept_rule.CPU_VOCABULARY = 0
+  op_rule.CPU_VOCABULARY = 0
   for rule in ('block', 'coupled'):
     outputs = []
     for layout in (None, sharding.make('tensor', data=2, model=4, draft=4)):
       models = [target, draft]
       if layout is not None:
         models = [place(m, x) for m, x in zip(models, (layout.target, layout.draft))]
-      with mock.patch.object(sharded, 'run', wraps=sharded.run) as run:
+      with mock.patch.object(sharded, 'decide', wraps=sharded.decide) as run:
         outputs.append(generation.generate(
             models[0], tiny.PROMPTS, rule=getattr(verify, rule)(), max_new_tokens=10, seeds=3,
             drafter=drafters.model(models[1], num_speculative_tokens=3), prefill_chunk=16,

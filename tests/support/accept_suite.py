@@ -417,9 +417,12 @@ class AcceptSuite:
     assert found.next_token.tolist() == [choice[3]]
     assert found.is_bonus.all()
 
-  @pytest.mark.parametrize('kind', [types.SAMPLED, types.WITHOUT_REPLACEMENT, types.ONE_HOT])
-  def test_siblings(self, kind):
-    """The recursive rule against its definition in `specjax.verify`; equal siblings among them."""
+  @pytest.mark.parametrize('rule, kind', [
+      ('recursive', types.SAMPLED), ('recursive', types.WITHOUT_REPLACEMENT),
+      ('recursive', types.ONE_HOT), ('traversal', types.WITHOUT_REPLACEMENT),
+  ])
+  def test_siblings(self, rule, kind):
+    """Rules for trees, against the same on laws in memory; equal siblings among them."""
     batch, vocab_size, parents = 12, self.VOCABULARIES[-1] if kind == types.SAMPLED else 7, (
         0, 0, 0, 1, 1
     )
@@ -443,11 +446,11 @@ class AcceptSuite:
         tokens=jnp.asarray(tokens, jnp.int32), parents=wide(parents),
         valid=jnp.ones((batch, 5), bool), law=law, rows=wide(rows), kind=kind,
     )
-    expected, _ = jax.jit(lambda law, source: verify.recursive()(
+    expected, _ = jax.jit(lambda law, source: verify.named(rule)(
         target_law=law, proposal=proposal, positions=None, source=source
     ))(sampling_lib.law(jnp.asarray(target), sampling), Given(uniforms))
     found = jax.jit(lambda target, draft: accept_lib.accept(
-        target, proposal.tokens, rule='recursive', numbers=uniforms, sampling=sampling,
+        target, proposal.tokens, rule=rule, numbers=uniforms, sampling=sampling,
         draft_logits=None if kind == types.ONE_HOT else draft, draft_rows=proposal.rows,
         parents=proposal.parents, without_replacement=kind == types.WITHOUT_REPLACEMENT,
         implementation=self.IMPLEMENTATION,

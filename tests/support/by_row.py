@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from specjax import sampling as sampling_lib
+from specjax.verify import rule as rule_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +22,25 @@ class ByRow:
   mode: str = 'sample'
   handles_trees: bool = True
   lossless: bool = True
-  takes_logits: bool = True
+  takes_infinite_logits: bool = True
 
-  def __call__(self, *, logits, sampling, **kwargs):
-    law = sampling_lib.law(logits, sampling)
+  def check(self, proposal):
+    for rule in self.rules:
+      rule_lib.as_rule(rule).check(proposal)
+
+  def rows(self, logits, *, sampling, proposal):
     which = (sampling.top_k - self.vocab_size) % len(self.rules)
+    return which, [
+        rule_lib.as_rule(rule).rows(logits, sampling=sampling, proposal=proposal)
+        for rule in self.rules
+    ]
 
-    def decide(rule):
-      if getattr(rule, 'takes_logits', False):
-        return rule(logits=logits, sampling=sampling, **kwargs)
-      return rule(target_law=law, **kwargs)
+  def decide(self, rows, **kwargs):
+    which, rows = rows
+    results = []
+    for rule, own_rows in zip(self.rules, rows):
+      verification, source = rule_lib.as_rule(rule).decide(own_rows, **kwargs)
+      results.append((verification.replace(log_probs=None), source))
 
     def choose(*results):
       picked = results[0]
@@ -40,4 +49,4 @@ class ByRow:
         picked = jnp.where(own, result, picked)
       return picked
 
-    return jax.tree.map(choose, *map(decide, self.rules))
+    return jax.tree.map(choose, *results)

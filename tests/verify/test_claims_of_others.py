@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 
 from specjax import drafters
-from specjax import randomness
 from specjax import sampling as sampling_lib
 from specjax import testing
 from specjax import verify
-from specjax.verify import acceptance
 from tests.support.by_row import ByRow
 from tests.support.nothing_to_draw import VOCAB
 
@@ -45,29 +43,12 @@ class Hierarchical(type(verify.block())):
 
   capped: bool = False
 
-  def __call__(self, *, target_law, proposal, positions, source):
-    ratios = acceptance.target_log_probs(target_law, proposal)
-    ratios = jnp.exp(jnp.cumsum(ratios - acceptance.draft_log_probs(proposal), axis=1))
-    probs = self.prefix_probs(target_law, proposal)
-    stops = self.stop_probs(target_law, proposal, probs)
-    if not self.capped:
-      stops = stops.at[:, -1].set(jnp.minimum(ratios[:, -1], 1.0))
-    flips, source = source.flip(stops, purpose=randomness.ACCEPT)
-    nodes = jnp.arange(1, proposal.num_nodes + 1)
-    num_accepted = jnp.max(jnp.where(flips, nodes, 0), axis=1)
-    whole = jnp.pad(probs, ((0, 0), (1, 0)), constant_values=1.0)
-    is_bonus = num_accepted == proposal.num_nodes
-    next_token, source = acceptance.draw_next(
-        target_law,
-        proposal,
-        num_accepted=num_accepted,
-        is_bonus=is_bonus,
-        scale=jnp.take_along_axis(whole, num_accepted[:, None], axis=1)[:, 0],
-        source=source,
-    )
-    return acceptance.chain_verification(
-        num_accepted=num_accepted, next_token=next_token, is_bonus=is_bonus, accept_probs=stops
-    ), source
+  def prob(self, numbers):
+    stops = super().prob(numbers)
+    ratios = jnp.exp(jnp.cumsum(numbers.target - numbers.draft, axis=1))
+    if self.capped:
+      return stops
+    return stops.at[:, -1].set(jnp.minimum(ratios[:, -1], 1.0))
 
 
 def test_the_last_position_by_an_uncapped_ratio():

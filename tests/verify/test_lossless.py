@@ -17,7 +17,7 @@ from specjax import testing
 from specjax import tree
 from specjax import types
 from specjax import verify
-from specjax.verify import acceptance
+from specjax.verify import whole
 from tests.support import exact_laws
 from tests.support import tolerance
 
@@ -99,30 +99,35 @@ def float64_law(
 # Wrong on purpose: the check must be able to fail.
 
 
+class RowBefore(whole.WholeRows):
+  """Draws a bonus from the row before the one that it follows."""
+
+  def draw(self, draw, source):
+    before = (draw.node - 1) % self.values.shape[1]
+    return super().draw(
+        draw.replace(node=jnp.where(draw.share > 0, draw.node, before)), source
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class WrongRejection(type(verify.rejection())):
   """The rejection rule with one fault."""
 
   fault: str = ''
 
-  def __call__(self, *, target_law, proposal, positions, source):
-    probs = self.accept_probs(target_law, proposal)
-    if self.fault == 'fixed threshold':
-      probs = (probs > 0.5).astype(jnp.float32)
-    flips, source = source.flip(probs, purpose=randomness.ACCEPT)
-    num_accepted = acceptance.prefix_length(flips & proposal.valid)
-    is_bonus = num_accepted == acceptance.prefix_length(proposal.valid)
-    laws = target_law
+  def prob(self, numbers):
+    prob = super().prob(numbers)
+    return (prob > 0.5).astype(jnp.float32) if self.fault == 'fixed threshold' else prob
+
+  def rest(self, progress, is_bonus):
     if self.fault == 'residual is the target':
       is_bonus = jnp.ones_like(is_bonus)
-    if self.fault == 'bonus from the row before':
-      laws = jnp.where(is_bonus[:, None, None], jnp.roll(laws, 1, axis=1), laws)
-    next_token, source = acceptance.draw_next(
-        laws, proposal, num_accepted=num_accepted, is_bonus=is_bonus, source=source
-    )
-    return acceptance.chain_verification(
-        num_accepted=num_accepted, next_token=next_token, is_bonus=is_bonus, accept_probs=probs
-    ), source
+    return super().rest(progress, is_bonus)
+
+  def rows(self, logits, *, sampling, proposal):
+    rows = super().rows(logits, sampling=sampling, proposal=proposal)
+    wrong = self.fault == 'bonus from the row before'
+    return RowBefore(rows.values, rows.proposal) if wrong else rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,30 +136,15 @@ class WrongBlock(type(verify.block())):
 
   fault: str = ''
 
-  def __call__(self, *, target_law, proposal, positions, source):
-    prefix_probs = self.prefix_probs(target_law, proposal)
-    stops = self.stop_probs(target_law, proposal, prefix_probs)
-    flips, source = source.flip(stops, purpose=randomness.ACCEPT)
-    nodes = jnp.arange(1, proposal.num_nodes + 1)
-    num_accepted = jnp.max(jnp.where(flips, nodes, 0), axis=1)
-    if self.fault == 'stops at the first rejection':
-      num_accepted = acceptance.prefix_length(flips)
-    whole = jnp.pad(prefix_probs, ((0, 0), (1, 0)), constant_values=1.0)
-    scale = jnp.take_along_axis(whole, num_accepted[:, None], axis=1)[:, 0]
-    if self.fault == 'residual of one token':
-      scale = jnp.ones_like(scale)
-    is_bonus = num_accepted == proposal.num_nodes
-    next_token, source = acceptance.draw_next(
-        target_law,
-        proposal,
-        num_accepted=num_accepted,
-        is_bonus=is_bonus,
-        scale=scale,
-        source=source,
-    )
-    return acceptance.chain_verification(
-        num_accepted=num_accepted, next_token=next_token, is_bonus=is_bonus, accept_probs=stops
-    ), source
+  def step(self, progress, numbers, flip, number):
+    if self.fault != 'stops at the first rejection':
+      return super().step(progress, numbers, flip, number)
+    flip &= progress.stays > 0
+    return super().step(progress, numbers, flip, number).replace(stays=flip.astype(jnp.int32))
+
+  def rest(self, progress, is_bonus):
+    scale, share = super().rest(progress, is_bonus)
+    return (jnp.ones_like(scale) if self.fault == 'residual of one token' else scale), share
 
 
 @struct.dataclass

@@ -14,7 +14,7 @@ from specjax import generation
 from specjax import testing
 from specjax import types
 from specjax import verify
-from specjax.verify import siblings
+from specjax.verify import whole
 from specjax.verify.k_sequential import first_branch_heights
 from tests.support import exact_laws
 from tests.support import tolerance
@@ -61,34 +61,43 @@ def test_output_law_is_the_targets(rule, kind):
 # Wrong on purpose: the check must be able to fail.
 
 
-class KeepsTheTarget(type(verify.recursive())):
-  """A rejected sibling leaves nothing behind."""
+class Unstruck(whole.WholeRows):
+  """Forgets which tokens are struck out."""
 
-  def residual(self, law, draft):
-    return law
+  def mass(self, draw):
+    return super().mass(draw.replace(without=jnp.full_like(draw.without, -1)))
+
+  def draw(self, draw, source):
+    return super().draw(draw.replace(without=jnp.full_like(draw.without, -1)), source)
 
 
-class Summed(type(verify.recursive())):
+class StruckOut(type(verify.recursive())):
   """Forgets that a rejected sibling's mass is the draft's."""
 
-  def residual(self, law, draft):
-    return law * (draft < law)
+  def residual(self, scale, share, whole):
+    return scale, share
+
+
+class KeepsTheTarget(StruckOut):
+  """A rejected sibling changes nothing."""
+
+  def rows(self, logits, *, sampling, proposal):
+    rows = super().rows(logits, sampling=sampling, proposal=proposal)
+    return Unstruck(rows.values, rows.proposal)
 
 
 class TokenResidual(type(verify.traversal())):
   """The residual of a single token, whatever the path is worth."""
 
-  def residual(self, law, draft, prob):
-    _, chance = super().residual(law, draft, prob)
-    weights = jnp.maximum(law - draft, 0.0)
-    return siblings.normalised(weights, law), chance
+  def residual(self, scale, share, prob, whole):
+    return super().residual(scale, share, jnp.ones_like(prob), whole)
 
 
 class SameChance(type(verify.traversal())):
   """A path is worth as much after a child was rejected as before."""
 
-  def residual(self, law, draft, prob):
-    return super().residual(law, draft, prob)[0], prob
+  def chance(self, prob, surplus):
+    return prob
 
 
 class NoFactor(type(verify.k_sequential())):
@@ -131,7 +140,7 @@ class Pruning(drafters.ModelTreeDrafter):
 
 FAULTS = {
     'recursive, the target for a residual': (KeepsTheTarget(), 'with_replacement'),
-    'recursive, struck out': (Summed(), 'without_replacement'),
+    'recursive, struck out': (StruckOut(), 'without_replacement'),
     'recursive, replacement taken for granted': (AsIfReplaced(), 'without_replacement'),
     'traversal, residual of a token': (TokenResidual(), 'without_replacement'),
     'traversal, the same chance': (SameChance(), 'with_replacement'),

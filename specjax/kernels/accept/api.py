@@ -1,6 +1,5 @@
 """The front of the op: arguments, checks, and which implementation runs."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,12 +7,13 @@ import jax.numpy as jnp
 
 from specjax import tree
 from specjax import types
+from specjax import verify
 from specjax.kernels.accept import base
 from specjax.kernels.accept import mosaic_tpu
-from specjax.kernels.accept import recursive
 from specjax.kernels.accept import sharded
 from specjax.kernels.accept import tiles
 from specjax.kernels.accept import xla
+from specjax.verify import rows as rows_lib
 
 Array = jax.Array
 
@@ -53,7 +53,8 @@ def accept(
     target_logits: [B * (K + 1), V] bfloat16 or float32; flat, for `[B, K + 1, V]` is laid out
       anew as a whole on TPUs.
     draft_tokens: [B, K] int32.
-    rule: 'greedy', 'rejection', 'block', 'coupled' or 'recursive', as in `specjax.verify`.
+    rule: 'greedy', 'rejection', 'block', 'coupled', 'recursive' or 'traversal', as in
+      `specjax.verify`: it is that rule which runs.
     numbers: `Noise` for coupled, None for greedy, `Uniforms` for the others.
     sampling: settings, one a sequence. The greedy rule ignores them, but for the
       log-probabilities.
@@ -66,7 +67,7 @@ def accept(
       so does one that its own law does not know: whose log-probability there is not finite.
     parents: [B, K] int32 of a tree (`specjax.types`), not for rejection and block; None is a
       chain.
-    without_replacement: static; siblings were drawn without replacement (recursive only).
+    without_replacement: static; siblings were drawn without replacement (recursive and traversal).
     implementation: one of `IMPLEMENTATIONS`; None takes the best for the default device. A
       named one runs or raises.
     split: how the logits lie on a mesh, if their vocabulary is sharded; then the
@@ -81,18 +82,32 @@ def accept(
   """
   inputs = _checked(
       target_logits, draft_tokens, rule, numbers, sampling, draft_logits, draft_is_law,
-      draft_rows, valid, parents,
+      draft_rows, valid, parents, without_replacement,
   )
+  positions = numbers.positions if rule == 'coupled' else None
   return decide(
-      inputs, rule, numbers, parents, implementation, split, without_replacement
+      verify.named(rule), inputs, numbers, positions, implementation=implementation, split=split
   )[0]
 
 
 def decide(
-    inputs: base.Inputs, rule: str, source, parents: Array | None, implementation: str | None,
-    split: sharded.Split | None, without_replacement: bool = False,
-) -> tuple[base.Accepted, Any]:
-  """`run` by the implementation of a name, or on the shards of a mesh; see `accept`.
+    rule: Any, inputs: base.Inputs, source: Any, positions: Array | None, *,
+    implementation: str | None, split: sharded.Split | None,
+) -> tuple[types.Verification, Any]:
+  """What a rule of `specjax.verify` decides from logits.
+
+  Args:
+    rule: the rule.
+    inputs: the arrays.
+    source: `base.Uniforms`; something with `keys` for the coupled rule; None for the greedy one. In
+      jnp any `specjax.types.Source` will do for the other rules, which is how the output's law is
+      enumerated.
+    positions: of the coupled rule, see `base.Noise`.
+    implementation: as for `accept`.
+    split: as for `accept`.
+
+  Returns:
+    The decision, and the source to use next.
 
   Raises:
     ValueError: if there is no implementation of this name, or not for these inputs.
@@ -103,12 +118,9 @@ def decide(
           f'A sharded vocabulary is decided by xla on every shard; got {implementation!r}. Leave '
           'implementation out.'
       )
-    decision = functools.partial(run, without_replacement=without_replacement)
-    return sharded.run(split, decision, inputs, rule, source, parents), source
-  return run(
-      backend(implementation or best(), inputs), inputs, rule, source, parents,
-      without_replacement,
-  )
+    return sharded.decide(split, rule, inputs, source, positions), source
+  rows = rows_of(implementation or best(), inputs)
+  return rule.decide(rows, positions=positions, source=source)
 
 
 def best(device: Any = None) -> str:
@@ -138,57 +150,30 @@ def _capability(device) -> float:
     return 0.0
 
 
-def backend(implementation: str, inputs: base.Inputs):
-  """The implementation of a name.
+def rows_of(implementation: str, inputs: base.Inputs) -> rows_lib.Rows:
+  """The rows of a round, by the implementation of a name.
 
   Raises:
     ValueError: if there is none of this name, or not for these inputs.
   """
+  vocab_size = inputs.target.shape[-1]
   if implementation == 'xla':
-    return xla.Xla(tiles.Tiles(inputs.target.shape[-1]))
+    return xla.TileRows(inputs, tiles.Tiles(vocab_size))
   if implementation == 'mosaic_tpu':
-    return mosaic_tpu.MosaicTpu()
+    return mosaic_tpu.MosaicTpuRows(inputs)
   if implementation == 'mosaic_gpu':
     # Imported here, for it is not part of every build of JAX.
     from specjax.kernels.accept import mosaic_gpu
-    return mosaic_gpu.implementation(inputs.target.shape[1])
+    return mosaic_gpu.rows_of(inputs)
   raise ValueError(
       f'implementation must be one of {base.IMPLEMENTATIONS}, or None for the best on this '
       f'device; got {implementation!r}.'
   )
 
 
-def run(
-    backend, inputs: base.Inputs, rule: str, source, parents: Array | None = None,
-    without_replacement: bool = False,
-) -> tuple[base.Accepted, Any]:
-  """The op by one implementation.
-
-  Args:
-    backend: the implementation.
-    inputs: the arrays.
-    rule: the rule.
-    source: numbers as for `accept`. In jnp any `specjax.types.Source` will do for rejection
-      and block, which is how the output's law is enumerated.
-    parents: as for `accept`.
-    without_replacement: as for `accept`.
-
-  Returns:
-    What was decided, and the source to use next.
-  """
-  if rule in ('greedy', 'coupled'):
-    return backend.follow(inputs, rule, source, parents), source
-  if rule == 'recursive':
-    batch, size = inputs.tokens.shape
-    return recursive.recursive(
-        backend, inputs, tree.chain_parents(batch, size) if parents is None else parents, source,
-        without_replacement=without_replacement,
-    )
-  return backend.chain(inputs, rule, source)
-
-
 def _checked(
-    target, tokens, rule, numbers, sampling, draft, draft_is_law, draft_rows, valid, parents
+    target, tokens, rule, numbers, sampling, draft, draft_is_law, draft_rows, valid, parents,
+    without_replacement,
 ) -> base.Inputs:
   """The inputs, or a ValueError that says what is wrong with them."""
   if rule not in base.RULES:
@@ -220,18 +205,20 @@ def _checked(
     raise ValueError(
         f'sampling is for {sampling.temperature.shape[0]} sequences, draft_tokens has {batch}.'
     )
+  drawn = types.WITHOUT_REPLACEMENT if without_replacement else types.SAMPLED
   return inputs_of(
       target, tokens, sampling=sampling, draft=draft, draft_is_law=draft_is_law,
-      draft_rows=draft_rows, valid=valid,
+      draft_rows=draft_rows, valid=valid, parents=parents,
+      kind=types.ONE_HOT if draft is None else drawn,
   )
 
 
 def inputs_of(
-    target, tokens, *, sampling, draft, draft_is_law, draft_rows, valid
+    target, tokens, *, sampling, draft, draft_is_law, draft_rows, valid, parents, kind
 ) -> base.Inputs:
-  """The inputs with everything optional filled in."""
+  """The inputs with everything optional filled in; None of `parents` is a chain."""
   batch, size = tokens.shape
-  rows = tree.chain_parents(batch, size) if draft_rows is None else draft_rows
+  in_order = tree.chain_parents(batch, size)
   if draft is not None:
     if draft.ndim != 2 or draft.shape[0] % batch or draft.shape[1] != target.shape[1]:
       raise ValueError(
@@ -241,17 +228,23 @@ def inputs_of(
     each = draft.shape[0] // batch
     if draft_rows is None and each != size:
       raise ValueError(
-          f'draft_logits has {each} rows a sequence for {size} tokens: say in draft_rows which '
-          'row each token was drawn from.'
+          f'draft_logits has {each} rows per sequence for {size} tokens: give draft_rows, the row '
+          'that each token was drawn from.'
       )
   return base.Inputs(
       target=target,
       draft=draft,
-      tokens=tokens.astype(jnp.int32),
-      draft_rows=rows,
-      valid=jnp.ones(tokens.shape, bool) if valid is None else valid,
+      proposal=types.Proposal(
+          tokens=tokens.astype(jnp.int32),
+          parents=in_order if parents is None else parents,
+          valid=jnp.ones(tokens.shape, bool) if valid is None else valid,
+          law=None,
+          rows=in_order if draft_rows is None else draft_rows,
+          kind=kind,
+      ),
       sampling=sampling,
       draft_is_law=draft_is_law,
+      is_chain=parents is None,
       all_valid=valid is None,
       in_order=draft_rows is None,
   )

@@ -2,26 +2,29 @@
 
 B sequences, K draft tokens of each, V vocabulary, R rows of logits, P pairs of a target row
 and a draft row (a drafted token has one), n tiles of the vocabulary. Rows are flat: row
-`b * (K + 1) + j` of the target is what sequence b says behind j of its draft tokens.
+`b * (K + 1) + j` of the target is what sequence b says after j of its draft tokens.
 """
 
+from collections.abc import Callable
 import math
+from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 
 from specjax import types
+from specjax.verify import rows as rows_lib
 
 Array = jax.Array
 
-RULES = ('greedy', 'rejection', 'block', 'coupled', 'recursive')
+RULES = ('greedy', 'rejection', 'block', 'coupled', 'recursive', 'traversal')
 IMPLEMENTATIONS = ('xla', 'mosaic_tpu', 'mosaic_gpu')
 
 
 @struct.dataclass
 class Uniforms:
-  """The random numbers of rejection, block and recursive.
+  """The random numbers of the rules that sample.
 
   Attributes:
     flips: [B, K] float32 in (0, 1): token j stays where its number is below its probability.
@@ -57,27 +60,8 @@ class Noise:
   positions: Array
 
 
-@struct.dataclass
-class Accepted:
-  """What the op decides.
-
-  Attributes:
-    num_accepted: [B] int32, 0 … K (or the depth of a tree).
-    next_token: [B] int32, recovered or bonus.
-    log_probs: [B, K + 1] float32, of each emitted token under the target's law (after the
-      settings); 0 beyond them.
-    is_bonus: [B] bool, whether everything proposed was accepted.
-    accept_probs: [B, K] float32, the probability with which each token stays if the one before
-      it does; 0 where not valid.
-    path: [B, K] int32, node numbers of what was accepted, 0 beyond; 1, 2, … in a chain.
-  """
-
-  num_accepted: Array
-  next_token: Array
-  log_probs: Array
-  is_bonus: Array
-  accept_probs: Array
-  path: Array
+# What the op decides; `log_probs` [B, K + 1] are always there.
+Accepted = types.Verification
 
 
 @struct.dataclass
@@ -111,67 +95,58 @@ class Inputs:
   Attributes:
     target: [B * (K + 1), V] bfloat16 or float32, logits.
     draft: [Q, V] bfloat16 or float32, or None where tokens were chosen.
-    tokens: [B, K] int32.
-    draft_rows: [B, K] int32, the row among its sequence's that each token was drawn from.
-    valid: [B, K] bool, a prefix in a chain.
-    sampling: settings, one a sequence.
+    proposal: tokens, parents, valid, rows and kind; its `law` is None, for `draft` holds it.
+    sampling: settings, one per sequence.
     draft_is_law: static; `draft` holds the log-probabilities that tokens were drawn from, to
       which no settings apply any more.
-    all_valid: static, whether all tokens are known to be valid; in_order: whether `draft_rows`
-      are known to be 0 … K - 1. Kernels then need not be handed the arrays.
+    is_chain: static, whether `proposal.parents` are known to be a chain's; all_valid: whether all
+      tokens are known to be valid; in_order: whether `proposal.rows` are known to be 0 … K - 1.
+      Kernels then need not be handed the arrays.
   """
 
   target: Array
   draft: Array | None
-  tokens: Array
-  draft_rows: Array
-  valid: Array
+  proposal: types.Proposal
   sampling: types.Sampling
   draft_is_law: bool = struct.field(pytree_node=False)
+  is_chain: bool = struct.field(pytree_node=False, default=False)
   all_valid: bool = struct.field(pytree_node=False, default=False)
   in_order: bool = struct.field(pytree_node=False, default=False)
 
   @property
+  def tokens(self) -> Array:
+    """[B, K] int32."""
+    return self.proposal.tokens
+
+  @property
   def flat_draft_rows(self) -> Array:
-    """[B, K] int32, rows of `draft`."""
+    """[B, K] int32, the row of `draft` that each token was drawn from."""
+    return self._flat(self.proposal.rows)
+
+  def target_rows(self, nodes: Array) -> Array:
+    """[B, n] int32, the rows of `target` of nodes [B, n]."""
+    batch, size = self.tokens.shape
+    return nodes + jnp.arange(batch, dtype=jnp.int32)[:, None] * (size + 1)
+
+  def drawn_rows(self, draw: rows_lib.Draw) -> tuple[Array, Array]:
+    """The rows [B] of target and draft of a draw; the latter is 0 where there is no draft."""
+    row = self.target_rows(draw.node[:, None])[:, 0]
+    if self.draft is None or not self.proposal.num_nodes:
+      return row, jnp.zeros_like(row)
+    if self.is_chain:
+      child = jnp.minimum(draw.node, self.proposal.num_nodes - 1)
+    else:
+      child = rows_lib.child_of(self.proposal, draw.node)
+    return row, jnp.take_along_axis(self.flat_draft_rows, child[:, None], axis=1)[:, 0]
+
+  def _flat(self, rows: Array) -> Array:
     batch = self.tokens.shape[0]
     each = 0 if self.draft is None else self.draft.shape[0] // batch
-    return self.draft_rows + jnp.arange(batch, dtype=jnp.int32)[:, None] * each
+    return rows + jnp.arange(batch, dtype=jnp.int32)[:, None] * each
 
   def settings(self, rows_each: int) -> 'Settings':
     """The settings of rows, `rows_each` a sequence."""
     return settings_of(self.sampling, rows_each)
-
-
-@struct.dataclass
-class Draw:
-  """What each sequence's next token is drawn from.
-
-  Weights are max(scale * target - share * draft, 0), without some tokens, not normalised.
-
-  Attributes:
-    node: [B] int32, the node that the token follows; 0 is the root.
-    row: [B] int32, its row of the target.
-    draft_row: [B] int32, the row of the draft; whichever where there is no draft.
-    scale: [B] float32.
-    share: [B] float32.
-    without: [B, C] int32, tokens that are left out; -1 for none.
-  """
-
-  node: Array
-  row: Array
-  draft_row: Array
-  scale: Array
-  share: Array
-  without: Array
-
-  def or_target(self, is_empty: Array) -> 'Draw':
-    """The target's own law where `is_empty` [B]."""
-    return self.replace(
-        scale=jnp.where(is_empty, 1.0, self.scale),
-        share=jnp.where(is_empty, 0.0, self.share),
-        without=jnp.where(is_empty[:, None], -1, self.without),
-    )
 
 
 @struct.dataclass
@@ -198,6 +173,15 @@ class Laws:
   def take(self, rows: Array) -> 'Laws':
     """The laws of other rows."""
     return jax.tree.map(lambda x: x[rows], self)
+
+
+def unlikely_cond(condition: Array, unlikely: Callable, likely: Callable) -> Any:
+  """`unlikely()` where a bool scalar is True, else `likely()`.
+
+  Costs are counted without the unlikely branch: `scripts/cost_accept.py` replaces this function,
+  which is therefore called as `base.unlikely_cond`.
+  """
+  return jax.lax.cond(condition, unlikely, likely)
 
 
 def settings_of(sampling: types.Sampling, rows_each: int) -> Settings:

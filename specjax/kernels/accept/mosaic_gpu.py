@@ -14,7 +14,6 @@ drawn from is read for the residual.
 Not a default before a device of its kind has passed `scripts/check_accept_gpu.py` (`api.best`).
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -39,16 +38,15 @@ _LOAD_BYTES = 16 if jax.__version_info__ >= (0, 11) else 8
 _LARGEST = float(jnp.finfo(jnp.float32).max)
 
 
-@dataclasses.dataclass(frozen=True)
-class MosaicGpu(xla.Xla):
-  """The implementation; what it inherits runs on one float a block."""
+class MosaicGpuRows(xla.TileRows):
+  """The implementation; what it inherits runs on one float per block."""
 
   def laws(self, logits: Array, settings: Settings) -> Laws:
-    """As `xla.Xla.laws`; by the kernel unless a row of the batch is greedy or filtered."""
+    """As `xla.TileRows.laws`; by the kernel unless a row of the batch is greedy or filtered."""
     general = jnp.any(
         settings.greedy | (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0)
     )
-    by_definition = functools.partial(xla.Xla.laws, self, logits, settings)
+    by_definition = functools.partial(xla.TileRows.laws, self, logits, settings)
 
     def by_kernel() -> Laws:
       tops, masses = _call(
@@ -61,29 +59,32 @@ class MosaicGpu(xla.Xla):
           inverse=settings.inverse,
           lowest=jnp.full(top.shape, -jnp.inf, jnp.float32),
           chosen=jnp.full(top.shape, -1, jnp.int32),
-          log_total=jnp.log(tiles.ordered_sum(masses)),
+          log_total=jnp.log(randomness.ordered_sum(masses)),
       )
 
     return jax.lax.cond(general, by_definition, by_kernel)
 
-  def masses(self, inputs: base.Inputs, scan: xla.Scan, draw: base.Draw) -> Array:
-    """As `xla.Xla.masses`."""
-    columns, rows, logits = _columns(scan.laws[0].take(draw.row)), [draw.row], [inputs.target]
+  def masses(
+      self, row: Array, draft_row: Array, scale: Array, share: Array, without: Array
+  ) -> Array:
+    """As `xla.TileRows.masses`."""
+    inputs = self.inputs
+    columns, rows, logits = _columns(self.target_laws.take(row)), [row], [inputs.target]
     if inputs.draft is not None:
-      columns += _columns(scan.laws[1].take(draw.draft_row))
-      rows.append(draw.draft_row)
+      columns += _columns(self.draft_laws.take(draft_row))
+      rows.append(draft_row)
       logits.append(inputs.draft)
-    count = draw.without.shape[1]
-    columns += [draw.scale, draw.share, *(draw.without[:, i] for i in range(count))]
-    found, = _call(
+    count = without.shape[1]
+    columns += [scale, share, *(without[:, i] for i in range(count))]
+    masses, = _call(
         functools.partial(_masses_kernel, has_draft=len(logits) == 2, count=count),
         *logits, *[x.astype(jnp.int32) for x in rows], _stack(columns),
-        shape=(draw.row.shape[0], inputs.target.shape[1]), outputs=1,
+        shape=(row.shape[0], inputs.target.shape[1]), outputs=1,
     )
-    return found
+    return masses
 
   def largest_noisy(self, logits: Array, laws: Laws, first: Array, second: Array) -> Array:
-    """As `xla.Xla.largest_noisy`."""
+    """As `xla.TileRows.largest_noisy`."""
     scalars = _stack(_columns(laws))
     best, tokens = _call(
         _noisy_kernel, logits, scalars, first, second, shape=logits.shape, outputs=2
@@ -91,7 +92,7 @@ class MosaicGpu(xla.Xla):
     return self._first_of(best, tokens)
 
   def largest_logit(self, logits: Array) -> Array:
-    """As `xla.Xla.largest_logit`."""
+    """As `xla.TileRows.largest_logit`."""
     best, tokens = _call(_largest_kernel, logits, shape=logits.shape, outputs=2)
     return self._first_of(best, tokens)
 
@@ -101,9 +102,10 @@ class MosaicGpu(xla.Xla):
     return jnp.min(jnp.where(best == top, tokens, jnp.inf), axis=1).astype(jnp.int32)
 
 
-def implementation(vocab_size: int) -> MosaicGpu:
-  """The implementation for a vocabulary."""
-  return MosaicGpu(tiles.Tiles(vocab_size, tile=min(BLOCK, vocab_size)))
+def rows_of(inputs: base.Inputs) -> MosaicGpuRows:
+  """The rows of a call."""
+  vocab_size = inputs.target.shape[1]
+  return MosaicGpuRows(inputs, tiles.Tiles(vocab_size, tile=min(BLOCK, vocab_size)))
 
 
 def _columns(laws: Laws) -> list[Array]:

@@ -10,12 +10,12 @@ once for its maximum, its sum, its thresholds and the block rule's masses:
 - `tpu_finish` decides from them, fetches the one row of target and draft that each sequence's
   next token is drawn from, eight sequences at a time, and draws: by tile, by register, by lane.
 - `tpu_choose` streams the target's rows, makes coupled noise from its counters, and keeps the
-  largest entry and its token; small kernels before and behind it make keys and walk the chain.
+  largest entry and its token; small kernels before and after it make keys and walk the chain.
 
 Bytes read of a sequence: K target rows and K draft rows (none where a law is given and the
 rule is rejection), then one of each: (2K + 2) V itemsize, below the floor of 2K + 3, since
-the row behind the last token is read only where it is drawn from. `tpu_choose` reads K + 1
-rows. Rows behind a rejection are read too: fetched row by row and skipped behind the first
+the row after the last token is read only where it is drawn from. `tpu_choose` reads K + 1
+rows. Rows after a rejection are read too: fetched row by row and skipped after the first
 rejection they would fill one of eight sublanes, so that eight rows cost the vector units
 what now one group does, more than the bytes that are saved.
 
@@ -26,20 +26,17 @@ Single rows of bfloat16 cannot be addressed (two share a sublane), so that bfloa
 to float32 before `tpu_scan` and `tpu_finish`, which costs a copy; `tpu_choose` reads it as it is.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
+from specjax import types
 from specjax.kernels.accept import base
-from specjax.kernels.accept import rules
 from specjax.kernels.accept import tpu_choose
 from specjax.kernels.accept import tpu_decide
 from specjax.kernels.accept import tpu_finish
 from specjax.kernels.accept import tpu_scan
-from specjax.verify.block import conditional
-from specjax.verify.block import stop_probs
-from specjax.verify.rejection import token_probs
+from specjax.verify import chains
+from specjax.verify import rows as rows_lib
 
 Array = jax.Array
 
@@ -47,155 +44,150 @@ Array = jax.Array
 _MOST_LEFT_OUT = 112
 
 
-@dataclasses.dataclass(frozen=True)
-class Scan:
-  """See `xla.Scan`; rows' laws are not kept, for `finish` makes them again from its rows."""
+class MosaicTpuRows(rows_lib.Rows):
+  """The implementation; see `specjax.verify.rows.Rows` for its methods.
 
-  target: Array
-  draft: Array
-  prefix: Array | None = None
-  surplus: Array | None = None
+  Rows' laws are not kept: `draw` makes them again from the rows that it reads.
+  """
 
+  def __init__(self, inputs: base.Inputs):
+    """Reads nothing yet.
 
-@dataclasses.dataclass(frozen=True)
-class MosaicTpu:
-  """The implementation; see `xla.Xla` for its methods."""
+    Args:
+      inputs: the arrays of a call.
+    """
+    self.inputs, self.proposal = inputs, inputs.proposal
 
-  def chain(self, inputs: base.Inputs, rule: str, source):
-    """As `xla.Xla.chain`; `source` must be `base.Uniforms`."""
-    batch, size = inputs.tokens.shape
+  def fused_chain(self, rule, source):
+    """As `Rows.fused_chain`; `source` must be `base.Uniforms`."""
+    inputs, (batch, size) = self.inputs, self.inputs.tokens.shape
     if not size:
-      return rules.chain(self, inputs, rule, source)
-    found, given = self._found(inputs, rule, None)
+      return None
+    numbers, given = self._numbers(rule.chain_surplus)
     arrays = dict(flips=source.flips, uniforms=source.next_token)
     if inputs.draft is None:
       arrays['tokens'] = inputs.tokens
     if given is not None:
       arrays['given'] = given
     if not inputs.all_valid:
-      arrays['valid'] = inputs.valid.astype(jnp.int32)
+      arrays['valid'] = inputs.proposal.valid.astype(jnp.int32)
     count, is_bonus, token, log_probs = tpu_finish.decide_and_finish(
-        found, arrays, None if inputs.in_order else inputs.draft_rows, _settings_of(inputs),
-        _float32(inputs.target), _float32(inputs.draft), draft_is_law=inputs.draft_is_law,
-        rule=rule,
+        numbers, arrays, self._draft_rows(), _settings_of(inputs), _float32(inputs.target),
+        _float32(inputs.draft), draft_is_law=inputs.draft_is_law, rule=rule,
     )
-    scan = self._scan_of(inputs, found, given, rule)
-    valid = rules.chain_valid(inputs.valid, scan.draft)
-    if rule == 'block':
-      probs = conditional(stop_probs(scan.prefix, scan.surplus, valid))
-    else:
-      probs = token_probs(scan.target, scan.draft, valid)
-    return base.Accepted(
+    scan = self._scan_of(numbers, given, rule.chain_surplus)
+    valid = chains.valid_prefix(inputs.proposal.valid, scan.draft)
+    return types.Verification(
         num_accepted=count[:batch],
         next_token=token[:batch],
         log_probs=log_probs[:batch],
         is_bonus=is_bonus[:batch] > 0,
-        accept_probs=probs,
-        path=rules.chain_path(count[:batch], size),
+        accept_probs=rule.accept_probs(rule.prob(chains.numbers_of(scan, valid))),
+        path=chains.chain_path(count[:batch], size),
     ), source
 
-  def follow(self, inputs: base.Inputs, rule: str, noise, parents) -> base.Accepted:
-    """As `xla.Xla.follow`."""
-    batch, size = inputs.tokens.shape
-    if parents is not None or not size:
-      return rules.follow(self, inputs, rule, noise, parents)
-    chosen, chosen_log_probs = self._choose(inputs, rule, noise)
+  def fused_follow(self, source, positions):
+    """As `Rows.fused_follow`."""
+    inputs, (batch, size) = self.inputs, self.inputs.tokens.shape
+    if not inputs.is_chain or not size:
+      return None
+    chosen, chosen_log_probs = self._choose(source, positions)
+    valid = inputs.proposal.valid
     count, token, log_probs = tpu_choose.follow(
         chosen, chosen_log_probs, inputs.tokens,
-        None if inputs.all_valid else inputs.valid.astype(jnp.int32),
+        None if inputs.all_valid else valid.astype(jnp.int32),
     )
     count = count[:batch]
     rows = chosen[: batch * (size + 1), 0].reshape(batch, size + 1)
-    matches = inputs.valid & (inputs.tokens == rows[:, :-1])
-    return base.Accepted(
+    matches = valid & (inputs.tokens == rows[:, :-1])
+    return types.Verification(
         num_accepted=count,
         next_token=token[:batch],
         log_probs=log_probs[:batch],
-        is_bonus=count == jnp.sum(inputs.valid, axis=1),
+        is_bonus=count == jnp.sum(valid, axis=1),
         accept_probs=matches.astype(jnp.float32),
-        path=rules.chain_path(count, size),
+        path=chains.chain_path(count, size),
     )
 
-  def scan(self, inputs: base.Inputs, rule: str, parents: Array) -> Scan:
-    """As `xla.Xla.scan`, of trees: the block rule's numbers stay inside of `chain`."""
-    batch, size = inputs.tokens.shape
+  def scan(self, *, chain_surplus: bool = False) -> rows_lib.Scan:
+    """As `Rows.scan`."""
+    batch, size = self.inputs.tokens.shape
     if not size:
       nothing = jnp.zeros((batch, 0), jnp.float32)
-      return Scan(nothing, nothing)
-    found, given = self._found(inputs, rule, parents)
-    return self._scan_of(inputs, found, given, rule)
+      return rows_lib.Scan(nothing, nothing)
+    numbers, given = self._numbers(chain_surplus)
+    return self._scan_of(numbers, given, chain_surplus)
 
-  def _found(self, inputs: base.Inputs, rule: str, parents: Array | None):
+  def _draft_rows(self) -> Array | None:
+    return None if self.inputs.in_order else self.proposal.rows
+
+  def _numbers(self, chain_surplus: bool):
     """What `tpu_scan` leaves, and the draft's log-probabilities where it does not read them."""
-    draft, given = inputs.draft, None
-    if draft is not None and inputs.draft_is_law and rule != 'block':
+    inputs, draft, given = self.inputs, self.inputs.draft, None
+    if draft is not None and inputs.draft_is_law and not chain_surplus:
       # Nothing but the tokens' own entries is needed of a law.
       given, draft = draft[inputs.flat_draft_rows, inputs.tokens].astype(jnp.float32), None
-    found = tpu_scan.scan(
-        inputs.tokens, parents, None if inputs.in_order else inputs.draft_rows,
+    numbers = tpu_scan.scan(
+        inputs.tokens, None if inputs.is_chain else self.proposal.parents, self._draft_rows(),
         _settings_of(inputs), _float32(inputs.target), _float32(draft),
-        draft_is_law=inputs.draft_is_law, rule=rule,
+        draft_is_law=inputs.draft_is_law, chain_surplus=chain_surplus,
     )
-    return found, given
+    return numbers, given
 
-  def _scan_of(self, inputs: base.Inputs, found: Array, given: Array | None, rule: str) -> Scan:
-    """The scalars of `found` as arrays [B, K]."""
-    batch, size = inputs.tokens.shape
-    at = lambda lane: found[: batch * size, lane].reshape(batch, size)
+  def _scan_of(self, numbers: Array, given: Array | None, chain_surplus: bool) -> rows_lib.Scan:
+    """The scalars of `numbers` as arrays [B, K]."""
+    batch, size = self.inputs.tokens.shape
+    at = lambda lane: numbers[: batch * size, lane].reshape(batch, size)
     target = at(tpu_decide.TARGET)
     draft = at(tpu_decide.DRAFT) if given is None else given
-    if rule != 'block':
-      return Scan(target, draft)
+    if not chain_surplus:
+      return rows_lib.Scan(target, draft)
     prefix = at(tpu_decide.PREFIX)
-    if inputs.draft is None:
-      surplus = rules.one_hot_surplus(prefix[:, :-1], target[:, 1:])
+    if self.inputs.draft is None:
+      surplus = rows_lib.one_hot_surplus(prefix[:, :-1], target[:, 1:])
     else:
       surplus = at(tpu_decide.SURPLUS)[:, 1:]
-    return Scan(target, draft, prefix, surplus)
+    return rows_lib.Scan(target, draft, prefix, surplus)
 
-  def finish(self, inputs: base.Inputs, scan: Scan, draw: base.Draw, source):
-    """As `xla.Xla.finish`; `source` must be `base.Uniforms`."""
-    del scan
+  def draw(self, draw: rows_lib.Draw, source):
+    """As `Rows.draw`; `source` must be `base.Uniforms`."""
     uniform = jnp.take_along_axis(source.next_token, draw.node[:, None], axis=1)[:, 0]
-    tokens, found = self._finish(inputs, draw, uniform)
-    return tokens, found[:, tpu_finish.LOG_PROB], source
+    tokens, scalars = self._finish(draw, uniform)
+    return tokens, scalars[:, tpu_finish.LOG_PROB], source
 
-  def mass(self, inputs: base.Inputs, scan: Scan, draw: base.Draw) -> Array:
-    """As `xla.Xla.mass`."""
-    del scan
-    found = self._finish(inputs, draw, jnp.full(draw.scale.shape, 0.5))[1]
-    return found[:, tpu_finish.MASS]
+  def mass(self, draw: rows_lib.Draw) -> Array:
+    """As `Rows.mass`."""
+    return self._finish(draw, jnp.full(draw.scale.shape, 0.5))[1][:, tpu_finish.MASS]
 
-  def _finish(self, inputs: base.Inputs, draw: base.Draw, uniform: Array):
+  def _finish(self, draw: rows_lib.Draw, uniform: Array):
     """Tokens [B]; their log-probabilities and the mass that was drawn from, [B, 128]."""
-    batch, count = draw.without.shape
+    inputs, (batch, count) = self.inputs, draw.without.shape
     if count > _MOST_LEFT_OUT:
       raise ValueError(
           f'mosaic_tpu takes trees of up to {_MOST_LEFT_OUT} nodes, got {count}: use '
           "implementation='xla', or a smaller tree."
       )
-    tokens, found = tpu_finish.finish(
-        draw.row, draw.draft_row, draw.scale, draw.share, uniform, draw.without,
+    tokens, scalars = tpu_finish.finish(
+        *inputs.drawn_rows(draw), draw.scale, draw.share, uniform, draw.without,
         _settings_of(inputs), _float32(inputs.target), _float32(inputs.draft),
         draft_is_law=inputs.draft_is_law,
     )
-    return tokens[:batch, 0], found[:batch]
+    return tokens[:batch, 0], scalars[:batch]
 
-  def choose(self, inputs: base.Inputs, rule: str, noise: base.Noise | None):
-    """As `xla.Xla.choose`."""
-    batch, size = inputs.tokens.shape
+  def choose(self, source=None, positions: Array | None = None):
+    """As `Rows.choose`; the noise is that of `source.keys`."""
+    batch, size = self.inputs.tokens.shape
     count = batch * (size + 1)
     return tuple(
-        x[:count, 0].reshape(batch, size + 1) for x in self._choose(inputs, rule, noise)
+        x[:count, 0].reshape(batch, size + 1) for x in self._choose(source, positions)
     )
 
-  def _choose(self, inputs: base.Inputs, rule: str, noise: base.Noise | None):
+  def _choose(self, source, positions: Array | None):
     """As `tpu_choose.choose`."""
-    keys = None
-    if rule == 'coupled':
-      keys = tpu_choose.position_keys(noise.keys, noise.positions)
+    keys = None if positions is None else tpu_choose.position_keys(source.keys, positions)
     return tpu_choose.choose(
-        keys, _settings_of(inputs), inputs.target, rows_each=inputs.tokens.shape[1] + 1
+        keys, _settings_of(self.inputs), self.inputs.target,
+        rows_each=self.inputs.tokens.shape[1] + 1,
     )
 
 

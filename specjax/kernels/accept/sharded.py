@@ -14,11 +14,13 @@ if asked for, cost up to 31 rounds of its n floats each.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec
 
+from specjax import types
 from specjax.kernels.accept import base
 from specjax.kernels.accept import tiles
 from specjax.kernels.accept import xla
@@ -61,32 +63,38 @@ class Split:
     return None
 
 
-def run(
-    split: Split, decide, inputs: base.Inputs, rule: str, source, parents: Array | None
-) -> base.Accepted:
-  """Calls `decide(backend, inputs, rule, source, parents)` on every shard; `api.run` it is.
+def decide(
+    split: Split, rule: Any, inputs: base.Inputs, source: Any, positions: Array | None
+) -> types.Verification:
+  """What a rule decides on the shards, each from the part of the vocabulary that it holds.
+
+  Args:
+    split: how the logits lie.
+    rule: the rule.
+    inputs: the arrays.
+    source: as for `api.decide`, a pytree of arrays [B, ...].
+    positions: likewise.
 
   Raises:
     ValueError: if vocabulary or batch do not split evenly.
   """
-  refusal = split.refusal(
-      batch_size=inputs.tokens.shape[0], vocab_size=inputs.target.shape[1]
-  )
+  vocab_size = inputs.target.shape[1]
+  refusal = split.refusal(batch_size=inputs.tokens.shape[0], vocab_size=vocab_size)
   if refusal:
     raise ValueError(refusal)
   batch = split.batch or None
   rows, logits = PartitionSpec(batch), PartitionSpec(batch, split.vocab)
-  # What the op does not apply stays behind: a bias is as wide as the vocabulary.
+  # What the op does not apply stays outside: a bias is as wide as the vocabulary.
   sampling = inputs.sampling.replace(logit_bias=None, constraint=None)
   inputs = inputs.replace(sampling=sampling)
   specs = jax.tree.map(lambda _: rows, inputs).replace(target=logits)
   if inputs.draft is not None:
     specs = specs.replace(draft=logits)
-  backend = xla.Xla(tiles.Tiles(inputs.target.shape[1], split.vocab))
+
+  def on_shard(inputs, source, positions):
+    local = xla.TileRows(inputs, tiles.Tiles(vocab_size, split.vocab))
+    return rule.decide(local, positions=positions, source=source)[0]
+
   return jax.shard_map(
-      lambda inputs, others: decide(backend, inputs, rule, *others)[0],
-      mesh=split.mesh,
-      in_specs=(specs, rows),
-      out_specs=rows,
-      check_vma=False,
-  )(inputs, (source, parents))
+      on_shard, mesh=split.mesh, in_specs=(specs, rows, rows), out_specs=rows, check_vma=False
+  )(inputs, source, positions)

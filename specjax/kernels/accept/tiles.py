@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from specjax import randomness
 from specjax.kernels.accept import base
 
 Array = jax.Array
@@ -48,7 +49,7 @@ class Tiles:
     if extra:
       widths = [(0, 0)] * (values.ndim - 1) + [(0, extra)]
       values = jnp.pad(values, widths, constant_values=fill)
-    # The count is said, not left to reshape, which cannot tell it where there are no rows.
+    # The count is given, not left to reshape, which cannot tell it where there are no rows.
     return values.reshape(*values.shape[:-1], values.shape[-1] // self.tile, self.tile)
 
   def masses(self, weights: Array) -> Array:
@@ -60,7 +61,7 @@ class Tiles:
 
   def total(self, weights: Array) -> Array:
     """The sum over the whole vocabulary, [...]."""
-    return ordered_sum(self.masses(weights))
+    return randomness.ordered_sum(self.masses(weights))
 
   def largest(self, values: Array) -> Array:
     """The maximum over the whole vocabulary, [...]."""
@@ -98,46 +99,3 @@ class Tiles:
     first = tile * self.tile - self.offset(local_size)
     here = (first >= 0) & (first < local_size)
     return jax.lax.pmax(jnp.where(here, token, -1), self.axis_name)
-
-
-def ordered_sum(values: Array) -> Array:
-  """The sum over the last axis by halves, so that no compiler picks another order."""
-  size = values.shape[-1]
-  while size > 1:
-    half = (size + 1) // 2
-    rest = values[..., half:]
-    head = values[..., : size - half] + rest
-    values = jnp.concatenate([head, values[..., size - half : half]], axis=-1)
-    size = half
-  return values[..., 0]
-
-
-def pick(weights: Array, goal: Array) -> Array:
-  """The entry [B] at which the running sum of `weights` [B, n] exceeds `goal` [B].
-
-  Never an entry of weight 0: where rounding leads to one, or behind the last, the last
-  positive one before it is taken, or else the first.
-  """
-  number = jnp.arange(weights.shape[-1], dtype=jnp.int32)
-  found = jnp.sum(jnp.cumsum(weights, axis=-1) <= goal[:, None], axis=-1, dtype=jnp.int32)
-  positive = weights > 0
-  before = jnp.max(jnp.where(positive & (number <= found[:, None]), number, -1), axis=-1)
-  first = jnp.min(jnp.where(positive, number, weights.shape[-1] - 1), axis=-1)
-  return jnp.where(before >= 0, before, first)
-
-
-def pick_tile(masses: Array, uniform: Array) -> tuple[Array, Array]:
-  """The tile that an inverse-CDF draw falls into.
-
-  Args:
-    masses: [B, n] float32 >= 0, not all 0 in a row.
-    uniform: [B] float32 in (0, 1).
-
-  Returns:
-    The tile's number [B], of positive mass, and what is left of the goal inside it [B].
-  """
-  goal = uniform * ordered_sum(masses)
-  tile = pick(masses, goal)
-  number = jnp.arange(masses.shape[-1])
-  start = jnp.sum(jnp.where(number < tile[:, None], masses, 0.0), axis=-1)
-  return tile, goal - start

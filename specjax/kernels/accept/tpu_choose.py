@@ -8,6 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from specjax import randomness
+from specjax.kernels.accept import base
 from specjax.kernels.accept import tpu_decide
 from specjax.kernels.accept import tpu_fetch
 from specjax.kernels.accept import tpu_laws
@@ -103,7 +104,7 @@ def _kernel(*refs, coupled, rows_each):
         tpu_rows.column([key[b, j] for b, j in places]).astype(jnp.uint32) for key in keys
     ]
     best = lambda unusual: tpu_rows.first_largest(row, tpu_laws.noisy(law, *words, unusual))[1]
-    token = tpu_rows.rarely(law.unusual, lambda: best(True), lambda: best(False))
+    token = base.unlikely_cond(law.unusual, lambda: best(True), lambda: best(False))
   else:
     _, token = tpu_rows.first_largest(row, lambda values, first: values)
   value = tpu_rows.at_tokens(row, tpu_rows.scalars_of(token))

@@ -1,8 +1,8 @@
 """The decisions inside the TPU kernels: eight sequences, one a sublane, token after token.
 
-The same formulas as `rules`, on [8, 1] columns, so that nothing but the kernels themselves has
-to be started for a decision: every small operation of XLA's costs a TPU about 2,100 cycles,
-as much as a thirtieth of a pass over all rows.
+The rule's own `prob` and `step` (`specjax.verify.chains`) run on [8, 1] columns, so that nothing
+but the kernels themselves has to be started for a decision: every small operation of XLA's costs
+a TPU about 2,100 cycles, as much as a thirtieth of a pass over all rows.
 """
 
 from typing import Any
@@ -12,10 +12,9 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-from specjax.kernels.accept import rules
 from specjax.kernels.accept.tpu_rows import ROWS
-from specjax.verify.block import stop_prob
-from specjax.verify.rejection import token_probs
+from specjax.verify import chains as chains_lib
+from specjax.verify import rows as rows_lib
 
 Array = jax.Array
 
@@ -56,6 +55,26 @@ class Chains:
       draft = self.given[:, number : number + 1]
     return target, draft, prefix, surplus
 
+  def numbers(
+      self, number: int, valid: list[Array], *, has_surplus: bool
+  ) -> chains_lib.Numbers:
+    """[8, 1] each: the numbers of a token, from 0 on."""
+    target, draft, prefix, _ = self.token(number)
+    is_last = number + 1 == self.size
+    surplus, next_valid = jnp.zeros((ROWS, 1), jnp.float32), jnp.zeros((ROWS, 1), jnp.int32)
+    if has_surplus and not is_last:
+      # What the scan leaves at a token is of the row before it.
+      following = self.token(number + 1)
+      surplus = following[3]
+      if self.one_hot:
+        surplus = rows_lib.one_hot_surplus(prefix, following[0])
+    if not is_last:
+      next_valid = valid[number + 1]
+    return chains_lib.Numbers(
+        valid=valid[number] > 0, next_valid=next_valid > 0, target=target, draft=draft,
+        prefix=prefix, surplus=surplus,
+    )
+
   def valid_tokens(self) -> list[Array]:
     """[8, 1] int32 of each token, 1 for those of the prefix that is valid and drawn."""
     so_far, found = jnp.ones((ROWS, 1), jnp.int32), []
@@ -63,7 +82,7 @@ class Chains:
       if self.valid is not None:
         so_far = jnp.where(self.valid[:, number : number + 1] > 0, so_far, 0)
       if not self.one_hot:
-        so_far = jnp.where(rules.drawn(self.token(number)[1]), so_far, 0)
+        so_far = jnp.where(chains_lib.is_drawn(self.token(number)[1]), so_far, 0)
       found.append(so_far)
     return found
 
@@ -75,40 +94,20 @@ def at_stride(ref, start, number: int, stride: int) -> Array:
   return ref[pl.ds(start + number, ROWS, stride=stride), :]
 
 
-def rejection(chains: Chains, valid: list[Array]) -> tuple[Array, Array]:
+def decide(rule: Any, chains: Chains, valid: list[Array]) -> tuple[Array, Array]:
   """How many tokens stay, and the scale of the target's law: [8, 1] int32, float32.
 
   Args:
+    rule: static, a `specjax.verify.chains.ChainRule`: its own `prob` and `step` run here.
     chains: the chains.
     valid: `chains.valid_tokens()`.
   """
-  count, stays = jnp.zeros((ROWS, 1), jnp.int32), jnp.ones((ROWS, 1), jnp.int32)
+  progress = chains_lib.Progress.start((ROWS, 1))
   for number in range(chains.size):
-    target, draft, *_ = chains.token(number)
-    prob = token_probs(target, draft, valid[number] > 0)
-    stays = jnp.where(chains.flips[:, number : number + 1] < prob, stays, 0)
-    count += stays
-  return count, jnp.ones((ROWS, 1), jnp.float32)
-
-
-def block(chains: Chains, valid: list[Array]) -> tuple[Array, Array]:
-  """As `rejection`, by the block rule: the last node whose flip succeeds."""
-  count, scale = jnp.zeros((ROWS, 1), jnp.int32), jnp.ones((ROWS, 1), jnp.float32)
-
-  def flip(node: int, prefix: Array, prob: Array, count: Array, scale: Array):
-    succeeds = (valid[node - 1] > 0) & (chains.flips[:, node - 1 : node] < prob)
-    return jnp.where(succeeds, node, count), jnp.where(succeeds, prefix, scale)
-
-  before = None
-  for number in range(chains.size):
-    target, _, prefix, surplus = chains.token(number)
-    if number:
-      if chains.one_hot:
-        surplus = rules.one_hot_surplus(before, target)
-      stop = jnp.where(valid[number] > 0, stop_prob(before, surplus), before)
-      count, scale = flip(number, before, stop, count, scale)
-    before = prefix
-  return flip(chains.size, before, before, count, scale)
+    numbers = chains.numbers(number, valid, has_surplus=rule.chain_surplus)
+    flip = chains.flips[:, number : number + 1] < rule.prob(numbers)
+    progress = rule.step(progress, numbers, flip, number + 1)
+  return progress.count, progress.scale
 
 
 def follow(tokens, log_probs, start, drafted: Array, valid: Array | None) -> tuple[Array, ...]:

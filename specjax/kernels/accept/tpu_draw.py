@@ -7,6 +7,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from specjax.kernels.accept import base
 from specjax.kernels.accept import tpu_laws
 from specjax.kernels.accept import tpu_rows
 from specjax.kernels.accept.tpu_rows import LANES
@@ -22,7 +23,7 @@ def num_masses(size: int) -> int:
 
 @struct.dataclass
 class Draw:
-  """What eight next tokens are drawn from, [8, 1] each; see `base.Draw`.
+  """What eight next tokens are drawn from, [8, 1] each; see `specjax.verify.rows.Draw`.
 
   `share` is None where all of every row's draft is taken.
   """
@@ -68,7 +69,7 @@ def surplus(rows: tuple[tpu_rows.Rows, tpu_rows.Rows], draw: Draw) -> Array:
   weigh = lambda unusual: tpu_rows.total(
       rows, lambda tiles, first: draw.weights(tiles, first, unusual)
   )
-  return tpu_rows.rarely(draw.unusual, lambda: weigh(True), lambda: weigh(False))
+  return base.unlikely_cond(draw.unusual, lambda: weigh(True), lambda: weigh(False))
 
 
 def tile_masses(rows: tuple[tpu_rows.Rows, ...], draw: Draw, masses) -> Array:
@@ -83,7 +84,9 @@ def tile_masses(rows: tuple[tpu_rows.Rows, ...], draw: Draw, masses) -> Array:
 
     return tpu_rows.sweep(rows, step, jnp.zeros((ROWS, 1), jnp.float32))
 
-  return tpu_rows.rarely(draw.unusual, functools.partial(run, True), functools.partial(run, False))
+  return base.unlikely_cond(
+      draw.unusual, functools.partial(run, True), functools.partial(run, False)
+  )
 
 
 def pick_part(count: int, mass_of: Callable, goal: Array) -> tuple[Array, Array]:

@@ -1,12 +1,14 @@
 """The TPU kernels that draw each sequence's next token, from the one row that it needs."""
 
 import functools
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
+from specjax.kernels.accept import base
 from specjax.kernels.accept import tpu_decide
 from specjax.kernels.accept import tpu_draw
 from specjax.kernels.accept import tpu_fetch
@@ -35,7 +37,7 @@ def finish(
     target_rows, draft_rows, scale, share, uniform, without, settings, target, draft, *,
     draft_is_law,
 ):
-  """Draws from given rows, whatever decided them; arguments as in `base.Draw`.
+  """Draws from given rows, whatever decided them; arguments as in `specjax.verify.rows.Draw`.
 
   Returns:
     Of sequences filled up to a multiple of eight: tokens [R, 128] int32, and log-probabilities
@@ -113,7 +115,7 @@ def _draw(
   mass = tpu_draw.tile_masses(rows, draw, masses)
   # An empty residual: both laws are equal but for rounding, and the target's is drawn from.
   draw = draw.or_target(mass == 0)
-  total = tpu_rows.rarely(
+  total = base.unlikely_cond(
       tpu_rows.is_any(mass == 0), lambda: tpu_draw.tile_masses(rows, draw, masses), lambda: mass
   )
   token, log_prob = tpu_draw.draw(rows, draw, masses, total * uniform, picked)
@@ -123,7 +125,7 @@ def _draw(
 @functools.partial(jax.jit, static_argnames=('draft_is_law', 'rule'))
 def decide_and_finish(
     found: Array, arrays: dict[str, Array], draft_rows: Array | None, settings: list[Array],
-    target: Array, draft: Array | None, *, draft_is_law: bool, rule: str,
+    target: Array, draft: Array | None, *, draft_is_law: bool, rule: Any,
 ):
   """Decides chains and draws what follows them.
 
@@ -135,7 +137,7 @@ def decide_and_finish(
     draft_rows: as for `tpu_scan.scan`.
     settings: as for `tpu_laws.row_settings`.
     target: [B (K + 1), V] float32; draft: [Q, V] float32, or None.
-    draft_is_law: static; rule: static.
+    draft_is_law: static; rule: static, a `specjax.verify.chains.ChainRule`.
 
   Returns:
     Of sequences filled up to a multiple of eight, R of them: how many tokens stay, whether these
@@ -193,7 +195,7 @@ def _chain_kernel(*refs, names, draft_is_law, rule, size, batch, in_order, strea
     rows = pl.ds(pl.multiple_of(group * ROWS, ROWS), ROWS)
     chains = chains_of(group)
     valid = chains.valid_tokens()
-    count, scale = (tpu_decide.block if rule == 'block' else tpu_decide.rejection)(chains, valid)
+    count, scale = tpu_decide.decide(rule, chains, valid)
     is_all = count == sum(valid)
     columns = {
         _COUNT: count.astype(jnp.float32), _SCALE: jnp.where(is_all, 1.0, scale),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from specjax import randomness
 from specjax import sampling
+from specjax.kernels.accept import base
 from specjax.kernels.accept import tpu_rows
 from specjax.kernels.accept.tpu_rows import ROWS
 
@@ -98,7 +99,7 @@ def laws(
     )
     return [(law.lowest, law.chosen) for law in laws], masses(rows, laws, True)
 
-  thresholds, sums = tpu_rows.rarely(
+  thresholds, sums = base.unlikely_cond(
       unusual, filtered,
       lambda: ([(law.lowest, law.chosen) for law in found], masses(rows, found, False)),
   )

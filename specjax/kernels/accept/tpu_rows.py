@@ -57,11 +57,6 @@ def tail_shape(size: int) -> tuple[int, int]:
   return (ROWS, max(-(-(size % TILE) // LANES), 1) * LANES)
 
 
-def rarely(condition: Array, unusual: Callable, usual: Callable) -> Any:
-  """`unusual()` where a bool scalar is True; the cost of a kernel is counted without it."""
-  return jax.lax.cond(condition, unusual, usual)
-
-
 def is_any(flags: Array) -> Array:
   """A bool scalar: whether any of [8, 1] is set; not by a maximum of what may be NaN in one row."""
   return jnp.max(jnp.where(flags, 1.0, 0.0)) > 0

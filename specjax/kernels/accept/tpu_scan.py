@@ -14,14 +14,15 @@ from specjax.kernels.accept import tpu_laws
 from specjax.kernels.accept import tpu_rows
 from specjax.kernels.accept.tpu_rows import LANES
 from specjax.kernels.accept.tpu_rows import ROWS
+from specjax.verify import rows as rows_lib
 
 Array = jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=('draft_is_law', 'rule'))
+@functools.partial(jax.jit, static_argnames=('draft_is_law', 'chain_surplus'))
 def scan(
     tokens: Array, parents: Array | None, draft_rows: Array | None, settings: list[Array],
-    target: Array, draft: Array | None, *, draft_is_law: bool, rule: str,
+    target: Array, draft: Array | None, *, draft_is_law: bool, chain_surplus: bool,
 ) -> Array:
   """Scalars of drafted tokens, at the lanes of `tpu_decide`.
 
@@ -32,7 +33,7 @@ def scan(
     draft_rows: [B, K] int32, the row of the draft that each was drawn from; None for 0 … K - 1.
     settings: as for `tpu_laws.row_settings`.
     target: [B (K + 1), V] float32; draft: [Q, V] float32, or None.
-    draft_is_law: static; rule: static.
+    draft_is_law: static; chain_surplus: static, whether the block rule's numbers are wanted.
 
   Returns:
     [B' K, 128] float32, B' a multiple of eight; what belongs to no token is not written.
@@ -46,7 +47,7 @@ def scan(
   prefetched = {name: x for name, x in prefetched.items() if x is not None}
   sources = [target, draft] if has_draft else [target]
   kernel = functools.partial(
-      _kernel, names=tuple(prefetched), draft_is_law=draft_is_law, rule=rule,
+      _kernel, names=tuple(prefetched), draft_is_law=draft_is_law, chain_surplus=chain_surplus,
       has_draft=has_draft, draft_each=draft.shape[0] // batch if has_draft else 0,
   )
   return pl.pallas_call(
@@ -69,7 +70,7 @@ def scan(
   )(*prefetched.values(), *settings, *sources)
 
 
-def _kernel(*refs, names, draft_is_law, rule, has_draft, draft_each):
+def _kernel(*refs, names, draft_is_law, chain_surplus, has_draft, draft_each):
   """One group of `scan`."""
   tables, refs = dict(zip(names, refs)), refs[len(names) :]
   settings_refs, refs = refs[:4], refs[4:]
@@ -106,7 +107,7 @@ def _kernel(*refs, names, draft_is_law, rule, has_draft, draft_each):
   columns = {tpu_decide.TARGET: log_probs[0], tpu_decide.DRAFT: jnp.zeros((ROWS, 1))}
   if has_draft:
     columns[tpu_decide.DRAFT] = log_probs[1]
-  if rule == 'block':
+  if chain_surplus:
     first = tpu_rows.column([jnp.where(j == 0, 1, 0) for _, j in places])
     before, prefix = _prefix(log_probs[0], columns[tpu_decide.DRAFT], first, carry)
     columns[tpu_decide.PREFIX] = prefix[:, :1]
@@ -117,7 +118,7 @@ def _kernel(*refs, names, draft_is_law, rule, has_draft, draft_each):
 
 
 def _leave(values: Array, found, out, semaphore) -> None:
-  """Keeps a group's scalars, and copies those of the whole part out behind its last group."""
+  """Keeps a group's scalars, and copies those of the whole part out after its last group."""
   local = pl.program_id(1)
   found[pl.ds(pl.multiple_of(local * ROWS, ROWS), ROWS), :] = values
 
@@ -131,15 +132,14 @@ def _leave(values: Array, found, out, semaphore) -> None:
 
 
 def _prefix(log_target, log_draft, first, carry) -> tuple[Array, Array]:
-  """The block rule's p before and behind each of eight tokens, [8, 128] along lanes.
+  """The block rule's p before and after each of eight tokens, [8, 128] along lanes.
 
   `carry` holds what the group before ended with; `first` marks tokens that begin a draft.
   """
   sublane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 0)
   wide = lambda x: jnp.broadcast_to(x, (ROWS, LANES))
   log_target, first = wide(log_target), wide(first)
-  ratios = jnp.exp(jnp.minimum(log_target - wide(log_draft), 80.0))
-  ratios = jnp.where(log_target > -jnp.inf, ratios, 0.0)
+  ratios = rows_lib.prefix_ratio(log_target, wide(log_draft))
 
   @pl.when(pl.program_id(1) == 0)
   def _():
@@ -150,6 +150,6 @@ def _prefix(log_target, log_draft, first, carry) -> tuple[Array, Array]:
     # Row s sees what row s - 1 ended with; row 0 what the group before did.
     before = jnp.where(sublane == 0, last, pltpu.roll(probs, 1, 0))
     before = jnp.where(first > 0, 1.0, before)
-    probs = jnp.where(sublane == s, jnp.minimum(before * ratios, 1.0), probs)
+    probs = jnp.where(sublane == s, rows_lib.prefix_step(before, ratios), probs)
   carry[...] = pltpu.roll(probs, 1, 0)
   return before, probs

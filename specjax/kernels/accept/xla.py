@@ -7,8 +7,6 @@ draft at the one row that the next token is drawn from. No row of probabilities 
 the largest arrays made are those two rows and one float a tile.
 """
 
-from collections.abc import Callable
-import dataclasses
 from typing import Any
 
 import jax
@@ -17,131 +15,100 @@ import jax.numpy as jnp
 from specjax import randomness
 from specjax import sampling
 from specjax.kernels.accept import base
-from specjax.kernels.accept import rules
 from specjax.kernels.accept import tiles as tiles_lib
 from specjax.kernels.accept.base import Laws, Settings
-from specjax.verify.block import prefix_probs
+from specjax.verify import rows as rows_lib
 
 Array = jax.Array
 
 _LARGEST = jnp.finfo(jnp.float32).max
 
 
-@dataclasses.dataclass(frozen=True)
-class Scan:
-  """What one pass over the rows found out.
+class TileRows(rows_lib.Rows):
+  """The jnp implementation, over the part of the vocabulary that `tiles` says is here.
 
-  Attributes:
-    target: [B, K] float32, log-probabilities of the drafted tokens under the target's law.
-    draft: [B, K] float32, under the draft's; 0 for chosen tokens.
-    prefix: [B, K] float32, the block rule's p_i; None for other rules.
-    surplus: [B, K - 1] float32, the block rule's masses; None for other rules.
-    laws: of whatever rows `finish` may need.
+  What it inherits runs on one float per tile; kernels override what runs over the vocabulary.
   """
 
-  target: Array
-  draft: Array
-  prefix: Array | None
-  surplus: Array | None
-  laws: tuple[Laws, Laws | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Xla:
-  """The jnp implementation, over the part of the vocabulary that `tiles` says is here."""
-
-  tiles: tiles_lib.Tiles
-
-  def chain(self, inputs: base.Inputs, rule: str, source) -> tuple[base.Accepted, Any]:
-    """What rejection or block decides, and the source to use next."""
-    return rules.chain(self, inputs, rule, source)
-
-  def follow(self, inputs: base.Inputs, rule: str, numbers, parents) -> base.Accepted:
-    """What greedy or coupled decides; `parents` [B, K] of a tree, or None."""
-    return rules.follow(self, inputs, rule, numbers, parents)
-
-  def scan(self, inputs: base.Inputs, rule: str, parents: Array) -> Scan:
-    """Scalars of all drafted tokens.
+  def __init__(self, inputs: base.Inputs, tiles: tiles_lib.Tiles):
+    """Reads all rows once for their laws; what no rule asks for is never compiled.
 
     Args:
-      inputs: the arrays; K may be 0.
-      rule: the rule.
-      parents: [B, K] int32, the row of its sequence that each token is judged by.
+      inputs: the arrays of a call.
+      tiles: the part of the vocabulary that they hold.
     """
+    self.inputs, self.tiles, self.proposal = inputs, tiles, inputs.proposal
     batch, size = inputs.tokens.shape
-    rows = jnp.arange(batch, dtype=jnp.int32)[:, None] * (size + 1) + parents
-    laws = self.laws(inputs.target, inputs.settings(size + 1))
-    target = self.log_prob(inputs.target, laws, rows, inputs.tokens)
-    draft, draft_laws = jnp.zeros(target.shape, jnp.float32), None
+    self.target_laws = self.laws(inputs.target, inputs.settings(size + 1))
+    self.draft_laws = None
     if inputs.draft is not None:
       count = inputs.draft.shape[0]
-      draft_laws = base.given_laws(count)
+      self.draft_laws = base.given_laws(count)
       if not inputs.draft_is_law:
-        draft_laws = self.laws(inputs.draft, inputs.settings(count // batch))
-      draft = self.log_prob(inputs.draft, draft_laws, inputs.flat_draft_rows, inputs.tokens)
-    scan = Scan(target, draft, None, None, (laws, draft_laws))
-    if rule != 'block' or not size:
-      return scan
-    prefix = prefix_probs(target, draft)
+        self.draft_laws = self.laws(inputs.draft, inputs.settings(count // batch))
+
+  def scan(self, *, chain_surplus: bool = False) -> rows_lib.Scan:
+    """As `Rows.scan`."""
+    inputs, size = self.inputs, self.proposal.num_nodes
+    rows = inputs.target_rows(self.proposal.parents)
+    target = self.log_prob(inputs.target, self.target_laws, rows, inputs.tokens)
+    draft = jnp.zeros(target.shape, jnp.float32)
+    if inputs.draft is not None:
+      draft = self.log_prob(inputs.draft, self.draft_laws, inputs.flat_draft_rows, inputs.tokens)
+    if not chain_surplus or not size:
+      return rows_lib.Scan(target, draft)
+    prefix = rows_lib.prefix_probs(target, draft)
     if inputs.draft is None or size == 1:
       # Known from scalars; with one token there are no inner rows, and no kernel takes none.
-      return dataclasses.replace(
-          scan, prefix=prefix, surplus=rules.one_hot_surplus(prefix[:, :-1], target[:, 1:])
-      )
+      surplus = rows_lib.one_hot_surplus(prefix[:, :-1], target[:, 1:])
+      return rows_lib.Scan(target, draft, prefix, surplus)
     flat = rows[:, 1:].reshape(-1)
-    masses = self.masses(inputs, scan, base.Draw(
-        node=flat, row=flat, draft_row=inputs.flat_draft_rows[:, 1:].reshape(-1),
-        scale=prefix[:, :-1].reshape(-1), share=jnp.ones(flat.shape, jnp.float32),
+    masses = self.masses(
+        flat, inputs.flat_draft_rows[:, 1:].reshape(-1), scale=prefix[:, :-1].reshape(-1),
+        share=jnp.ones(flat.shape, jnp.float32),
         without=jnp.full((flat.shape[0], 1), -1, jnp.int32),
-    ))
-    surplus = tiles_lib.ordered_sum(masses).reshape(batch, size - 1)
-    return dataclasses.replace(scan, prefix=prefix, surplus=surplus)
+    )
+    surplus = randomness.ordered_sum(masses).reshape(-1, size - 1)
+    return rows_lib.Scan(target, draft, prefix, surplus)
 
-  def finish(
-      self, inputs: base.Inputs, scan: Scan, draw: base.Draw, source
-  ) -> tuple[Array, Array, Any]:
-    """The next token [B], its log-probability under the target's law [B], and the source.
-
-    Args:
-      inputs: as for `scan`.
-      scan: its result.
-      draw: what is drawn from.
-      source: `base.Uniforms`, or with `draw` as a `specjax.types.Source` has it.
-    """
-    masses = self.masses(inputs, scan, draw)
-    # An empty residual: both laws are equal but for rounding, and the target's is drawn from.
+  def draw(self, draw: rows_lib.Draw, source: Any) -> tuple[Array, Array, Any]:
+    """As `Rows.draw`; `base.Uniforms` are taken as they are, any other source draws by itself."""
+    masses = self._masses_of(draw)
     is_empty = jnp.max(masses, axis=-1) == 0
     draw = draw.or_target(is_empty)
     if isinstance(source, base.Uniforms):
-      masses = rarely(
-          jnp.any(is_empty), lambda: self.masses(inputs, scan, draw), lambda: masses
+      masses = base.unlikely_cond(
+          jnp.any(is_empty), lambda: self._masses_of(draw), lambda: masses
       )
-      token = self._inverse(inputs, scan, draw, masses, source)
+      token = self._inverse(draw, masses, source)
     else:
-      weights = self._weights(inputs, scan, draw)
+      weights = self._weights(*self.inputs.drawn_rows(draw), draw.scale, draw.share, draw.without)
       token, source = source.draw(jnp.log(weights), purpose=randomness.NEXT, node=draw.node)
-    return token, self.log_prob(inputs.target, scan.laws[0], draw.row, token), source
+    row, _ = self.inputs.drawn_rows(draw)
+    return token, self.log_prob(self.inputs.target, self.target_laws, row, token), source
 
-  def mass(self, inputs: base.Inputs, scan: Scan, draw: base.Draw) -> Array:
-    """The sum of a draw's weights, [B]."""
-    return tiles_lib.ordered_sum(self.masses(inputs, scan, draw))
+  def mass(self, draw: rows_lib.Draw) -> Array:
+    """As `Rows.mass`."""
+    return randomness.ordered_sum(self._masses_of(draw))
 
-  def choose(self, inputs: base.Inputs, rule: str, noise: base.Noise | None):
-    """The target's own choice at every row, greedy or with shared noise.
+  def draft_mass(self, draw: rows_lib.Draw, scan: rows_lib.Scan) -> Array:
+    """As `Rows.draft_mass`, summed."""
+    del scan
+    _, row = self.inputs.drawn_rows(draw)
+    ids = self.tiles.ids(self.inputs.target.shape[-1])
+    probs = _probs(self.inputs.draft[row], self.draft_laws.take(row), ids)
+    return self.tiles.total(_without(probs, draw.without, ids))
 
-    Returns:
-      Tokens [B, K + 1] int32, and their log-probabilities under the target's law.
-    """
-    batch, size = inputs.tokens.shape
-    shape = (batch, size + 1)
-    laws = self.laws(inputs.target, inputs.settings(size + 1))
-    if rule == 'greedy':
-      tokens = self.largest_logit(inputs.target)
+  def choose(self, source: Any = None, positions: Array | None = None):
+    """As `Rows.choose`; the noise is that of `source.keys`."""
+    target, shape = self.inputs.target, (-1, self.proposal.num_nodes + 1)
+    if positions is None:
+      tokens = self.largest_logit(target)
     else:
-      words = randomness.position_keys(noise.keys, noise.positions)
-      tokens = self.largest_noisy(inputs.target, laws, *[x.reshape(-1) for x in words])
+      words = randomness.position_keys(source.keys, positions)
+      tokens = self.largest_noisy(target, self.target_laws, *[x.reshape(-1) for x in words])
     rows = jnp.arange(tokens.shape[0])
-    log_probs = self.log_prob(inputs.target, laws, rows, tokens)
+    log_probs = self.log_prob(target, self.target_laws, rows, tokens)
     return tokens.reshape(shape), log_probs.reshape(shape)
 
   def largest_logit(self, logits: Array) -> Array:
@@ -176,93 +143,89 @@ class Xla:
     return jnp.where(kept, scaled - laws.log_total, -jnp.inf)
 
   def _filters(self, logits: Array, top: Array, settings: Settings) -> tuple[Array, Array]:
-    """`lowest` and `chosen` of `Laws`; thresholds by bisection, no passes if nobody asks."""
-    tiles, greedy = self.tiles, settings.greedy
-    by_k = ~greedy & (settings.top_k > 0) & (settings.top_k < tiles.vocab_size)
-    by_p = ~greedy & (settings.top_p < 1)
+    """`lowest` and `chosen` of `Laws`."""
 
-    def scaled() -> Array:
-      values = jnp.minimum(logits.astype(jnp.float32), _LARGEST)
-      return (values - top[:, None]) * settings.inverse[:, None]
+    def values() -> Array:
+      return jnp.minimum(logits.astype(jnp.float32), _LARGEST)
 
-    def find_k() -> Array:
-      count = lambda lowest: tiles.total((scaled() >= lowest[:, None]).astype(jnp.float32))
-      goal = settings.top_k.astype(jnp.float32)
-      return sampling.bisect(count, goal, by_k, top.shape, stop_at_goal=True)
-
-    def find_p(lowest: Array) -> Array:
-      weights = lambda x: jnp.where(x >= lowest[:, None], jnp.exp(x), 0.0)
-
-      def mass(least: Array) -> Array:
-        values = scaled()
-        return tiles.total(jnp.where(values >= least[:, None], weights(values), 0.0))
-
-      goal = settings.top_p * tiles.total(weights(scaled()))
-      return jnp.maximum(lowest, sampling.bisect(mass, goal, by_p, top.shape))
-
-    def find() -> tuple[Array, Array]:
-      lowest = jax.lax.cond(jnp.any(by_k), find_k, lambda: everything)
-      lowest = jax.lax.cond(jnp.any(by_p), find_p, lambda lowest: lowest, lowest)
-      chosen = self._argmax(
-          jnp.minimum(logits.astype(jnp.float32), _LARGEST), top, tiles.ids(logits.shape[-1])
-      )
-      return lowest, jnp.where(greedy, chosen, nothing)
-
-    everything = jnp.full(top.shape, -jnp.inf, jnp.float32)
-    nothing = jnp.full(top.shape, -1, jnp.int32)
-    lowest, chosen = rarely(
-        jnp.any(by_k | by_p | greedy), find, lambda: (everything, nothing)
+    return sampling.thresholds(
+        lambda: (values() - top[:, None]) * settings.inverse[:, None],
+        sampling.Filters(settings.greedy, settings.top_k, settings.top_p, settings.min_p),
+        shape=top.shape,
+        vocab_size=self.tiles.vocab_size,
+        total=self.tiles.total,
+        argmax=lambda: self._argmax(values(), top, self.tiles.ids(logits.shape[-1])),
+        keep_weights=False,
+        cond=base.unlikely_cond,
     )
-    least = jnp.where(greedy, -jnp.inf, jnp.log(settings.min_p))
-    return jnp.maximum(lowest, least), chosen
 
   def _argmax(self, values: Array, top: Array, ids: Array) -> Array:
     """The smallest token [R] whose value in [R, V] is `top` [R]."""
-    # Two float reductions: `jnp.argmax` is several times slower on CPUs (exact below 2**24).
-    last = float(self.tiles.vocab_size - 1)
-    numbers = jnp.where(values == top[:, None], ids.astype(jnp.float32), last)
-    return self.tiles.smallest(jnp.min(numbers, axis=-1)).astype(jnp.int32)
+    first = sampling.first_at(values, top, ids, self.tiles.vocab_size - 1)
+    return self.tiles.smallest(first).astype(jnp.int32)
 
-  def masses(self, inputs: base.Inputs, scan: Scan, draw: base.Draw) -> Array:
-    """The sums of the tiles of a draw's weights, [B, n]."""
-    return self.tiles.masses(self._weights(inputs, scan, draw))
+  def masses(
+      self, row: Array, draft_row: Array, scale: Array, share: Array, without: Array
+  ) -> Array:
+    """The sums of the tiles of the weights of P draws, [P, n].
 
-  def _weights(self, inputs: base.Inputs, scan: Scan, draw: base.Draw) -> Array:
-    """A draw's weights, [B, V_local]."""
-    draft = None if inputs.draft is None else inputs.draft[draw.draft_row]
-    ids = self.tiles.ids(inputs.target.shape[-1])
-    return _weights(inputs.target[draw.row], draft, scan.laws, draw, ids)
+    Args:
+      row: [P] int32, rows of the target; draft_row: [P] int32, of the draft.
+      scale: [P] float32, as in `specjax.verify.rows.Draw`, and so are the others: share [P],
+        without [P, C].
+    """
+    return self.tiles.masses(self._weights(row, draft_row, scale, share, without))
 
-  def _inverse(self, inputs, scan: Scan, draw: base.Draw, masses: Array, source) -> Array:
+  def _masses_of(self, draw: rows_lib.Draw) -> Array:
+    """`masses` of a draw, [B, n]."""
+    rows = self.inputs.drawn_rows(draw)
+    return self.masses(*rows, draw.scale, draw.share, draw.without)
+
+  def _weights(self, row, draft_row, scale, share, without) -> Array:
+    """The weights [P, V_local] of `masses`."""
+    draft = None if self.inputs.draft is None else self.inputs.draft[draft_row]
+    ids = self.tiles.ids(self.inputs.target.shape[-1])
+    laws = self._laws_at(row, draft_row)
+    return _weights(self.inputs.target[row], draft, laws, scale, share, without, ids)
+
+  def _laws_at(self, row: Array, draft_row: Array) -> tuple[Laws, Laws | None]:
+    draft = None if self.draft_laws is None else self.draft_laws.take(draft_row)
+    return self.target_laws.take(row), draft
+
+  def _inverse(self, draw: rows_lib.Draw, masses: Array, source: base.Uniforms) -> Array:
     """Tokens [B] by inverse CDF, from the tiles' masses [B, n]."""
+    inputs, (row, draft_row) = self.inputs, self.inputs.drawn_rows(draw)
     uniform = jnp.take_along_axis(source.next_token, draw.node[:, None], axis=1)[:, 0]
-    tile, goal = tiles_lib.pick_tile(masses, uniform)
-    target, first = self.tiles.tile_at(inputs.target, draw.row, tile)
+    tile, goal = randomness.pick_tile(masses, uniform)
+    target, first = self.tiles.tile_at(inputs.target, row, tile)
     draft = None
     if inputs.draft is not None:
-      draft, _ = self.tiles.tile_at(inputs.draft, draw.draft_row, tile)
+      draft, _ = self.tiles.tile_at(inputs.draft, draft_row, tile)
     ids = first[:, None] + jnp.arange(self.tiles.tile, dtype=jnp.int32)
-    weights = _weights(target, draft, scan.laws, draw, ids)
+    weights = _weights(
+        target, draft, self._laws_at(row, draft_row), draw.scale, draw.share, draw.without, ids
+    )
     weights = jnp.where(ids < self.tiles.vocab_size, weights, 0.0)
-    token = first + tiles_lib.pick(weights, goal)
+    token = first + randomness.pick(weights, goal)
     return self.tiles.from_holder(tile, token, inputs.target.shape[-1])
 
 
-def _weights(target: Array, draft: Array | None, laws, draw: base.Draw, ids: Array) -> Array:
-  """Weights [B, X] from logits [B, X] of tokens `ids` [X] or [B, X]."""
-  weights = draw.scale[:, None] * _probs(target, laws[0].take(draw.row), ids)
+def _weights(target: Array, draft: Array | None, laws, scale, share, without, ids) -> Array:
+  """Weights [P, X] from logits [P, X] of tokens `ids` [X] or [P, X], and their laws [P]."""
+  weights = scale[:, None] * _probs(target, laws[0], ids)
   if draft is not None:
-    share = draw.share[:, None] * _probs(draft, laws[1].take(draw.draft_row), ids)
+    share = share[:, None]
     # Where none of it is taken, the draft may have no law at all (NaN).
-    weights = jnp.where(draw.share[:, None] > 0, jnp.maximum(weights - share, 0.0), weights)
-  for column in range(draw.without.shape[1]):
-    weights = jnp.where(ids == draw.without[:, column : column + 1], 0.0, weights)
+    left = jnp.maximum(weights - share * _probs(draft, laws[1], ids), 0.0)
+    weights = jnp.where(share > 0, left, weights)
+  return _without(weights, without, ids)
+
+
+def _without(weights: Array, without: Array, ids: Array) -> Array:
+  """`weights` [P, X], 0 at the tokens `without` [P, C]."""
+  for column in range(without.shape[1]):
+    weights = jnp.where(ids == without[:, column : column + 1], 0.0, weights)
   return weights
-
-
-def rarely(condition: Array, unusual: Callable, usual: Callable) -> Any:
-  """`unusual()` where a bool scalar is True; the usual cost is counted without it."""
-  return jax.lax.cond(condition, unusual, usual)
 
 
 def _scaled(logits: Array, laws: Laws, ids: Array) -> tuple[Array, Array]:

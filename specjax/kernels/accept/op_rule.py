@@ -1,4 +1,4 @@
-"""Rules of `specjax.verify` that decide through the op, from logits."""
+"""Rules of `specjax.verify` that decide through the op: the same rule, over rows of logits."""
 
 import dataclasses
 from typing import Any
@@ -11,16 +11,17 @@ from specjax import types
 from specjax.kernels.accept import api
 from specjax.kernels.accept import base
 from specjax.kernels.accept import sharded
-from specjax.verify import acceptance
-from specjax.verify import siblings
 
-# On CPUs the op pays from here on: below, a round is made of small ops, and fewer are better.
+# On CPUs the op pays from here on: below, a round is made of small operations, and fewer are
+# better.
 CPU_VOCABULARY = 32_768
+# Rules that walk a sampled tree with a loop of their own.
+_TREE_RULES = ('recursive', 'traversal')
 
 
 @dataclasses.dataclass(frozen=True)
-class Through:
-  """See `through`; the engine hands logits and settings to a rule with `takes_logits`.
+class OpRule:
+  """A rule of `specjax.verify` that decides through the op; see `through`.
 
   `is_chain` says that no draft branches, whatever the rule could take.
   """
@@ -29,7 +30,8 @@ class Through:
   implementation: str
   split: sharded.Split | None = None
   is_chain: bool = False
-  takes_logits: bool = True
+  # Not a field: an infinite logit has all of the mass.
+  takes_infinite_logits = True
 
   @property
   def name(self) -> str:
@@ -51,17 +53,17 @@ class Through:
     """The rule's."""
     return self.rule.handles_trees
 
-  def __call__(self, *, logits, sampling, proposal, positions, source):
-    """As `specjax.verify.Rule`, from controlled logits [B, N + 1, V] and the settings."""
-    is_choice, is_tree = self.mode != 'sample', self.handles_trees
-    if is_tree and not is_choice:
-      kinds = (types.ONE_HOT, types.SAMPLED, types.WITHOUT_REPLACEMENT)
-      siblings.check_kind(proposal, rule=self.name, kinds=kinds)
-    elif not is_choice:
-      acceptance.check_kind(proposal, rule=self.name)
-    has_law = not is_choice and proposal.kind != types.ONE_HOT and proposal.num_nodes > 0
+  def check(self, proposal: types.Proposal) -> None:
+    """As `specjax.verify.Rule.check`."""
+    self.rule.check(proposal)
+
+  def rows(self, logits, *, sampling, proposal) -> base.Inputs:
+    """The arrays of the op: its rows are made where it runs, on a mesh by every shard."""
     vocab_size = logits.shape[-1]
-    inputs = api.inputs_of(
+    is_drawn = self.mode == 'sample' and proposal.kind != types.ONE_HOT
+    has_law = is_drawn and proposal.num_nodes > 0
+    is_tree = self.handles_trees and not self.is_chain
+    return api.inputs_of(
         logits.reshape(-1, vocab_size),
         proposal.tokens,
         sampling=sampling,
@@ -69,28 +71,25 @@ class Through:
         draft_is_law=True,
         draft_rows=proposal.rows,
         valid=proposal.valid,
+        parents=proposal.parents if is_tree else None,
+        kind=proposal.kind if has_law else types.ONE_HOT,
     )
-    numbers = _numbers(self, source, positions, proposal.num_nodes)
-    found, used = api.decide(
-        inputs, self.name, numbers, proposal.parents if is_tree and not self.is_chain else None,
-        self.implementation, self.split, proposal.kind == types.WITHOUT_REPLACEMENT,
+
+  def decide(self, rows: base.Inputs, *, positions, source):
+    """As `specjax.verify.Rule.decide`, from what `rows` gives."""
+    numbers = _numbers(self, source, rows.proposal.num_nodes)
+    verification, used = api.decide(
+        self.rule, rows, numbers, positions if self.mode == 'coupled' else None,
+        implementation=self.implementation, split=self.split,
     )
-    return types.Verification(
-        num_accepted=found.num_accepted,
-        path=found.path,
-        next_token=found.next_token,
-        is_bonus=found.is_bonus,
-        accept_probs=found.accept_probs,
-    ), used if numbers is source else source
+    return verification, used if numbers is source else source
 
 
-def _numbers(rule: Through, source, positions, num_nodes: int):
+def _numbers(rule: OpRule, source, num_nodes: int):
   """What the op takes its random choices from: the engine's numbers, or any other source."""
   if rule.mode == 'greedy':
     return None
-  if rule.mode == 'coupled':
-    return base.Noise(source.keys, positions)
-  if not hasattr(source, 'uniform'):
+  if rule.mode == 'coupled' or not hasattr(source, 'uniform'):
     return source
   return base.Uniforms(
       # Flips of all nodes at once are counted from 0, those of a walk by the node's number.
@@ -99,11 +98,12 @@ def _numbers(rule: Through, source, positions, num_nodes: int):
   )
 
 
-def through(rule: Any, implementation: str, split: sharded.Split | None = None) -> Through:
+def through(rule: Any, implementation: str, split: sharded.Split | None = None) -> OpRule:
   """A rule that decides as `rule` does, through `specjax.kernels.accept`.
 
   Args:
-    rule: `specjax.verify.greedy()`, `rejection()`, `block()`, `coupled()` or `recursive()`.
+    rule: `specjax.verify.greedy()`, `rejection()`, `block()`, `coupled()`, `recursive()` or
+      `traversal()`.
     implementation: one of `IMPLEMENTATIONS`.
     split: how the logits lie on a mesh, where their vocabulary is sharded.
 
@@ -121,7 +121,7 @@ def through(rule: Any, implementation: str, split: sharded.Split | None = None) 
     raise ValueError(
         f'implementation must be one of {base.IMPLEMENTATIONS}; got {implementation!r}.'
     )
-  return Through(rule, implementation, split)
+  return OpRule(rule, implementation, split)
 
 
 def by_default(
@@ -136,7 +136,7 @@ def by_default(
     is_chain: whether all drafts are chains; the op then needs no parents.
     layout: the target's `specjax.sharding.Layout`, or None on the default device. Where it
       splits the vocabulary into whole tiles, shards decide together and logits stay where they
-      are; where it does not, the rules as written reduce in place, and are left.
+      are; where it does not, laws in memory are reduced in place, and the rule is left as it is.
     batch_size: B, with a layout.
   """
   if not _is_shipped(rule):
@@ -144,14 +144,14 @@ def by_default(
   split = None
   if layout is not None and layout.mesh.size > 1:
     # Trees of sampled siblings walk with a loop of their own, not tried across chips.
-    split = None if rule.name == 'recursive' else _split(layout, batch_size, vocab_size)
+    split = None if rule.name in _TREE_RULES else _split(layout, batch_size, vocab_size)
     if split is None:
       return rule
   mesh = getattr(layout, 'mesh', None)
   # A mesh's devices need not be here: programs are compiled ahead for others.
   device = mesh.devices.flat[0] if isinstance(mesh, jax.sharding.Mesh) else jax.devices()[0]
   # A tree's refusals are compared one by one in the kernels: small trees only, by name.
-  implementation = 'xla' if split or rule.name == 'recursive' else api.best(device)
+  implementation = 'xla' if split or rule.name in _TREE_RULES else api.best(device)
   if implementation == 'xla' and device.platform == 'cpu' and vocab_size < CPU_VOCABULARY:
     return rule
   return dataclasses.replace(through(rule, implementation, split), is_chain=is_chain)
