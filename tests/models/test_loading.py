@@ -8,6 +8,7 @@ import pytest
 from specjax import models
 from specjax.models import layers
 from specjax.models import quantization
+from specjax.models.hf import tensors as hf_tensors
 from specjax.models.hf import weights as hf
 from tests.support import tiny
 from tests.support import tolerance
@@ -18,44 +19,33 @@ SHAPE = dict(num_heads=8, num_kv_heads=2, head_dim=4, qkv_bias=True)
 logits = jax.jit(lambda model, tokens: model(tokens).logits)
 
 
-class Stored:
-  """A tensor that counts what is read of it."""
-
-  def __init__(self, value):
-    self.value, self.dtype = value, value.dtype
-
-  def read(self):
-    return self.value
-
-
 @pytest.mark.parametrize('repeats', [1, 2, 4])
 def test_any_part_of_any_parameter_is_read_as_it_is_in_the_whole(repeats):
   config = models.TransformerConfig(
       vocab_size=6, width=8, num_layers=1, mlp_width=12, kv_repeats=repeats, **SHAPE
   )
   rng = np.random.default_rng(repeats)
-  for parameter in hf._layout(config):
-    sources = [Stored(rng.normal(size=part.shape).astype(np.float32)) for part in parameter.parts]
-    whole = (slice(None),) * len(parameter.shape)
-    value = hf._read(parameter, sources, whole, np.float32)
-    for part, source in zip(parameter.parts, sources):
-      np.testing.assert_array_equal(hf._stored_value(value, part), source.value)
+  for parameter in hf.table(config):
+    stored = [rng.normal(size=part.shape).astype(np.float32) for part in parameter.parts]
+    value = hf_tensors.read(parameter, stored, np.float32)
+    for part, tensor in zip(parameter.parts, stored):
+      np.testing.assert_array_equal(hf_tensors.stored_value(value, part), tensor)
     for _ in range(20):
       index = tuple(
           slice(*sorted(rng.choice(size + 1, 2, replace=False))) for size in parameter.shape
       )
       np.testing.assert_array_equal(
-          hf._read(parameter, sources, index, np.float32), value[index], str(parameter.path)
+          hf_tensors.read(parameter, stored, np.float32, index), value[index], str(parameter.path)
       )
 
 
 def test_repeated_heads_compute_the_same():
   model = tiny.model(0, num_layers=2, num_heads=8, num_kv_heads=2)
-  from specjax.sharding import trees
+  from specjax.models import placement
 
   config = model.module.config
   config = type(config)(**{**config.__dict__, 'kv_repeats': 4})
-  params = trees._repeat_heads(model.params, config)
+  params = placement.repeat_heads(model.params, config)
   repeated = models.LanguageModel(model.module.clone(config=config), params)
   tokens = jnp.arange(24).reshape(2, 12) % tiny.VOCAB
   assert params['layer_0']['attention']['qkv'].shape[:2] == (8, 3)

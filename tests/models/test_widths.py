@@ -8,20 +8,11 @@ import numpy as np
 import pytest
 
 from specjax import models
+from specjax.models.hf import tensors as hf_tensors
 from specjax.models.hf import weights as hf
 from tests.support import widths
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'widths.npz'
-
-
-class Stored:
-  """A tensor in memory, as `hf_files.StoredTensor`."""
-
-  def __init__(self, value):
-    self.value, self.dtype = value, value.dtype
-
-  def read(self):
-    return self.value
 
 
 @pytest.mark.parametrize('name', widths.SHAPES)
@@ -33,11 +24,10 @@ def test_a_layer_at_its_real_widths_agrees_with_transformers(name):
   )
   stored = {key: value.astype(jnp.bfloat16) for key, value in widths.state(name)}
   params = {}
-  for parameter in hf._layout(config):
-    sources = [Stored(stored.pop(part.name)) for part in parameter.parts]
-    whole = (slice(None),) * len(parameter.shape)
-    value = hf._read(parameter, sources, whole, jnp.bfloat16)
-    hf._insert(params, parameter.path, jnp.asarray(value))
+  for parameter in hf.table(config):
+    tensors = [stored.pop(part.name) for part in parameter.parts]
+    value = hf_tensors.read(parameter, tensors, jnp.bfloat16)
+    hf_tensors.insert(params, parameter.path, jnp.asarray(value))
   assert not stored
   module = models.Transformer(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
   logits = np.asarray(models.LanguageModel(module, params)(jnp.asarray(widths.tokens())).logits)

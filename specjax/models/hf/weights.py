@@ -1,9 +1,9 @@
 """Hugging Face folders in and out.
 
-The tensors of a folder are fused on the way in (query, key and value of each key-value
-group; gate and up) and taken apart on the way out, one at a time: the memory needed is
-that of the model and one tensor. `specjax.models.hf.config` reads and writes the
-`config.json`, `specjax.models.hf.files` the safetensors files.
+The tensors of a folder, which `table` lists, are fused on the way in and taken apart on the way
+out, one at a time (`specjax.models.hf.tensors`): the memory needed is that of the model and one
+tensor. `specjax.models.hf.config` reads and writes the `config.json`, `specjax.models.hf.files` the
+safetensors files.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ from specjax.models import quantization
 from specjax.models.config import TransformerConfig
 from specjax.models.hf import config as hf_config
 from specjax.models.hf import files as hf_files
+from specjax.models.hf import tensors as hf_tensors
 from specjax.models.language_model import LanguageModel
 from specjax.models.transformer import Transformer
 from specjax.sharding import layout as layout_lib
@@ -29,36 +30,6 @@ from specjax.sharding import layout as layout_lib
 # Buffers that older releases stored, and the parts beside a Gemma 3's language model.
 _IGNORED = ('rotary_emb.inv_freq',)
 _VISION = ('vision_tower.', 'multi_modal_projector.')
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-  """A stored tensor as a part of a parameter.
-
-  Attributes:
-    name: of the tensor.
-    shape: of the tensor.
-    axis: of the parameter, along which the part is `count` entries from `start` on.
-    start: likewise.
-    count: likewise; None for a part that is the whole parameter.
-    repeats: how often the parameter holds each entry of its first axis, in a row.
-  """
-
-  name: str
-  shape: tuple[int, ...]
-  axis: int = 0
-  start: int = 0
-  count: int | None = None
-  repeats: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class _Parameter:
-  """A parameter: its path in the tree, its shape and the stored tensors it is made of."""
-
-  path: tuple[str, ...]
-  shape: tuple[int, ...]
-  parts: tuple[_Part, ...]
 
 
 def load_hf(
@@ -92,66 +63,39 @@ def load_hf(
   Raises:
     FileNotFoundError: when the folder, its `config.json` or a shard is missing.
     ValueError: when the model is not supported, a file is damaged, or tensors are missing,
-      superfluous or of another shape than `config.json` says.
+      unexpected or of another shape than `config.json` makes them.
   """
   folder = pathlib.Path(folder)
   config = load_config(folder, text_only=text_only)
   stored = _strip(hf_files.open_folder(folder), text_only)
   _check_depth(stored, config, folder)
   config = layout_lib.fitted(config, layout)
-  parts = list(_layout(config))
-  _check(stored, parts, config, folder)
+  if config.tie_embeddings:
+    stored = _without_copy(stored, folder)
+  parameters = list(table(config))
+  hf_tensors.check(stored, parameters, str(folder))
   params: dict[str, Any] = {}
-  for parameter in parts:
+  for parameter in parameters:
     value = _load(parameter, stored, dtype, layout)
     if int8 and parameter.path[-1] in quantization.KERNELS:
       value = _quantize(value, parameter.path, layout)
-    _insert(params, parameter.path, value)
+    hf_tensors.insert(params, parameter.path, value)
   compute = np.dtype(dtype or params['embedding'].dtype)
   module = Transformer(config, dtype=compute, param_dtype=compute, layout=layout)
   return LanguageModel(module, params)
 
 
-def _load(parameter: _Parameter, stored, dtype, layout) -> jax.Array:
+def _load(parameter: hf_tensors.Parameter, stored, dtype, layout) -> jax.Array:
   """One parameter, where it belongs."""
-  sources = [stored[part.name] for part in parameter.parts]
-  kept = np.dtype(dtype or np.result_type(*(source.dtype for source in sources)))
-  shape = parameter.shape
+  tensors = [stored[part.name].read() for part in parameter.parts]
+  kept = np.dtype(dtype or np.result_type(*(tensor.dtype for tensor in tensors)))
   if layout is None:
-    return jnp.asarray(_read(parameter, sources, (slice(None),) * len(shape), kept))
-  sharding = NamedSharding(layout.mesh, layout.parameter_spec(parameter.path, shape))
-  read = lambda index: _read(parameter, sources, index, kept)
-  # Waited for, so that the parts of one tensor alone are in flight.
-  return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, read))
-
-
-def _read(parameter: _Parameter, sources, index: tuple[slice, ...], dtype) -> np.ndarray:
-  """`parameter[index]` from the stored tensors; nothing else of them is read."""
-  bounds = [each.indices(size)[:2] for each, size in zip(index, parameter.shape)]
-  value = np.empty([stop - start for start, stop in bounds], dtype)
-  for part, source in zip(parameter.parts, sources, strict=True):
-    shape, axis = list(parameter.shape), part.axis
-    count = shape[axis] if part.count is None else part.count
-    shape[axis] = count
-    shape[0] //= part.repeats
-    start, stop = bounds[axis]
-    first, last = max(start, part.start), min(stop, part.start + count)
-    if first >= last:
-      continue
-    where = [slice(*each) for each in bounds]
-    where[axis] = slice(first - part.start, last - part.start)
-    into = [slice(None)] * len(shape)
-    into[axis] = slice(first - start, last - start)
-    repeats = part.repeats
-    if repeats > 1:  # axis is not 0: entries a … b - 1 are copies of a // n … (b - 1) // n
-      begin, end = bounds[0]
-      where[0] = slice(begin // repeats, (end - 1) // repeats + 1)
-      found = np.repeat(source.read().reshape(shape)[tuple(where)], repeats, axis=0)
-      offset = begin - begin // repeats * repeats
-      value[tuple(into)] = found[offset : offset + end - begin]
-    else:
-      value[tuple(into)] = source.read().reshape(shape)[tuple(where)]
-  return value
+    return jnp.asarray(hf_tensors.read(parameter, tensors, kept))
+  spec = layout.parameter_spec(parameter.path, parameter.shape)
+  read = lambda index: hf_tensors.read(parameter, tensors, kept, index)
+  value = jax.make_array_from_callback(parameter.shape, NamedSharding(layout.mesh, spec), read)
+  # Waited for, so that only the parts of one tensor are in flight.
+  return jax.block_until_ready(value)
 
 
 def _quantize(value: jax.Array, path: tuple[str, ...], layout) -> quantization.Quantized:
@@ -217,7 +161,7 @@ def save_hf(
   config = model.module.config
   # Copies of heads are a matter of one mesh; files hold every head once.
   data = hf_config.write(dataclasses.replace(config, kv_repeats=1))
-  tensors = list(_tensors(model.params, config, dtype))
+  tensors = list(hf_tensors.unwritten(model.params, table(config), dtype))
   kinds = sorted({str(tensor.dtype) for tensor in tensors})
   data |= {
       'dtype': str(np.dtype(dtype or model.module.dtype)) if len(kinds) > 1 else kinds[0],
@@ -232,14 +176,13 @@ def save_hf(
   )
 
 
-def _layout(config: TransformerConfig) -> Iterator[_Parameter]:
+def table(config: TransformerConfig) -> Iterator[hf_tensors.Parameter]:
   """Every parameter of a model and the tensors that `transformers` stores it as."""
   width, vocab = config.width, config.vocab_size
-  single = lambda path, name, shape: _Parameter(path, shape, (_Part(name, shape),))
-  yield single(('embedding',), 'model.embed_tokens.weight', (vocab, width))
+  yield hf_tensors.whole(('embedding',), 'model.embed_tokens.weight', (vocab, width))
   if not config.tie_embeddings:
-    yield single(('head',), 'lm_head.weight', (vocab, width))
-  yield single(('final_norm', 'scale'), 'model.norm.weight', (width,))
+    yield hf_tensors.whole(('head',), 'lm_head.weight', (vocab, width))
+  yield hf_tensors.norm(('final_norm',), 'model.norm', width)
   norms = {'attention_norm': 'input_layernorm', 'mlp_norm': 'post_attention_layernorm'}
   if config.post_norms:
     norms = {
@@ -251,39 +194,14 @@ def _layout(config: TransformerConfig) -> Iterator[_Parameter]:
   for number in range(config.num_layers):
     layer, name = f'layer_{number}', f'model.layers.{number}'
     for ours, theirs in norms.items():
-      yield single((layer, ours, 'scale'), f'{name}.{theirs}.weight', (width,))
-    yield from _attention_layout(config, layer, f'{name}.self_attn')
-    hidden = (config.mlp_width, width)
-    gate = _Part(f'{name}.mlp.gate_proj.weight', hidden, axis=0, start=0, count=1)
-    up = _Part(f'{name}.mlp.up_proj.weight', hidden, axis=0, start=1, count=1)
-    yield _Parameter((layer, 'mlp', 'gate_up'), (2, *hidden), (gate, up))
-    yield single((layer, 'mlp', 'down'), f'{name}.mlp.down_proj.weight', hidden[::-1])
-
-
-def _attention_layout(config: TransformerConfig, layer: str, name: str) -> Iterator[_Parameter]:
-  groups, head_dim, width = config.num_stored_kv_heads, config.head_dim, config.width
-  repeats = config.num_heads // groups
-  # Query head h belongs to group h // R, so the queries of a group lie together.
-  ends = ((width,), 'qkv', 'weight'), ((), 'qkv_bias', 'bias')
-  for tail, ours, theirs in ends if config.qkv_bias else ends[:1]:
-    queries = (config.num_heads * head_dim, *tail)
-    keys = (config.num_kv_heads * head_dim, *tail)
-    one = lambda kind, start: _Part(
-        f'{name}.{kind}_proj.{theirs}', keys, 1, start, 1, config.kv_repeats
+      yield hf_tensors.norm((layer, ours), f'{name}.{theirs}', width)
+    path, attention = (layer, 'attention'), f'{name}.self_attn'
+    yield from hf_tensors.attention(config, path, attention, fan_in=width)
+    out_shape = (width, config.num_heads * config.head_dim)
+    yield hf_tensors.whole((*path, 'out'), f'{attention}.o_proj.weight', out_shape)
+    yield from hf_tensors.gated_mlp(
+        (layer, 'mlp'), f'{name}.mlp', width=width, mlp_width=config.mlp_width
     )
-    parts = (
-        _Part(f'{name}.q_proj.{theirs}', queries, axis=1, start=0, count=repeats),
-        one('k', repeats),
-        one('v', repeats + 1),
-    )
-    yield _Parameter((layer, 'attention', ours), (groups, repeats + 2, head_dim, *tail), parts)
-  if config.qk_norm:
-    for ours, theirs in (('query_norm', 'q_norm'), ('key_norm', 'k_norm')):
-      part = _Part(f'{name}.{theirs}.weight', (head_dim,))
-      yield _Parameter((layer, 'attention', ours, 'scale'), (head_dim,), (part,))
-  shape = (width, config.num_heads * head_dim)
-  part = _Part(f'{name}.o_proj.weight', shape)
-  yield _Parameter((layer, 'attention', 'out'), shape, (part,))
 
 
 def _strip(
@@ -315,40 +233,17 @@ def _check_depth(
     )
 
 
-def _check(
-    stored: Mapping[str, hf_files.StoredTensor],
-    layout: Sequence[_Parameter],
-    config: TransformerConfig,
-    folder: pathlib.Path,
-) -> None:
-  """Raises unless the stored tensors are exactly those of the layout."""
-  expected = {part.name: part.shape for parameter in layout for part in parameter.parts}
-  extra = set(stored) - set(expected)
-  if config.tie_embeddings and 'lm_head.weight' in extra:
-    # Some tied models are published with a copy of the embedding.
-    embedding = stored.get('model.embed_tokens.weight')
-    if embedding is not None and not _same(stored['lm_head.weight'], embedding):
-      raise ValueError(
-          f'{folder}: config.json says tie_word_embeddings, but lm_head.weight differs from '
-          'the embedding. Set tie_word_embeddings to false there if the head is its own.'
-      )
-    extra.remove('lm_head.weight')
-  missing = set(expected) - set(stored)
-  if missing or extra:
-    lists = [
-        f'{kind} {", ".join(sorted(names)[:5])}{" …" if len(names) > 5 else ""} ({len(names)})'
-        for kind, names in (('missing', missing), ('not supported', extra))
-        if names
-    ]
+def _without_copy(
+    stored: Mapping[str, hf_files.StoredTensor], folder: pathlib.Path
+) -> dict[str, hf_files.StoredTensor]:
+  """The tensors of a tied model without the copy of the embedding that some are published with."""
+  names = head, embedding = 'lm_head.weight', 'model.embed_tokens.weight'
+  if all(name in stored for name in names) and not _same(stored[head], stored[embedding]):
     raise ValueError(
-        f'{folder}: the tensors are not those of its config.json: {"; ".join(lists)}.'
+        f'{folder}: config.json says tie_word_embeddings, but lm_head.weight differs from the '
+        'embedding. Set tie_word_embeddings to false there if the head is its own.'
     )
-  for name, shape in expected.items():
-    if stored[name].shape != shape:
-      raise ValueError(
-          f'{folder}: tensor {name} has shape {stored[name].shape}, but config.json makes it '
-          f'{shape}.'
-      )
+  return {name: tensor for name, tensor in stored.items() if name != head}
 
 
 def _same(one: hf_files.StoredTensor, other: hf_files.StoredTensor) -> bool:
@@ -358,38 +253,3 @@ def _same(one: hf_files.StoredTensor, other: hf_files.StoredTensor) -> bool:
   one, other = one.read(), other.read()
   blocks = range(0, len(one), 4096)
   return all(np.array_equal(one[i : i + 4096], other[i : i + 4096]) for i in blocks)
-
-
-def _tensors(params: Any, config: TransformerConfig, dtype: Any) -> Iterator[hf_files.Unwritten]:
-  """What a model is stored as; each tensor is made when it is written."""
-  count = 0
-  for parameter in _layout(config):
-    value = params
-    for key in parameter.path:
-      value = value.get(key) if isinstance(value, Mapping) else None
-    shape = getattr(value, 'shape', None)
-    if shape != parameter.shape:
-      path = '/'.join(parameter.path)
-      raise ValueError(f'Parameter {path} must have shape {parameter.shape}, got {shape}.')
-    count += 1
-    for part in parameter.parts:
-      make = lambda value=value, part=part: _stored_value(np.asarray(value), part)
-      yield hf_files.Unwritten(part.name, part.shape, np.dtype(dtype or value.dtype), make)
-  leaves = len(jax.tree.leaves(params))
-  if leaves != count:
-    raise ValueError(f'The model has {leaves} parameters where its configuration has {count}.')
-
-
-def _stored_value(value: np.ndarray, part: _Part) -> np.ndarray:
-  """What a parameter's part is stored as."""
-  index = [slice(None)] * value.ndim
-  index[0] = slice(None, None, part.repeats)
-  if part.count is not None:
-    index[part.axis] = slice(part.start, part.start + part.count)
-  return value[tuple(index)].reshape(part.shape)
-
-
-def _insert(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-  for key in path[:-1]:
-    tree = tree.setdefault(key, {})
-  tree[path[-1]] = value
