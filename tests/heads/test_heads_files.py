@@ -20,6 +20,7 @@ from tests.support import tolerance
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'heads'
 # The heads' goldens were made for no target in particular: one of their width and vocabulary.
 WIDTH, VOCAB = 32, 96
+DTYPES = hf_files.FLOATS | hf_files.INTEGERS
 
 
 def target():
@@ -118,7 +119,7 @@ def test_a_head_comes_back_the_same(kind, layout, tmp_path):
   assert same(again.params, head.params)
   if kind == 'reduced':
     np.testing.assert_array_equal(again.draft_to_target, head.draft_to_target)
-  names = set(hf_files.open_folder(tmp_path / 'head', integers=True))
+  names = set(hf_files.open_folder(tmp_path / 'head', dtypes=DTYPES))
   first = {'speculators': 'layers.0.' if kind != 'eagle1' else 'transformer.'}.get(
       layout, 'midlayer.' if kind != 'eagle1' else 'layers.0.'
   )
@@ -148,7 +149,7 @@ def test_switches_of_speculators_survive_their_layout_alone(tmp_path):
 
 def rewrite(folder, change):
   """Applies `change` to the tensors of a folder."""
-  stored = hf_files.open_folder(folder, integers=True)
+  stored = hf_files.open_folder(folder, dtypes=DTYPES)
   tensors = {name: np.array(tensor.read()) for name, tensor in stored.items()}
   change(tensors)
   data = json.loads((folder / 'config.json').read_text())

@@ -187,7 +187,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   if (folder / TORCH_FILE).exists() and not (folder / hf_files.SINGLE).exists():
     tensors = torch_files.read(folder / TORCH_FILE)
   else:
-    stored = hf_files.open_folder(folder, integers=True)
+    stored = hf_files.open_folder(folder, dtypes=hf_files.FLOATS | hf_files.INTEGERS)
     tensors = {name: tensor.read() for name, tensor in stored.items()}
   stripped = {name.removeprefix('model.'): value for name, value in tensors.items()}
   return {name: value for name, value in stripped.items() if not name.endswith(_IGNORED)}

@@ -35,6 +35,7 @@ from specjax.models.hf import keys as hf_keys
 LAYOUTS = ('authors', 'vllm')
 _AUTHORS_FILE = 'medusa_lm_head.safetensors'
 _TORCH_FILE = 'medusa_lm_head.pt'
+_DTYPES = hf_files.FLOATS | hf_files.INTEGERS | hf_files.INT8
 _SCALE = '_scale'
 
 
@@ -271,11 +272,11 @@ def _names(config: MedusaConfig, layout: str, *, has_bias: bool) -> dict[str, tu
 def _read(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """All tensors by name, without a leading name of the whole."""
   if (folder / _AUTHORS_FILE).exists():
-    stored = hf_files.open_file(folder / _AUTHORS_FILE, integers=True, int8=True)
+    stored = hf_files.open_file(folder / _AUTHORS_FILE, dtypes=_DTYPES)
   elif (folder / _TORCH_FILE).exists():
     stored = torch_files.read(folder / _TORCH_FILE)
   elif (folder / hf_files.SINGLE).exists():
-    stored = hf_files.open_file(folder / hf_files.SINGLE, integers=True, int8=True)
+    stored = hf_files.open_file(folder / hf_files.SINGLE, dtypes=_DTYPES)
   else:
     hf_files.refuse_adapter(folder)
     raise FileNotFoundError(

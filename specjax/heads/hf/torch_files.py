@@ -1,9 +1,10 @@
 """Tensors of `pytorch_model.bin` and `*.pt` files, read without torch.
 
-Many published heads are only to be had in this format: a zip archive with one pickle, which
-describes the tensors, and one member for the bytes of each storage
-(https://docs.pytorch.org/docs/stable/notes/serialization.html). Only what describes tensors is
-unpickled: a file that names any other class or function is refused, for a pickle can run code.
+Many heads are published in this format alone: a zip archive with one pickle, which describes the
+tensors, and one member for the bytes of each storage
+(https://docs.pytorch.org/docs/stable/notes/serialization.html). torch is no dependency of this
+library, and `safetensors` does not read the format. Only what describes tensors is unpickled: a
+file that names any other class or function is refused, because a pickle can run code.
 """
 
 import collections
@@ -25,7 +26,7 @@ _STORAGES = {
 
 
 class _Unpickler(pickle.Unpickler):
-  """Builds numpy arrays where the file says tensors, and nothing else."""
+  """Builds a NumPy array for each tensor that the file describes, and nothing else."""
 
   def __init__(self, file, archive: zipfile.ZipFile, root: str, path: pathlib.Path):
     super().__init__(file)
@@ -50,7 +51,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _rebuild(storage, offset, shape, strides, *unused) -> np.ndarray:
-  """A tensor as torch describes it: a strided view of a storage, copied."""
+  """A copy of a tensor, which torch describes as a strided view of a storage."""
   del unused
   last = -1 if 0 in shape else sum((n - 1) * stride for n, stride in zip(shape, strides))
   if min((*strides, 0)) < 0 or offset < 0 or offset + last >= storage.size:
@@ -63,7 +64,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   """The tensors of a file by name.
 
   Raises:
-    ValueError: when it is not such an archive, is damaged, or holds anything but tensors.
+    ValueError: when the file is not such an archive, is damaged, or holds anything but tensors.
   """
   try:
     with zipfile.ZipFile(path) as archive:
@@ -81,5 +82,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   if not isinstance(tensors, dict) or not all(
       isinstance(value, np.ndarray) for value in tensors.values()
   ):
-    raise ValueError(f'{path} holds something else than a table of tensors.')
+    raise ValueError(
+        f'{path} must hold tensors by name and nothing else: convert it to safetensors.'
+    )
   return dict(tensors)

@@ -4,9 +4,17 @@ The format (https://github.com/huggingface/safetensors): eight bytes with the le
 JSON header, the header with dtype, shape and offsets of every tensor, then the tensors.
 Reading maps the files, so that nothing is held but what is being copied; writing needs
 one tensor at a time. Every header is checked before any tensor is touched.
+
+The package `safetensors` (0.8) could only replace `StoredTensor.read`. Its errors name neither the
+file nor the remedy (a Git LFS pointer is "header too large", a truncated download "incomplete
+metadata, file not fully covered"), so headers would be checked here all the same; and `save_file`
+takes all tensors at once, so they would be written here as well. What is left is better served by
+a view of the mapped file: `get_tensor` and `get_slice` return copies, `get_slice` takes ranges of
+the axes as stored but not of reshaped ones (some entries of every attention head), and bfloat16
+is known to its NumPy reader only once `ml_dtypes` has been imported.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 import dataclasses
 import json
 import math
@@ -24,25 +32,27 @@ from specjax.models.hf.keys import read_json as read_json
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 ADAPTER = 'adapter_config.json'
+# dtypes by their names in files.
 _DTYPES = {
     'F32': np.dtype(np.float32),
     'F16': np.dtype(np.float16),
     'BF16': np.dtype(ml_dtypes.bfloat16),
-}
-# Vocabulary maps of draft heads; a model has none.
-_INTEGERS = {
     'I64': np.dtype(np.int64),
     'I32': np.dtype(np.int32),
     'BOOL': np.dtype(np.bool_),
+    'I8': np.dtype(np.int8),
 }
-# Weights that go with a tensor of scales.
-_INT8 = {'I8': np.dtype(np.int8)}
-_NAMES = {dtype: name for name, dtype in (_DTYPES | _INTEGERS | _INT8).items()}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# What the tensors of a file may be: the weights of any model or head, ...
+FLOATS = frozenset(_DTYPES[name] for name in ('F32', 'F16', 'BF16'))
+# ... the vocabulary maps of draft heads, and weights beside which there are tensors of scales.
+INTEGERS = frozenset(_DTYPES[name] for name in ('I64', 'I32', 'BOOL'))
+INT8 = frozenset({_DTYPES['I8']})
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-  """Where a tensor lies.
+  """Where a tensor is stored.
 
   Attributes:
     path: its file.
@@ -66,34 +76,35 @@ class StoredTensor:
     return flat.view(self.dtype).reshape(self.shape)
 
 
-def open_folder(folder: pathlib.Path, *, integers: bool = False) -> dict[str, StoredTensor]:
+def open_folder(
+    folder: pathlib.Path, *, dtypes: Collection[np.dtype] = FLOATS
+) -> dict[str, StoredTensor]:
   """All tensors of a folder's safetensors file or files, by name.
 
-  Where an index lists the tensors, each is that of the file it names; what else the files hold
-  is passed over.
+  Where an index lists the tensors, each is taken from the file that the index names; other
+  tensors of the files are passed over.
 
   Args:
     folder: the folder.
-    integers: whether tensors of int64, int32 and bool may be among them.
+    dtypes: that tensors may have, of `FLOATS`, `INTEGERS` and `INT8`.
 
   Raises:
     FileNotFoundError: when there is no such file, or a shard of the index is missing.
-    ValueError: when a file is truncated or not safetensors, or holds another dtype than
-      float32, float16 and bfloat16.
+    ValueError: when a file is truncated or not safetensors, or a tensor has another dtype.
   """
   if (folder / SINGLE).exists():
-    return open_file(folder / SINGLE, integers=integers)
+    return open_file(folder / SINGLE, dtypes=dtypes)
   index = folder / INDEX
   if not index.exists():
     refuse_adapter(folder)
-    others = ('.bin', '.pth', '.gguf')
-    there = sorted(file.name for file in folder.iterdir() if file.suffix in others)
-    hint = f' It holds {", ".join(there)}: convert these to safetensors first.' if there else ''
+    suffixes = ('.bin', '.pth', '.gguf')
+    others = sorted(file.name for file in folder.iterdir() if file.suffix in suffixes)
+    hint = f' It holds {", ".join(others)}: convert these to safetensors first.' if others else ''
     raise FileNotFoundError(f'{folder} holds neither {SINGLE} nor {INDEX}.{hint}')
-  found = read_json(index)
-  if 'weight_map' not in found:
+  data = read_json(index)
+  if 'weight_map' not in data:
     raise ValueError(f'{index} has no weight_map: it is damaged, fetch it again.')
-  weight_map = hf_keys.read(found, hf_keys.INDEX, where=str(index))['weight_map']
+  weight_map = hf_keys.read(data, hf_keys.INDEX, where=str(index))['weight_map']
   shards = sorted(set(weight_map.values()))
   missing = [shard for shard in shards if not (folder / shard).exists()]
   if missing:
@@ -101,18 +112,18 @@ def open_folder(folder: pathlib.Path, *, integers: bool = False) -> dict[str, St
         f'{folder} lacks {len(missing)} of {len(shards)} shards that {INDEX} lists: '
         f'{", ".join(missing)}. Fetch them again.'
     )
-  held = {shard: open_file(folder / shard, integers=integers) for shard in shards}
-  absent = sorted(name for name, shard in weight_map.items() if name not in held[shard])
+  tensors = {shard: open_file(folder / shard, dtypes=dtypes) for shard in shards}
+  absent = sorted(name for name, shard in weight_map.items() if name not in tensors[shard])
   if absent:
     raise ValueError(
         f'{index} lists tensors that its shards do not hold: {", ".join(absent[:5])}'
         f'{" …" if len(absent) > 5 else ""}. Fetch the folder again.'
     )
-  return {name: held[shard][name] for name, shard in weight_map.items()}
+  return {name: tensors[shard][name] for name, shard in weight_map.items()}
 
 
 def refuse_adapter(folder: pathlib.Path) -> None:
-  """Says so where a folder without what is asked for is an adapter of PEFT."""
+  """Raises `FileNotFoundError` if a folder is an adapter of PEFT, saying how to merge it."""
   file = folder / ADAPTER
   if not file.exists():
     return
@@ -124,13 +135,51 @@ def refuse_adapter(folder: pathlib.Path) -> None:
 
 
 def open_file(
-    path: pathlib.Path, *, integers: bool = False, int8: bool = False
+    path: pathlib.Path, *, dtypes: Collection[np.dtype] = FLOATS
 ) -> dict[str, StoredTensor]:
-  """The tensors of one file, its header checked against its size; raises as `open_folder`.
+  """The tensors of one file, by name, in the order in which they are stored.
 
-  With `int8` there may be int8 weights too, for a reader that knows where their scales are.
+  Args:
+    path: the file; its header is checked against its size.
+    dtypes: that tensors may have, of `FLOATS`, `INTEGERS` and `INT8`.
+
+  Raises:
+    ValueError: as `open_folder`.
   """
-  known = _DTYPES | (_INTEGERS if integers else {}) | (_INT8 if int8 else {})
+  header, start = _read_header(path)
+  entries = {}
+  for name, entry in header.items():
+    where = f'{path}: tensor {name}'
+    if not isinstance(entry, dict):
+      raise ValueError(f'{where} must be an object, got {hf_keys.shown(entry)}: fetch it again.')
+    entries[name] = hf_keys.read(entry, hf_keys.TENSOR, where=where)
+  end = 0
+  tensors = {}
+  for name, entry in sorted(entries.items(), key=lambda item: item[1]['data_offsets']):
+    dtype = _DTYPES.get(entry['dtype'])
+    if dtype is None or dtype not in dtypes:
+      supported = ', '.join(name for name, each in _DTYPES.items() if each in dtypes)
+      raise ValueError(
+          f'{path}: tensor {name} has dtype {entry["dtype"]}, which is not supported. '
+          f'Supported are {supported}; quantised models are not.'
+      )
+    shape = entry['shape']
+    begin, stop = entry['data_offsets']
+    if begin != end or stop - begin != math.prod(shape) * dtype.itemsize:
+      raise ValueError(f'{path} is damaged at tensor {name}: fetch it again.')
+    end = stop
+    tensors[name] = StoredTensor(path, start + begin, shape, dtype)
+  size = path.stat().st_size
+  if size != start + end:
+    raise ValueError(
+        f'{path} is truncated: its header announces {start + end:,} bytes and it has {size:,}. '
+        'Fetch it again.'
+    )
+  return tensors
+
+
+def _read_header(path: pathlib.Path) -> tuple[dict, int]:
+  """The unchecked entries of a file's header, by tensor, and the offset at which tensors begin."""
   size = path.stat().st_size
   with path.open('rb') as file:
     start = file.read(8)
@@ -148,33 +197,7 @@ def open_file(
     )
   hf_keys.read(header, hf_keys.METADATA, where=str(path))
   header.pop('__metadata__', None)
-  entries = {}
-  for name, entry in header.items():
-    where = f'{path}: tensor {name}'
-    if not isinstance(entry, dict):
-      raise ValueError(f'{where} must be an object, got {hf_keys.shown(entry)}: fetch it again.')
-    entries[name] = hf_keys.read(entry, hf_keys.TENSOR, where=where)
-  end = 0
-  tensors = {}
-  for name, entry in sorted(entries.items(), key=lambda item: item[1]['data_offsets']):
-    dtype = known.get(entry['dtype'])
-    if dtype is None:
-      raise ValueError(
-          f'{path}: tensor {name} has dtype {entry["dtype"]}, which is not supported. '
-          f'Supported are {", ".join(known)}; quantised models are not.'
-      )
-    shape = entry['shape']
-    begin, stop = entry['data_offsets']
-    if begin != end or stop - begin != math.prod(shape) * dtype.itemsize:
-      raise ValueError(f'{path} is damaged at tensor {name}: fetch it again.')
-    end = stop
-    tensors[name] = StoredTensor(path, 8 + length + begin, shape, dtype)
-  if size != 8 + length + end:
-    raise ValueError(
-        f'{path} is truncated: its header announces {8 + length + end:,} bytes and it has '
-        f'{size:,}. Fetch it again.'
-    )
-  return tensors
+  return header, 8 + length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +208,7 @@ class Unwritten:
     name: its name in the file.
     shape: its shape.
     dtype: its dtype.
-    make: gives its value, when its turn comes.
+    make: gives its value, of this shape and of any dtype, when its turn comes.
   """
 
   name: str
@@ -230,13 +253,13 @@ def publish(
     max_shard_bytes: int = 5_000_000_000,
     file_name: str = SINGLE,
 ) -> None:
-  """Writes a whole folder, `config.json` included, complete or not at all.
+  """Writes a whole folder, `config.json` included; it appears complete or not at all.
 
-  It is written beside its place and renamed.
+  The folder is written beside its place and then renamed.
 
   Args:
     folder: must not exist yet, or be empty.
-    config: what `config.json` says.
+    config: the content of `config.json`.
     tensors: to write.
     extra_files: copied into the folder.
     max_shard_bytes: size from which the weights are split into several files.
