@@ -37,8 +37,12 @@ MODULES = {
     'specjax.sharding.table': 'specjax.planning.table',
     'specjax.testing.statistics': 'specjax.testing.chi_square',
 }
-# Package: {old name: package that has it now}.
+# Package or module: {old name: package that has it now}.
 NAMES = {
+    'specjax.heads.hf.medusa': {
+        'load_early_exit': 'specjax.heads',
+        'save_early_exit': 'specjax.heads',
+    },
     'specjax.sharding': {
         'abstract_params': 'specjax.models',
         'init_params': 'specjax.models',
@@ -71,7 +75,7 @@ def install() -> None:
 
 
 def names(package: str) -> Callable[[str], Any]:
-  """A `__getattr__` for a package that functions moved out of."""
+  """A `__getattr__` for a package or a module that functions moved out of."""
 
   def get(name: str) -> Any:
     if name not in NAMES[package]:

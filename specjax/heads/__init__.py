@@ -4,8 +4,9 @@ from specjax.heads import presets
 from specjax.heads.eagle import Eagle, EagleConfig, EagleHead
 from specjax.heads.early_exit import EarlyExit, ExitAdapter, ExitConfig, plain_exit
 from specjax.heads.hf.eagle import LAYOUTS, load_eagle, save_eagle
+from specjax.heads.hf.early_exit import load_early_exit, save_early_exit
 from specjax.heads.hf.medusa import LAYOUTS as MEDUSA_LAYOUTS
-from specjax.heads.hf.medusa import load_early_exit, load_medusa, save_early_exit, save_medusa
+from specjax.heads.hf.medusa import load_medusa, save_medusa
 from specjax.heads.medusa import Medusa, MedusaConfig, MedusaHeads
 
 __all__ = [

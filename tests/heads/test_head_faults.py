@@ -72,7 +72,7 @@ def test_a_head_without_output_head_over_a_part_of_the_vocabulary_is_refused(tmp
   values = head_files.tensors(vocab_size=24) | {'d2t': np.zeros(24, np.int64)}
   del values['lm_head.weight']
   folder = head_files.write(tmp_path / 'head', EAGLE3 | dict(draft_vocab_size=24), values)
-  with pytest.raises(ValueError, match='missing are lm_head.weight'):
+  with pytest.raises(ValueError, match='missing: lm_head.weight'):
     heads.load_eagle(folder, target())
 
 
@@ -194,7 +194,7 @@ def test_medusa_heads_over_a_part_of_the_vocabulary(stored, tmp_path):
 
 
 @pytest.mark.parametrize('change, tensors, message', [
-    ({}, dict(surprise=np.ones(3, np.float32)), 'superfluous are surprise'),
+    ({}, dict(surprise=np.ones(3, np.float32)), 'unexpected: surprise'),
     (dict(num_heads=10**12), {}, 'num_heads must be at most 1,000, got 1000000000000'),
     (dict(num_heads='2'), {}, "num_heads must be a positive integer or null, got '2'"),
     (dict(num_hidden_layers=-1), {}, 'num_hidden_layers must be an integer from 0 on, got -1'),
@@ -217,7 +217,7 @@ def test_the_authors_medusa_file_with_a_foreign_tensor_is_refused_by_name(tmp_pa
            'surprise.weight': np.ones(3, np.float32)}
   folder = head_files.write(tmp_path / 'head', dict(medusa_num_heads=1), names)
   (folder / 'model.safetensors').rename(folder / 'medusa_lm_head.safetensors')
-  with pytest.raises(ValueError, match='superfluous are surprise.weight'):
+  with pytest.raises(ValueError, match='unexpected: surprise.weight'):
     heads.load_medusa(folder, target())
 
 

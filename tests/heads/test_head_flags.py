@@ -152,7 +152,7 @@ def test_a_vocabulary_map_over_the_whole_vocabulary_is_read(tmp_path):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(fc_norm=True, norm_before_fc=True), 'fc_norm and norm_before_fc are both true'),
-    (dict(fc_norm=True), 'missing are fc_norm.0.weight, fc_norm.1.weight, fc_norm.2.weight'),
+    (dict(fc_norm=True), 'missing: fc_norm.0.weight, fc_norm.1.weight, fc_norm.2.weight'),
     (dict(fc_norm='yes'), "fc_norm must be true or false, got 'yes'"),
     (dict(query_scale=3.0), 'query_scale=3.0 is not known, and may change what the head computes'),
     (dict(final_logit_softcapping=30.0), 'final_logit_softcapping=30.0 is not known'),

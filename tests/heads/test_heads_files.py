@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from specjax import heads
-from specjax.heads.hf import eagle as hf_eagle
+from specjax.heads.hf import eagle_config
 from specjax.heads.hf import torch_files
 from specjax.models.hf import files as hf_files
 from tests.support import tiny
@@ -145,6 +145,12 @@ def test_switches_of_speculators_survive_their_layout_alone(tmp_path):
     heads.save_eagle(head, tmp_path / 'other', layout='sglang')
   with pytest.raises(ValueError, match='layout must be one of'):
     heads.save_eagle(head, tmp_path / 'other', layout='other')
+  one = tiny_heads.head(1)
+  decoder = dataclasses.replace(one.config.decoder, num_layers=2)
+  config = dataclasses.replace(one.config, decoder=decoder)
+  two = one.replace(module=one.module.clone(config=config))
+  with pytest.raises(ValueError, match='has a place for one layer, the head has 2'):
+    heads.save_eagle(two, tmp_path / 'other', layout='speculators')
 
 
 def rewrite(folder, change):
@@ -161,8 +167,8 @@ def rewrite(folder, change):
 
 
 @pytest.mark.parametrize('change, message', [
-    (lambda t: t.pop('fc.weight'), 'missing are fc.weight'),
-    (lambda t: t.update(surprise=np.zeros(3, np.float32)), 'superfluous are surprise'),
+    (lambda t: t.pop('fc.weight'), 'missing: fc.weight'),
+    (lambda t: t.update(surprise=np.zeros(3, np.float32)), 'unexpected: surprise'),
     (lambda t: t.update({'norm.weight': np.zeros(3, np.float32)}), r'norm.weight has shape \(3,\)'),
     (lambda t: t.pop('d2t'), 'd2t, which maps them, is missing'),
     (lambda t: t.update(d2t=t['d2t'] * 0 + 60), 'to different ones of 64'),
@@ -176,11 +182,11 @@ def test_a_wrong_tensor_is_named(change, message, tmp_path):
 
 
 def test_layers_are_counted_as_each_engine_counts_them():
-  assert hf_eagle._feature_layers({}, 32) == (2, 16, 29)
+  assert eagle_config.feature_layers({}, 32) == (2, 16, 29)
   ids = {'eagle_aux_hidden_state_layer_ids': [2, 9, 13]}
-  assert hf_eagle._feature_layers(ids, 16) == (2, 9, 13)
+  assert eagle_config.feature_layers(ids, 16) == (2, 9, 13)
   nested = {'eagle_config': {'eagle_aux_hidden_state_layer_ids': [1, 8, 12]}}
-  assert hf_eagle._feature_layers(nested, 16) == (2, 9, 13)
+  assert eagle_config.feature_layers(nested, 16) == (2, 9, 13)
 
 
 @pytest.mark.parametrize('layout', heads.MEDUSA_LAYOUTS)
@@ -194,11 +200,11 @@ def test_medusa_heads_and_exits_come_back_the_same(layout, tmp_path):
   assert again.config == tiny_heads.adapter().config
   assert same(again.params, tiny_heads.adapter().params)
   rewrite(tmp_path / 'exit', lambda tensors: tensors.pop('norm.weight'))
-  with pytest.raises(ValueError, match='norm.weight are missing'):
+  with pytest.raises(ValueError, match='missing: norm.weight'):
     heads.load_early_exit(tmp_path / 'exit', tiny.target())
   if layout == 'vllm':
     rewrite(tmp_path / 'medusa', lambda tensors: tensors.pop('blocks.1.layers.0.weight'))
-    with pytest.raises(ValueError, match='missing are blocks.1.layers.0.weight'):
+    with pytest.raises(ValueError, match='missing: blocks.1.layers.0.weight'):
       heads.load_medusa(tmp_path / 'medusa', tiny.target())
 
 

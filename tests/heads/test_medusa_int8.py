@@ -59,11 +59,11 @@ def test_eight_bits_without_a_scale_per_output_are_refused(change, target, tmp_p
     heads.load_medusa(tmp_path / 'heads', target)
 
 
-def test_scales_of_weights_that_need_none_are_superfluous(target, tmp_path):
+def test_scales_of_weights_that_need_none_are_unexpected(target, tmp_path):
   heads.save_medusa(some_heads(), tmp_path / 'heads')
   path = tmp_path / 'heads' / 'medusa_lm_head.safetensors'
   tensors = safetensors.load_file(path)
   tensors['1.1.weight_scale'] = np.ones((11, 1), np.float32)
   safetensors.save_file(tensors, path)
-  with pytest.raises(ValueError, match=r'superfluous are 1\.1\.weight_scale'):
+  with pytest.raises(ValueError, match=r'unexpected: 1\.1\.weight_scale'):
     heads.load_medusa(tmp_path / 'heads', target)

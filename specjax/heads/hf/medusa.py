@@ -1,18 +1,19 @@
-"""Medusa heads and early exits in and out.
+"""Medusa heads in and out, in the layouts in which others publish them.
 
 - `authors` (FasterDecoding/Medusa): `medusa_lm_head.safetensors` or `.pt` with
   `{head}.{block}.linear.weight` and `.bias`, and `{head}.{blocks}.weight`;
-- `vllm`: `model.safetensors` with `blocks.{head}.layers.{block}.weight` and perhaps `.bias`, and
+- `vllm`: `model.safetensors` with `blocks.{head}.layers.{block}.weight`, an optional `.bias`, and
   `lm_heads.{head}.weight`, or with `original_lm_head` one `lm_head.weight` for all heads, or none
   for the target's. `token_map` lists the tokens of a vocabulary that is a part of the target's.
 
 In either, a `.weight` may be int8 with a `.weight_scale` [out, 1] beside it, as compressed-tensors
-stores integers of one scale per output.
+stores integers with one scale per output.
 
-Every tensor and every key of `config.json` (`specjax.heads.hf.keys`) is accounted for.
+`table` lists the tensors of a layout; reading, checking and writing follow from it. A missing or an
+unexpected tensor is an error, and so is an unknown key of `config.json` (`specjax.heads.hf.keys`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import os
 import pathlib
 import re
@@ -21,8 +22,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from specjax import _moved
 from specjax.heads import target as target_lib
-from specjax.heads.early_exit import EarlyExit, ExitAdapter, ExitConfig
 from specjax.heads.hf import keys as head_keys
 from specjax.heads.hf import torch_files
 from specjax.heads.medusa import Medusa, MedusaConfig, MedusaHeads
@@ -31,12 +32,49 @@ from specjax.models import quantization
 from specjax.models.config import TransformerConfig
 from specjax.models.hf import files as hf_files
 from specjax.models.hf import keys as hf_keys
+from specjax.models.hf import tensors as hf_tensors
 
 LAYOUTS = ('authors', 'vllm')
 _AUTHORS_FILE = 'medusa_lm_head.safetensors'
 _TORCH_FILE = 'medusa_lm_head.pt'
-_DTYPES = hf_files.FLOATS | hf_files.INTEGERS | hf_files.INT8
 _SCALE = '_scale'
+_SHARED_HEAD = 'lm_head.weight'
+# What the tensors of a block, and those of an output head, are called without their endings.
+_NAMES = {
+    'authors': ('{head}.{block}.linear', '{head}.{blocks}'),
+    'vllm': ('blocks.{head}.layers.{block}', 'lm_heads.{head}'),
+}
+
+
+def table(
+    config: MedusaConfig, layout: str, *, with_bias: bool = True
+) -> Iterator[hf_tensors.Parameter]:
+  """Every parameter of the heads and the tensors that it is stored as.
+
+  Args:
+    config: of the heads.
+    layout: one of `LAYOUTS`.
+    with_bias: whether the files hold the blocks' biases, which are zeros otherwise.
+  """
+  width, blocks, heads = config.target_width, config.num_layers, config.num_heads
+  block_name, head_name = _NAMES[layout]
+
+  def of_blocks(ending: str, shape: tuple[int, ...]) -> Iterator[hf_tensors.Part]:
+    for head in range(heads):
+      for block in range(blocks):
+        name = block_name.format(head=head, block=block)
+        yield hf_tensors.Part(f'{name}.{ending}', shape, hf_tensors.at(block, head))
+
+  weights, biases = of_blocks('weight', (width, width)), of_blocks('bias', (width,))
+  yield hf_tensors.Parameter(('blocks',), (blocks, heads, width, width), tuple(weights))
+  yield hf_tensors.Parameter(('bias',), (blocks, heads, width), tuple(biases) if with_bias else ())
+  names = [f'{head_name.format(head=head, blocks=blocks)}.weight' for head in range(heads)]
+  names = [_SHARED_HEAD] if config.shared_head else names
+  shape = (config.draft_vocab_size, width)
+  parts = [
+      hf_tensors.Part(name, shape, hf_tensors.at(number)) for number, name in enumerate(names)
+  ]
+  yield hf_tensors.Parameter(('head',), (len(names), *shape), tuple(parts))
 
 
 def load_medusa(
@@ -46,8 +84,8 @@ def load_medusa(
 
   Args:
     folder: with `config.json` and one of the files above.
-    target: the target that they were made for.
-    dtype: of weights and activations; None keeps that of the files, and takes float32 where they
+    target: the target that the heads were made for.
+    dtype: of weights and activations; None keeps that of the files, or takes float32 where they
       hold eight bits.
 
   Returns:
@@ -55,65 +93,39 @@ def load_medusa(
 
   Raises:
     FileNotFoundError: when the folder or a file is missing.
-    ValueError: when a tensor is missing, superfluous or of another shape, `config.json` says
-      what is not supported, or heads and target do not fit; naming them.
+    ValueError: naming what is wrong: a tensor is missing, unexpected or of another shape,
+      something in `config.json` is not supported, or heads and target do not fit.
   """
   folder = pathlib.Path(folder)
-  file = folder / 'config.json'
+  file, where = folder / 'config.json', str(folder)
   if not file.exists():
     hf_files.refuse_adapter(folder)
-    raise FileNotFoundError(f'{file} is missing: no folder of Medusa heads.')
+    raise FileNotFoundError(f'{file} is missing: {folder} is not the folder of Medusa heads.')
   data = hf_files.read_json(file)
-  tensors = _read(folder)
-  is_vllm = any(name.startswith('blocks.') for name in tensors)
-  layout = 'vllm' if is_vllm else 'authors'
-  cfg = target.module.config
-  config = _config(data, tensors, cfg, layout, str(file))
+  tensors = _read_tensors(folder)
+  layout = 'vllm' if any(name.startswith('blocks.') for name in tensors) else 'authors'
+  config = _config(data, tensors, target.module.config, layout, str(file))
   token_map = tensors.pop('token_map', None)
-  ids = None if token_map is None else _token_map(token_map, config, str(folder))
-  if config.shared_head and 'lm_head.weight' not in tensors:
+  ids = None if token_map is None else _token_map(token_map, config, where)
+  if config.shared_head and _SHARED_HEAD not in tensors:
     # Under another name, or the target's own.
     first = tensors.pop('lm_heads.0.weight', None)
     head = np.asarray(target_lib.output_head(target)) if first is None else first
-    tensors['lm_head.weight'] = head
-  has_bias = any(name.endswith('.bias') for name in tensors)
-  names = _names(config, layout, has_bias=has_bias)
-  if 'lm_head.weight' in set(tensors) - set(names):
-    target_lib.check_copy(tensors.pop('lm_head.weight'), target, str(folder))
-  missing, extra = sorted(set(names) - set(tensors)), sorted(set(tensors) - set(names))
-  if missing or extra:
-    raise ValueError(
-        f'{folder} does not hold {config.num_heads} heads of {config.num_layers} blocks: missing '
-        f'are {", ".join(missing) or "none"}; superfluous are {", ".join(extra) or "none"}.'
-    )
+    tensors[_SHARED_HEAD] = head
+  elif not config.shared_head and _SHARED_HEAD in tensors:
+    target_lib.check_copy(tensors.pop(_SHARED_HEAD), target, where)
+  with_bias = any(name.endswith('.bias') for name in tensors)
+  parameters = tuple(table(config, layout, with_bias=with_bias))
+  if ids is not None:
+    for part in parameters[-1].parts:
+      # An output head may be stored whole and used in part.
+      if part.name in tensors and tensors[part.name].shape[:1] == (config.target_vocab_size,):
+        tensors[part.name] = tensors[part.name][ids]
+  hf_tensors.check(tensors, parameters, where)
   kept = np.dtype(dtype or next(iter(tensors.values())).dtype)
-  wanted = {
-      'blocks': (config.target_width, config.target_width),
-      'bias': (config.target_width,),
-      'head': (config.draft_vocab_size, config.target_width),
-  }
-  # Every shape, before anything is allocated.
-  for name, (key, _) in names.items():
-    value = tensors[name]
-    if key == 'head' and ids is not None and value.shape[:1] == (config.target_vocab_size,):
-      value = tensors[name] = value[ids]  # stored whole, and used in part
-    if value.shape != wanted[key]:
-      raise ValueError(f'{folder}: {name} has shape {value.shape}, expected {wanted[key]}.')
-    if value.dtype.kind in 'biu':
-      raise ValueError(f'{folder}: {name} has dtype {value.dtype}, expected floats.')
-  params = {
-      'blocks': np.zeros((config.num_layers, config.num_heads, *wanted['blocks']), kept),
-      'bias': np.zeros((config.num_layers, config.num_heads, *wanted['bias']), kept),
-      'head': np.zeros((config.num_output_heads, *wanted['head']), kept),
-  }
-  for name, (key, index) in names.items():
-    params[key][index] = tensors[name].astype(kept)
-  module = MedusaHeads(config, kept, kept)
-  return Medusa(
-      module,
-      {key: jnp.asarray(value) for key, value in params.items()},
-      None if ids is None else jnp.asarray(ids, jnp.int32),
-  )
+  params = hf_tensors.load(parameters, tensors, kept)
+  draft_to_target = None if ids is None else jnp.asarray(ids, jnp.int32)
+  return Medusa(MedusaHeads(config, kept, kept), params, draft_to_target)
 
 
 def _config(
@@ -123,11 +135,11 @@ def _config(
     layout: str,
     where: str,
 ) -> MedusaConfig:
-  """The heads' shape, from their config and where that is wrong or silent from the tensors."""
+  """The heads' shape, from their config and, where that is wrong or incomplete, the tensors."""
   is_vllm = layout == 'vllm'
-  table = head_keys.VLLM_MEDUSA if is_vllm else head_keys.MEDUSA
-  values = hf_keys.read(data, table, where=where)
-  known = set(table) | head_keys.IDLE | head_keys.DECODER
+  keys = head_keys.VLLM_MEDUSA if is_vllm else head_keys.MEDUSA
+  values = hf_keys.read(data, keys, where=where)
+  known = set(keys) | head_keys.IDLE | head_keys.DECODER
   hf_keys.refuse_unknown(data, known, where=where)
   for key, size in (('hidden_size', target.width), ('vocab_size', target.vocab_size)):
     if values[key] not in (None, size):
@@ -136,9 +148,9 @@ def _config(
           'the heads that were made for it.'
       )
   number = re.compile(r'(?:blocks|lm_heads)\.(\d{1,3})\.' if is_vllm else r'(\d{1,3})\.')
-  found = [int(match[1]) for match in map(number.match, tensors) if match]
-  # Files of the authors' say two heads where there are more: the tensors count.
-  num_heads = max(found, default=0) + 1
+  numbers = [int(match[1]) for match in map(number.match, tensors) if match]
+  # Configs of the authors' say two heads where there are more: the tensors are counted.
+  num_heads = max(numbers, default=0) + 1
   if is_vllm and values['num_heads']:
     num_heads = values['num_heads']
   vocab_size = values['truncated_vocab_size'] if 'token_map' in tensors else None
@@ -203,8 +215,8 @@ def save_medusa(
     extra_files: copied into the folder.
 
   Raises:
-    FileExistsError: when the folder holds something.
-    ValueError: for an unknown layout.
+    FileExistsError: when the folder is not empty.
+    ValueError: for an unknown layout, or heads that the layout has no place for.
   """
   if layout not in LAYOUTS:
     raise ValueError(f'layout must be one of {LAYOUTS}, got {layout!r}.')
@@ -215,17 +227,9 @@ def save_medusa(
         "heads with layout='vllm'."
     )
   kept = np.dtype(dtype or heads.params['head'].dtype)
-  tensors = []
-  for name, (key, index) in _names(cfg, layout, has_bias=True).items():
-    value = np.asarray(heads.params[key])[index]
-    if int8 and name.endswith('.weight'):
-      rounded = quantization.quantize(jnp.asarray(value))
-      stored = {name: rounded.values, f'{name}{_SCALE}': rounded.scales[:, None]}
-    else:
-      stored = {name: value.astype(kept)}
-    for each, array in stored.items():
-      array = np.asarray(array)
-      tensors.append(hf_files.Unwritten(each, array.shape, array.dtype, lambda a=array: a))
+  tensors = list(hf_tensors.unwritten(heads.params, table(cfg, layout), kept))
+  if int8:
+    tensors = [each for tensor in tensors for each in _rounded(tensor)]
   if heads.draft_to_target is not None:
     ids = np.asarray(heads.draft_to_target, np.int64)
     tensors.append(hf_files.Unwritten('token_map', ids.shape, ids.dtype, lambda: ids))
@@ -252,57 +256,54 @@ def save_medusa(
   hf_files.publish(folder, data, tensors, extra_files=extra_files)
 
 
-def _names(config: MedusaConfig, layout: str, *, has_bias: bool) -> dict[str, tuple[str, Any]]:
-  """Every tensor, and the parameter and index that it is."""
-  names: dict[str, tuple[str, Any]] = {}
-  for head in range(config.num_heads):
-    for layer in range(config.num_layers):
-      block = f'blocks.{head}.layers.{layer}' if layout == 'vllm' else f'{head}.{layer}.linear'
-      names[f'{block}.weight'] = ('blocks', (layer, head))
-      if has_bias:
-        names[f'{block}.bias'] = ('bias', (layer, head))
-    if config.shared_head:
-      names['lm_head.weight'] = ('head', (0,))
-      continue
-    last = f'lm_heads.{head}' if layout == 'vllm' else f'{head}.{config.num_layers}'
-    names[f'{last}.weight'] = ('head', (head,))
-  return names
+def _rounded(tensor: hf_files.Unwritten) -> list[hf_files.Unwritten]:
+  """A tensor in eight bits and its scales, if it is a weight; else the tensor."""
+  if not tensor.name.endswith('.weight'):
+    return [tensor]
+  quantized = quantization.quantize(jnp.asarray(tensor.make()))
+  arrays = {
+      tensor.name: np.asarray(quantized.values),
+      f'{tensor.name}{_SCALE}': np.asarray(quantized.scales)[:, None],
+  }
+  return [
+      hf_files.Unwritten(name, array.shape, array.dtype, lambda a=array: a)
+      for name, array in arrays.items()
+  ]
 
 
-def _read(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """All tensors by name, without a leading name of the whole."""
-  if (folder / _AUTHORS_FILE).exists():
-    stored = hf_files.open_file(folder / _AUTHORS_FILE, dtypes=_DTYPES)
-  elif (folder / _TORCH_FILE).exists():
-    stored = torch_files.read(folder / _TORCH_FILE)
-  elif (folder / hf_files.SINGLE).exists():
-    stored = hf_files.open_file(folder / hf_files.SINGLE, dtypes=_DTYPES)
-  else:
+def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """All tensors by name, without a leading name of the whole module."""
+  files = [folder / name for name in (_AUTHORS_FILE, _TORCH_FILE, hf_files.SINGLE)]
+  file = next((file for file in files if file.exists()), None)
+  if file is None:
     hf_files.refuse_adapter(folder)
     raise FileNotFoundError(
-        f'{folder} holds none of {_AUTHORS_FILE}, {_TORCH_FILE} and {hf_files.SINGLE}.'
+        f'{folder} holds none of {", ".join(file.name for file in files)}.'
     )
+  if file.name == _TORCH_FILE:
+    tensors = torch_files.read(file)
+  else:
+    dtypes = hf_files.FLOATS | hf_files.INTEGERS | hf_files.INT8
+    stored = hf_files.open_file(file, dtypes=dtypes)
+    tensors = {name: tensor.read() for name, tensor in stored.items()}
   short = lambda name: name.removeprefix('medusa_heads.').removeprefix('medusa_head.')
-  tensors = {
-      short(name): value if isinstance(value, np.ndarray) else value.read()
-      for name, value in stored.items()
-  }
-  return _dequantized(folder, tensors)
+  return _dequantized(folder, {short(name): value for name, value in tensors.items()})
 
 
 def _dequantized(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The tensors, every int8 one times its scales."""
+  """The tensors, with every int8 one multiplied by its scales."""
   result = {}
-  rounded = {name for name, value in tensors.items() if value.dtype == np.int8}
+  integers = {name for name, value in tensors.items() if value.dtype == np.int8}
   for name, value in tensors.items():
-    if name.removesuffix(_SCALE) in rounded - {name}:
+    if name.removesuffix(_SCALE) in integers - {name}:
       continue
-    if name in rounded:
+    if name in integers:
       scales = tensors.get(f'{name}{_SCALE}')
-      if scales is None or scales.shape != (value.shape[0], 1):
+      expected = (*value.shape[:1], 1)
+      if scales is None or scales.shape != expected:
         raise ValueError(
-            f'{folder}: {name} is int8 and needs {name}{_SCALE} of shape {(value.shape[0], 1)}, '
-            f'found {"none" if scales is None else scales.shape}. Export the heads again with one '
+            f'{folder}: {name} is int8 and needs {name}{_SCALE} of shape {expected}, got '
+            f'{"none" if scales is None else scales.shape}. Export the heads again with one '
             'scale per output.'
         )
       value = value.astype(np.float32) * scales.astype(np.float32)
@@ -310,94 +311,4 @@ def _dequantized(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> dict[s
   return result
 
 
-# The adapter of an early exit: a layout of our own, for nobody publishes them in another.
-_EXIT_NAMES = {
-    'mlp_norm.weight': ('mlp_norm', 'scale'),
-    'norm.weight': ('final_norm', 'scale'),
-    'mlp.down_proj.weight': ('mlp', 'down'),
-}
-
-
-def load_early_exit(
-    folder: str | os.PathLike, target: LanguageModel, *, dtype: Any = None
-) -> EarlyExit:
-  """Loads an early exit that `save_early_exit` wrote.
-
-  Raises:
-    FileNotFoundError: when a file is missing.
-    ValueError: when a tensor is missing, superfluous or of another shape, or the target is
-      not as wide or deep as the exit needs.
-  """
-  folder = pathlib.Path(folder)
-  if not (folder / 'config.json').exists():
-    raise FileNotFoundError(f'{folder / "config.json"} is missing: no folder of an early exit.')
-  file = folder / 'config.json'
-  data = hf_files.read_json(file)
-  if data.get('model_type') != 'specjax_early_exit':
-    raise ValueError(f'{folder} is not an early exit: model_type={data.get("model_type")!r}.')
-  values = hf_keys.read(data, head_keys.EXIT, where=str(file))
-  hf_keys.refuse_unknown(data, set(head_keys.EXIT), where=str(file))
-  cfg = target.module.config
-  wanted = {'hidden_size': cfg.width, 'vocab_size': cfg.vocab_size}
-  for key, value in (*wanted.items(), ('num_target_layers', cfg.num_layers)):
-    if values[key] != value:
-      raise ValueError(f'{folder} is for a target of {key}={values[key]}, this one has {value}.')
-  try:
-    config = ExitConfig(
-        exit_layer=values['exit_layer'], target=cfg, mlp_width=values['intermediate_size']
-    )
-  except ValueError as error:
-    raise ValueError(f'{file}: {error}') from error
-  stored = hf_files.open_folder(folder)
-  width, mlp = cfg.width, config.mlp_width
-  shapes = {
-      'mlp_norm.weight': (width,), 'norm.weight': (width,),
-      'mlp.down_proj.weight': (width, mlp), 'mlp.gate_proj.weight': (mlp, width),
-      'mlp.up_proj.weight': (mlp, width),
-  }
-  found = {name: tensor.shape for name, tensor in stored.items()}
-  if found != shapes:
-    wrong = sorted(name for name in set(found) | set(shapes) if found.get(name) != shapes.get(name))
-    raise ValueError(f'{folder}: {", ".join(wrong)} are missing, superfluous or misshapen.')
-  kept = np.dtype(dtype or stored['norm.weight'].dtype)
-  read = lambda name: np.asarray(stored[name].read()).astype(kept)
-  params: dict[str, Any] = {}
-  for name, (outer, inner) in _EXIT_NAMES.items():
-    params.setdefault(outer, {})[inner] = jnp.asarray(read(name))
-  gate_up = np.stack([read('mlp.gate_proj.weight'), read('mlp.up_proj.weight')])
-  params['mlp']['gate_up'] = jnp.asarray(gate_up)
-  return EarlyExit(ExitAdapter(config, kept, kept), params)
-
-
-def save_early_exit(
-    exit: EarlyExit, folder: str | os.PathLike, *, dtype: Any = None, extra_files=()
-) -> None:
-  """Saves an early exit with an adapter; the folder appears complete or not at all.
-
-  Raises:
-    FileExistsError: when the folder holds something.
-    ValueError: when there is no adapter to save.
-  """
-  cfg = exit.config
-  if not cfg.mlp_width:
-    raise ValueError('This exit has no adapter: there is nothing to save.')
-  values = {
-      name: np.asarray(exit.params[outer][inner]) for name, (outer, inner) in _EXIT_NAMES.items()
-  }
-  gate, up = np.asarray(exit.params['mlp']['gate_up'])
-  values |= {'mlp.gate_proj.weight': gate, 'mlp.up_proj.weight': up}
-  tensors = []
-  for name, value in values.items():
-    kept = np.dtype(dtype or value.dtype)
-    tensors.append(
-        hf_files.Unwritten(name, value.shape, kept, lambda v=value, k=kept: v.astype(k))
-    )
-  data = {
-      'model_type': 'specjax_early_exit',
-      'exit_layer': cfg.exit_layer,
-      'intermediate_size': cfg.mlp_width,
-      'hidden_size': cfg.target.width,
-      'vocab_size': cfg.target.vocab_size,
-      'num_target_layers': cfg.target.num_layers,
-  }
-  hf_files.publish(folder, data, tensors, extra_files=extra_files)
+__getattr__ = _moved.names(__name__)
