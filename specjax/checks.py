@@ -19,6 +19,7 @@ from specjax import types
 from specjax import verify
 from specjax.drafters import vocabulary
 from specjax.models import LanguageModel
+from specjax.request import Request
 
 _LARGEST = np.iinfo(np.int32).max
 _MODES = ('greedy', 'sample', 'coupled')
@@ -45,13 +46,13 @@ def options(given: Iterable[str], known: Sequence[str]) -> None:
       raise TypeError(f'Unexpected option {name!r}.{hint} The options are {", ".join(known)}.')
 
 
-def request(target: Any, prompts: Sequence[Sequence[int]], given: Any) -> Any:
+def request(target: Any, prompts: Sequence[Sequence[int]], given: Request) -> Request:
   """A request with everything filled in, or a refusal before any compute.
 
   Args:
     target: the target.
     prompts: one non-empty token list per row.
-    given: a `specjax.generation.Request`.
+    given: its options.
 
   Returns:
     The request: `drafter`, `rule` and `sampling` are there and fit target and batch,
@@ -207,7 +208,7 @@ def _drafter(drafter: Any, vocab_size: int) -> Any:
   return vocabulary.fit(drafter, vocab_size)
 
 
-def _sampling(given: Any, batch: int, vocab_size: int) -> types.Sampling:
+def _sampling(given: Request, batch: int, vocab_size: int) -> types.Sampling:
   """Settings for this batch and vocabulary."""
   sampling = given.sampling
   if sampling is None:

@@ -22,15 +22,8 @@ from specjax import stats as stats_lib
 from specjax.kernels.accept import op_rule
 from specjax.models import fast_width
 from specjax.output import GenerateOutput
-from specjax.stopping import StopStrings
-from specjax.types import Sampling
-
-_FINISH = {
-    stats_lib.RUNNING: 'running',
-    stats_lib.STOP_TOKEN: 'stop',
-    stats_lib.LENGTH: 'length',
-}
-
+from specjax.reading import Reader
+from specjax.request import Request
 
 def generate(target, prompts: Sequence[Sequence[int]], **options) -> GenerateOutput:
   """Generates from a target, sped up by a drafter; lossless under every lossless rule.
@@ -83,53 +76,6 @@ def decode(target, prompts: Sequence[Sequence[int]], **options) -> GenerateOutpu
   return generate(target, prompts, **options)
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """The options of a run.
-
-  Attributes:
-    drafter: a `specjax.types.Drafter`, or a draft (`specjax.models.LanguageModel`), which becomes
-      `specjax.drafters.model(draft)`; None decodes plainly.
-    rule: a rule of `specjax.verify`, or its name. None takes `specjax.verify.default`: greedy where
-      every row's temperature is 0, else the block rule, or the recursive rule for trees.
-    sampling: from `specjax.sampling.make`, one entry a row. None means temperature 1 under a
-      rule that was given, and temperature 0 where there is none: greedy decoding.
-    max_new_tokens: the most tokens that a row emits; one number, or one a row.
-    seeds: one integer (row b takes seed + b) or one per row, modulo 2**32. A row's output depends
-      on its own seed alone.
-    stop_tokens: token ids that end a row, also inside an accepted block; kept in the output. One
-      id may stand alone.
-    stop_strings: one text or several that end a row; needs `tokenizer`. They are searched for
-      in the text with its special tokens, so that `<|im_end|>` is found whether it is shown or
-      not. The text is cut before them, the tokens after the first one that completes one.
-    tokenizer: for `stop_strings` and `texts`; has `decode(list of ids) -> str`, which may take
-      `skip_special_tokens`.
-    logprobs: None, 'raw' or 'controlled'.
-    trace: keep a record of every round.
-    width: tokens that a target pass reads, N + 1 where it is less; None takes the narrowest fast
-      one.
-    cache_length: the longest row; None takes what prompts and `max_new_tokens` need,
-      rounded up to a bucket so that another length does not recompile.
-    prefill_chunk: tokens of a prefill pass.
-    rounds_per_chunk: rounds between two outputs of a stream; None runs to the end at once.
-  """
-
-  drafter: Any = None
-  rule: Any = None
-  sampling: Sampling | None = None
-  max_new_tokens: int | Sequence[int] = 128
-  seeds: int | Sequence[int] = 0
-  stop_tokens: int | Sequence[int] | None = ()
-  stop_strings: str | Sequence[str] | None = ()
-  tokenizer: Any = None
-  logprobs: str | None = None
-  trace: bool = False
-  width: int | None = None
-  cache_length: int | None = None
-  prefill_chunk: int = 128
-  rounds_per_chunk: int | None = 8
-
-
 def stream(target, prompts: Sequence[Sequence[int]], **options) -> Iterator[GenerateOutput]:
   """As `generate`, but yields the output so far after every `rounds_per_chunk` rounds.
 
@@ -143,7 +89,7 @@ def stream(target, prompts: Sequence[Sequence[int]], **options) -> Iterator[Gene
 def _stream(target, prompts: Sequence[Sequence[int]], request: Request) -> Iterator[GenerateOutput]:
   """The outputs of a request that was checked."""
   setup, state, prompt_lengths, prefill_seconds = _prepare(target, prompts, request)
-  reader = _Reader(request, prompts, prompt_lengths, prefill_seconds)
+  reader = Reader(request, prompts, prompt_lengths, prefill_seconds)
   chunk = request.rounds_per_chunk
   if chunk is None:
     chunk = np.iinfo(np.int32).max // 2
@@ -325,88 +271,3 @@ def _pad_stops(stop_tokens: Sequence[int]) -> jnp.ndarray:
   while count < len(stop_tokens):
     count *= 2
   return jnp.asarray([*stop_tokens, *[-1] * (count - len(stop_tokens))], jnp.int32)
-
-
-class _Reader:
-  """Reads the state back as far as it is kept: rows end at their stop strings."""
-
-  def __init__(
-      self,
-      request: Request,
-      prompts: Sequence[Sequence[int]],
-      prompt_lengths: np.ndarray,
-      prefill_seconds: float,
-  ):
-    self._request = request
-    self._starts = prompt_lengths
-    self._prefill_seconds = prefill_seconds
-    self._texts = [''] * len(prompts)
-    self._stops = None
-    if request.tokenizer is not None:
-      self._stops = StopStrings(request.stop_strings, request.tokenizer, prompts)
-    # Of rows that a stop string ended: their lengths, and what the counts hold beyond these.
-    self._ends: dict[int, int] = {}
-    self._behind: stats_lib.Stats | None = None
-
-  def look(self, state: engine.DecodeState) -> np.ndarray:
-    """Reads the new tokens' text; whether each row [B] is over, by itself or by a stop string."""
-    done = np.array(state.done)
-    if self._stops is None:
-      return done
-    tokens, lengths = np.asarray(state.tokens), np.asarray(state.lengths)
-    ends = lengths.copy()
-    for row, (start, end) in enumerate(zip(self._starts, lengths)):
-      if row in self._ends:
-        continue
-      count, self._texts[row], found = self._stops.update(
-          row, tokens[row, start:end], over=bool(done[row])
-      )
-      if found:
-        self._ends[row] = ends[row] = start + count
-    if (ends < lengths).any():
-      behind = stats_lib.behind(jax.tree.map(np.asarray, state.recent), ends)
-      if self._behind is not None:
-        behind = jax.tree.map(np.add, self._behind, behind)
-      self._behind = behind
-    done[list(self._ends)] = True
-    return done
-
-  def read(self, state: engine.DecodeState, seconds: float) -> GenerateOutput:
-    """The output so far, as of the last look."""
-    request = self._request
-    to_numpy = lambda x: jax.tree.map(np.array, x)
-    tokens, lengths = np.array(state.tokens), np.array(state.lengths)
-    reasons = [_FINISH.get(int(code), 'running') for code in np.asarray(state.finish)]
-    for row, end in self._ends.items():
-      lengths[row], reasons[row] = end, 'stop'
-    logprobs = None if state.logprobs is None else np.array(state.logprobs)
-    beyond = np.arange(tokens.shape[1]) >= lengths[:, None]
-    tokens[beyond] = 0
-    if logprobs is not None:
-      logprobs[beyond] = 0.0
-    stats = to_numpy(state.stats)
-    if self._behind is not None:
-      stats = jax.tree.map(np.subtract, stats, self._behind)
-    return GenerateOutput(
-        tokens=tokens,
-        prompt_lengths=self._starts,
-        lengths=lengths,
-        finish_reasons=tuple(reasons),
-        logprobs=logprobs,
-        logprobs_of=request.logprobs,
-        stats=stats,
-        target_passes=int(stats.rounds.max()),
-        seconds=seconds,
-        prefill_seconds=self._prefill_seconds,
-        trace=None if state.trace is None else _kept_trace(to_numpy(state.trace), lengths),
-        drafter_state=None if 'running' in reasons else state.drafter,
-        texts=None if self._stops is None else tuple(self._texts),
-        tokenizer=request.tokenizer,
-    )
-
-
-def _kept_trace(trace: stats_lib.Trace, lengths: np.ndarray) -> stats_lib.Trace:
-  """The rounds that begin within the output; zeros elsewhere, where rows only ran along."""
-  kept = (trace.starts > 0) & (trace.starts < lengths[:, None])
-  zero = lambda x: np.where(kept.reshape(kept.shape + (1,) * (x.ndim - 2)), x, np.zeros_like(x))
-  return jax.tree.map(zero, trace)

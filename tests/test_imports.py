@@ -11,13 +11,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # From the ground up; the parts of a line do not use each other.
 FLOORS = (
     ('_moved', 'types', 'tree', 'randomness', 'detokenize'),
-    ('sharding', 'stats', 'stopping', 'traces'),
+    ('sharding', 'stats', 'stopping', 'traces', 'request'),
     ('cache', 'sampling', 'notebook', 'kernels.attention'),
     ('models', 'output'),
     ('heads', 'verify'),
     ('kernels.accept', 'drafters'),
     ('engine',),
-    ('checks',),
+    ('checks', 'reading'),
     ('generation',),
     ('analysis', 'testing', 'training', 'zoo'),
     ('planning',),
