@@ -1,12 +1,13 @@
 """Checks at the public boundary: what was expected, what came, what to change."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import difflib
+import functools
 import inspect
 import operator
 import reprlib
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from specjax.drafters import vocabulary
 from specjax.models import LanguageModel
 from specjax.request import Request
 
+P, R = ParamSpec('P'), TypeVar('R')
 _LARGEST = np.iinfo(np.int32).max
 _MODES = ('greedy', 'sample', 'coupled')
 _DRAFTER = (
@@ -33,21 +35,38 @@ _SETTINGS = (
 )
 
 
-def options(given: Iterable[str], known: Sequence[str]) -> None:
-  """Refuses options of a request that do not exist.
+def names_arguments(function: Callable[P, R]) -> Callable[P, R]:
+  """Makes a function refuse an unknown argument by the name of the nearest one that it takes.
 
-  Raises:
-    TypeError: naming them, the nearest that exists, and all that do.
+  Python itself suggests a name from 3.13 on; it never lists them. The signature stays that of
+  the function, for `help` and for editors.
+
+  Args:
+    function: one whose arguments all have names in its signature.
+
+  Returns:
+    The function, which raises TypeError with the unknown argument, the nearest known one and
+    all of them.
   """
-  for name in given:
-    if name not in known:
-      near = difflib.get_close_matches(name, known, n=1)
-      hint = f' Did you mean {near[0]!r}?' if near else ''
-      raise TypeError(f'Unexpected option {name!r}.{hint} The options are {", ".join(known)}.')
+  known = list(inspect.signature(function).parameters)
+
+  @functools.wraps(function)
+  def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+    for name in kwargs:
+      if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f'; did you mean {nearest[0]!r}?' if nearest else '.'
+        raise TypeError(
+            f'Unexpected argument {name!r}{hint} The arguments of {function.__name__} are '
+            f'{", ".join(known)}.'
+        )
+    return function(*args, **kwargs)
+
+  return checked
 
 
 def request(target: Any, prompts: Sequence[Sequence[int]], given: Request) -> Request:
-  """A request with everything filled in, or a refusal before any compute.
+  """A request with every default replaced by its value, or a refusal before any compute.
 
   Args:
     target: the target.
@@ -60,13 +79,12 @@ def request(target: Any, prompts: Sequence[Sequence[int]], given: Request) -> Re
     tuple. Checking it again changes nothing.
 
   Raises:
-    ValueError: for a target, drafter, rule or tokenizer that is none; empty prompts or token ids
-      outside the vocabulary; a prompt and its new tokens longer than the cache, or than the target
-      was made for; vocabularies of
-      target and drafter that differ by more than padding; a rule that cannot verify the drafter's
-      tree; settings, limits or seeds for another batch size; numbers that are not whole or too
-      small; stop tokens outside the vocabulary; an unknown kind of log-probabilities; stop
-      strings without a tokenizer.
+    ValueError: for a target, drafter, rule or tokenizer that is not one; empty prompts or token
+      ids outside the vocabulary; a prompt and its new tokens longer than the cache, or than the
+      target was made for; vocabularies of target and drafter that differ by more than padding; a
+      rule that cannot verify the drafter's tree; settings, limits or seeds for another batch
+      size; numbers that are not whole or too small; stop tokens outside the vocabulary; an
+      unknown kind of log-probabilities; stop strings without a tokenizer.
   """
   for name in ('vocab_size', 'init_cache'):
     if not hasattr(target, name):
@@ -110,7 +128,7 @@ def request(target: Any, prompts: Sequence[Sequence[int]], given: Request) -> Re
 
 
 def _kind(value: Any) -> str:
-  """How to say what came."""
+  """What an error calls a value: the value itself where it is short, else its type."""
   if inspect.isfunction(value) or inspect.isclass(value):
     return f'{value.__name__} itself, which was not called'
   shown = str | int | float | list | tuple | dict | set | np.ndarray
@@ -144,11 +162,11 @@ def _wholes(name: str, value: Any, expected: str) -> int | list[int]:
 
 def _one_per_row(name: str, value: Any, batch: int) -> int | list[int]:
   """One whole number, or as many as there are rows."""
-  expected = f'one whole number or one a row ({batch} rows)'
-  found = _wholes(name, value, expected)
-  if isinstance(found, list) and len(found) != batch:
-    raise ValueError(f'{name} must be {expected}; got {len(found)} of them.')
-  return found
+  expected = f'one whole number or one per row ({batch} rows)'
+  numbers = _wholes(name, value, expected)
+  if isinstance(numbers, list) and len(numbers) != batch:
+    raise ValueError(f'{name} must be {expected}; got {len(numbers)} of them.')
+  return numbers
 
 
 def _limits(target, prompts, max_new_tokens: Any, cache_length: int | None) -> np.ndarray:

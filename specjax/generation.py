@@ -5,7 +5,6 @@
 """
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 import time
 from typing import Any
 
@@ -20,45 +19,124 @@ from specjax import sampling as sampling_lib
 from specjax import sharding
 from specjax import stats as stats_lib
 from specjax.kernels.accept import op_rule
-from specjax.models import fast_width
+from specjax.models import LanguageModel, fast_width
 from specjax.output import GenerateOutput
 from specjax.reading import Reader
 from specjax.request import Request
+from specjax.types import Drafter, Sampling
+from specjax.verify import Rule
 
-def generate(target, prompts: Sequence[Sequence[int]], **options) -> GenerateOutput:
+
+@checks.names_arguments
+def generate(
+    target: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    drafter: Drafter | LanguageModel | None = None,
+    rule: Rule | str | None = None,
+    sampling: Sampling | None = None,
+    max_new_tokens: int | Sequence[int] = 128,
+    seeds: int | Sequence[int] = 0,
+    stop_tokens: int | Sequence[int] | None = (),
+    stop_strings: str | Sequence[str] | None = (),
+    tokenizer: Any = None,
+    logprobs: str | None = None,
+    trace: bool = False,
+    width: int | None = None,
+    cache_length: int | None = None,
+    prefill_chunk: int = 128,
+    rounds_per_chunk: int | None = None,
+) -> GenerateOutput:
   """Generates from a target, sped up by a drafter; lossless under every lossless rule.
 
   Args:
     target: a `specjax.models.LanguageModel`.
-    prompts: one non-empty token list a row; lengths may differ.
-    **options: those of `Request`, by keyword: `drafter`, `rule`, `sampling`,
-      `max_new_tokens`, `seeds`, `stop_tokens`, `stop_strings`, `tokenizer`, `logprobs`,
-      `trace`, `width`, `cache_length`, `prefill_chunk`, `rounds_per_chunk`.
+    prompts: one non-empty list of token ids per row; lengths may differ.
+    drafter: one of `specjax.drafters`, or a draft (`specjax.models.LanguageModel`), which becomes
+      `specjax.drafters.model(draft)`; None decodes plainly.
+    rule: a rule of `specjax.verify`, or its name. None takes `specjax.verify.default`: greedy
+      where every row's temperature is 0, else the block rule, or the recursive rule for trees.
+    sampling: from `specjax.sampling.make`, one entry per row. None means temperature 1 under a
+      rule that was given, and temperature 0 where there is none: greedy decoding.
+    max_new_tokens: the most tokens that a row emits; one number, or one per row.
+    seeds: one integer (row b takes seed + b) or one per row, modulo 2**32. A row's output depends
+      on its own seed alone.
+    stop_tokens: token ids that end a row, also inside an accepted block; kept in the output. A
+      single id need not be in a list.
+    stop_strings: one text or several that end a row; needs `tokenizer`. They are searched for
+      in the text with its special tokens, so that `<|im_end|>` is matched whether it is shown or
+      not. The text is cut before them, the tokens after the first one that completes one.
+    tokenizer: for `stop_strings` and `GenerateOutput.texts`; has `decode(list of ids) -> str`,
+      which may take `skip_special_tokens`.
+    logprobs: 'raw' keeps the log-probabilities of the emitted tokens under the target's own law,
+      'controlled' those after the sampling controls; None keeps none.
+    trace: whether to keep a record of every round.
+    width: tokens per target pass, N + 1 where that is more; None takes the narrowest width that
+      is not slower than a wider one.
+    cache_length: positions of the longest row; None takes what prompts and `max_new_tokens` need,
+      rounded up to a bucket so that another length does not recompile.
+    prefill_chunk: tokens per prefill pass.
+    rounds_per_chunk: rounds that run on the device between two looks of the host; None runs to
+      the end at once. The output is the same.
 
   Returns:
     A `GenerateOutput`.
 
   Raises:
     ValueError: for anything that cannot be run, before it is run (see `specjax.checks`).
-    TypeError: for an option that does not exist.
+    TypeError: for an unknown argument, naming the nearest one.
     FloatingPointError: if the target's logits are not numbers.
   """
+  outputs = stream(
+      target,
+      prompts,
+      drafter=drafter,
+      rule=rule,
+      sampling=sampling,
+      max_new_tokens=max_new_tokens,
+      seeds=seeds,
+      stop_tokens=stop_tokens,
+      stop_strings=stop_strings,
+      tokenizer=tokenizer,
+      logprobs=logprobs,
+      trace=trace,
+      width=width,
+      cache_length=cache_length,
+      prefill_chunk=prefill_chunk,
+      rounds_per_chunk=rounds_per_chunk,
+  )
   output = None
-  for output in stream(target, prompts, **({'rounds_per_chunk': None} | options)):
+  for output in outputs:
     pass
   return output
 
 
-def decode(target, prompts: Sequence[Sequence[int]], **options) -> GenerateOutput:
+@checks.names_arguments
+def decode(
+    target: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    drafter: None = None,
+    rule: Rule | str | None = None,
+    sampling: Sampling | None = None,
+    max_new_tokens: int | Sequence[int] = 128,
+    seeds: int | Sequence[int] = 0,
+    stop_tokens: int | Sequence[int] | None = (),
+    stop_strings: str | Sequence[str] | None = (),
+    tokenizer: Any = None,
+    logprobs: str | None = None,
+    trace: bool = False,
+    width: int | None = None,
+    cache_length: int | None = None,
+    prefill_chunk: int = 128,
+    rounds_per_chunk: int | None = None,
+) -> GenerateOutput:
   """Plain decoding: `generate` with no drafter, through the same prefill, cache and loop.
 
-  Args:
-    target: as for `generate`.
-    prompts: as for `generate`.
-    **options: as for `generate`, but `drafter`. `rule` picks the sampler: `greedy`,
-      `rejection` (the fastest draw from the law, and so is any other rule that samples) or
-      `coupled` (Gumbel noise, for equality with coupled speculation). `width` pads every pass
-      to that many tokens: at the width of a speculative run the logits are bitwise the same.
+  The arguments are those of `generate`, with two remarks. `rule` picks the sampler: `greedy`,
+  `rejection` (the fastest draw from the law, and so is any other rule that samples) or `coupled`
+  (Gumbel noise, for equality with coupled speculation). `width` pads every pass to that many
+  tokens: at the width of a speculative run the logits are bitwise the same.
 
   Returns:
     A `GenerateOutput`.
@@ -68,22 +146,81 @@ def decode(target, prompts: Sequence[Sequence[int]], **options) -> GenerateOutpu
     TypeError: as for `generate`.
     FloatingPointError: as for `generate`.
   """
-  if options.get('drafter') is not None:
+  if drafter is not None:
     raise ValueError(
         'decode is plain decoding and takes no drafter: leave drafter out, or use '
         'specjax.generate to speculate.'
     )
-  return generate(target, prompts, **options)
+  return generate(
+      target,
+      prompts,
+      rule=rule,
+      sampling=sampling,
+      max_new_tokens=max_new_tokens,
+      seeds=seeds,
+      stop_tokens=stop_tokens,
+      stop_strings=stop_strings,
+      tokenizer=tokenizer,
+      logprobs=logprobs,
+      trace=trace,
+      width=width,
+      cache_length=cache_length,
+      prefill_chunk=prefill_chunk,
+      rounds_per_chunk=rounds_per_chunk,
+  )
 
 
-def stream(target, prompts: Sequence[Sequence[int]], **options) -> Iterator[GenerateOutput]:
+@checks.names_arguments
+def stream(
+    target: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    drafter: Drafter | LanguageModel | None = None,
+    rule: Rule | str | None = None,
+    sampling: Sampling | None = None,
+    max_new_tokens: int | Sequence[int] = 128,
+    seeds: int | Sequence[int] = 0,
+    stop_tokens: int | Sequence[int] | None = (),
+    stop_strings: str | Sequence[str] | None = (),
+    tokenizer: Any = None,
+    logprobs: str | None = None,
+    trace: bool = False,
+    width: int | None = None,
+    cache_length: int | None = None,
+    prefill_chunk: int = 128,
+    rounds_per_chunk: int | None = 8,
+) -> Iterator[GenerateOutput]:
   """As `generate`, but yields the output so far after every `rounds_per_chunk` rounds.
 
-  The last output equals that of `generate`, for any `rounds_per_chunk`.
+  The arguments are those of `generate`. The last output equals that of `generate`, for any
+  `rounds_per_chunk`.
+
+  Returns:
+    An iterator of `GenerateOutput`, one per chunk.
+
+  Raises:
+    ValueError: as for `generate`, when it is called.
+    TypeError: as for `generate`, when it is called.
+    FloatingPointError: as for `generate`, when an output is asked for.
   """
-  checks.options(options, [field.name for field in dataclasses.fields(Request)])
+  request = Request(
+      drafter=drafter,
+      rule=rule,
+      sampling=sampling,
+      max_new_tokens=max_new_tokens,
+      seeds=seeds,
+      stop_tokens=stop_tokens,
+      stop_strings=stop_strings,
+      tokenizer=tokenizer,
+      logprobs=logprobs,
+      trace=trace,
+      width=width,
+      cache_length=cache_length,
+      prefill_chunk=prefill_chunk,
+      rounds_per_chunk=rounds_per_chunk,
+  )
   # Checked when it is called, not when its first output is asked for.
-  return _stream(target, prompts, checks.request(target, prompts, Request(**options)))
+  return _stream(target, prompts, checks.request(target, prompts, request))
 
 
 def _stream(target, prompts: Sequence[Sequence[int]], request: Request) -> Iterator[GenerateOutput]:
@@ -93,7 +230,7 @@ def _stream(target, prompts: Sequence[Sequence[int]], request: Request) -> Itera
   chunk = request.rounds_per_chunk
   if chunk is None:
     chunk = np.iinfo(np.int32).max // 2
-  # Stop strings are looked for while the state remembers the rounds behind them.
+  # Stop strings are looked for while the state remembers the rounds after them.
   between_looks = chunk if state.recent is None else stats_lib.RECENT
   seconds, left, over = 0.0, chunk, False
   while not over:
@@ -113,7 +250,7 @@ def _stream(target, prompts: Sequence[Sequence[int]], request: Request) -> Itera
 
 
 def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
-  """Checks a request and reads its prompts.
+  """Checks a request and runs its prefill.
 
   Returns:
     The engine's setup, the state after prefill, the prompts' lengths [B] (numpy), and the
@@ -204,17 +341,17 @@ def _newer(fresh, last, features):
 def first_state(
     setup: engine.Setup, *, cache, drafter_state, features, tokens, lengths, limits, seeds
 ) -> engine.DecodeState:
-  """The state of a run whose prompts were read.
+  """The state after prefill, before the first round.
 
   Args:
     setup: the run's setup.
-    cache: the target's cache, `lengths - 1` positions a row.
-    drafter_state: likewise.
+    cache: the target's cache, which holds `lengths - 1` positions of each row.
+    drafter_state: the drafter's, of the same positions.
     features: [B, F] of each prompt's last token but one.
     tokens: [B, S] int32, the prompts.
     lengths: [B] int32.
     limits: [B] int32, new tokens at most.
-    seeds: one integer (row b takes seed + b) or one a row.
+    seeds: one integer (row b takes seed + b) or one per row.
   """
   batch, size = tokens.shape
   depth, vocab_size = setup.drafter.depth, setup.target.vocab_size

@@ -41,7 +41,7 @@ def bootstrap(
     num_samples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-  """A statistic of columns with one entry a prompt, and its percentile interval.
+  """A statistic of columns with one entry per prompt, and its percentile interval.
 
   Args:
     statistic: takes the columns with prompts on the last axis ([..., P]) and reduces it.
@@ -69,13 +69,25 @@ def bootstrap(
 
 
 def ratio_of_sums(
-    numerators: Sequence[float], denominators: Sequence[float], **options
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    num_samples: int = 2000,
+    seed: int = 0,
 ) -> Estimate:
-  """Σ numerators / Σ denominators over prompts; options of `bootstrap`.
+  """Σ numerators / Σ denominators over prompts; the other arguments are those of `bootstrap`.
 
   Tokens over rounds gives the mean acceptance length, tokens over seconds the rate.
   """
-  return bootstrap(lambda n, d: n.sum(-1) / d.sum(-1), numerators, denominators, **options)
+  return bootstrap(
+      lambda n, d: n.sum(-1) / d.sum(-1),
+      numerators,
+      denominators,
+      confidence=confidence,
+      num_samples=num_samples,
+      seed=seed,
+  )
 
 
 def paired_speedup(
@@ -84,7 +96,9 @@ def paired_speedup(
     plain_tokens: Sequence[int],
     seconds: Sequence[float],
     tokens: Sequence[int],
-    **options,
+    confidence: float = 0.95,
+    num_samples: int = 2000,
+    seed: int = 0,
 ) -> Estimate:
   """How much faster tokens come than with plain decoding of the same prompts.
 
@@ -92,8 +106,10 @@ def paired_speedup(
     plain_seconds: [P], of plain decoding.
     plain_tokens: [P], tokens emitted by it.
     seconds: [P], of the method.
-    tokens: [P].
-    **options: of `bootstrap`.
+    tokens: [P], emitted by the method.
+    confidence: as for `bootstrap`.
+    num_samples: as for `bootstrap`.
+    seed: as for `bootstrap`.
 
   Returns:
     (Σ tokens / Σ seconds) / (Σ plain_tokens / Σ plain_seconds), prompts resampled in pairs.
@@ -102,4 +118,13 @@ def paired_speedup(
   def statistic(plain_s, plain_n, s, n):
     return (n.sum(-1) / s.sum(-1)) / (plain_n.sum(-1) / plain_s.sum(-1))
 
-  return bootstrap(statistic, plain_seconds, plain_tokens, seconds, tokens, **options)
+  return bootstrap(
+      statistic,
+      plain_seconds,
+      plain_tokens,
+      seconds,
+      tokens,
+      confidence=confidence,
+      num_samples=num_samples,
+      seed=seed,
+  )

@@ -34,12 +34,17 @@ class LanguageModel:
     return getattr(self.module, 'layout', None)
 
   def __call__(self, tokens, positions=None, cache=None, **kwargs) -> Output:
-    """`module.apply` with the weights; arguments as in `Transformer.__call__`."""
+    """`module.apply` with the weights; arguments as in `Transformer.__call__`.
+
+    They are passed on as they come, for a user's own module may not take all of them.
+    """
     return self.module.apply({'params': self.params}, tokens, positions, cache, **kwargs)
 
-  def init_cache(self, **kwargs):
-    """An empty cache; arguments as in `Transformer.init_cache`."""
-    return self.module.init_cache(**kwargs)
+  def init_cache(self, *, batch_size: int, cache_length: int, max_append: int) -> Any:
+    """An empty cache; arguments as in `specjax.cache.kv_cache.init`."""
+    return self.module.init_cache(
+        batch_size=batch_size, cache_length=cache_length, max_append=max_append
+    )
 
 
 def fast_width(model: LanguageModel) -> int:

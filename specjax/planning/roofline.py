@@ -162,7 +162,8 @@ def largest_paying_batch(
     acceptance: float,
     least_speedup: float = 1.05,
     limit: int = 4096,
-    **options,
+    max_num_speculative_tokens: int = 8,
+    overhead: float = 0.0,
 ) -> int | None:
   """The largest power of two of rows at which speculation still pays.
 
@@ -174,7 +175,8 @@ def largest_paying_batch(
     acceptance: the rate.
     least_speedup: what counts as paying.
     limit: where the search ends.
-    **options: as for `predict`.
+    max_num_speculative_tokens: as for `predict`.
+    overhead: as for `predict`.
 
   Returns:
     Rows; 0 where it never pays, None where it pays up to the limit. Memory is not looked at.
@@ -183,7 +185,8 @@ def largest_paying_batch(
   while batch_size <= limit:
     made = predict(
         target, draft, where, batch_size=batch_size, context=context,
-        acceptances=(acceptance,), **options,
+        acceptances=(acceptance,), max_num_speculative_tokens=max_num_speculative_tokens,
+        overhead=overhead,
     )
     if made[0].speedup < least_speedup:
       return paying

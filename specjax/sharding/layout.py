@@ -122,9 +122,16 @@ class Layout:
       entries.append(names[0] if len(names) == 1 else names or None)
     return PartitionSpec(*entries)
 
-  def sharding(self, axes: Sequence[str | None], **kwargs) -> NamedSharding:
+  def sharding(
+      self,
+      axes: Sequence[str | None],
+      *,
+      shape: Sequence[int] | None = None,
+      what: str = 'array',
+      at_use: bool = False,
+  ) -> NamedSharding:
     """As `spec`, on the mesh."""
-    return NamedSharding(self.mesh, self.spec(axes, **kwargs))
+    return NamedSharding(self.mesh, self.spec(axes, shape=shape, what=what, at_use=at_use))
 
   @property
   def replicated(self) -> NamedSharding:

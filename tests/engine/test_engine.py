@@ -133,7 +133,7 @@ class TestRefusal:
       pytest.param(dict(prompts=[[1, 64]]), '0 to 63', id='foreign_token'),
       pytest.param(dict(prompts=[[1] * 30], cache_length=32), 'cache_length is 32', id='too_long'),
       pytest.param(dict(max_new_tokens=0), 'max_new_tokens must be at least 1', id='no_new_tokens'),
-      pytest.param(dict(max_new_tokens=[1, 2]), 'one a row', id='limits_of_other_rows'),
+      pytest.param(dict(max_new_tokens=[1, 2]), 'one per row', id='limits_of_other_rows'),
       pytest.param(dict(logprobs='both'), "'raw' or 'controlled'", id='logprobs'),
       pytest.param(dict(stop_strings=['x']), 'need a tokenizer', id='stop_strings'),
       pytest.param(dict(sampling=sampling.make(batch_size=2)), 'batch_size=1', id='sampling_rows'),

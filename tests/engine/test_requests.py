@@ -1,6 +1,8 @@
 """What a request may say, what is filled in, and what is refused before any compute."""
 
 import dataclasses
+import inspect
+import re
 
 import jax
 import numpy as np
@@ -13,6 +15,8 @@ from specjax import generation
 from specjax import sampling as sampling_lib
 from specjax import testing
 from specjax import verify
+from specjax.analysis import statistics
+from specjax.planning import roofline
 from specjax.sampling import constraints
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
@@ -21,6 +25,7 @@ DRAFT = testing.table_model(vocab_size=4, seed=9)
 PROMPTS = [[0, 1], [2], [3, 3, 3]]
 CHAIN = drafters.ngram(num_speculative_tokens=2)
 TREE = drafters.model_tree(DRAFT, tree=(2, 1))
+EMPTY = inspect.Parameter.empty
 OPTIONS = dict(max_new_tokens=6, prefill_chunk=4, cache_length=9)
 
 
@@ -119,7 +124,7 @@ AUTOMATON = constraints.TokenAutomaton.create([[0, 0, 0]])
     (dict(width='2'), "width must be a whole number, got '2'"),
     (dict(cache_length=0), 'cache_length must be at least 1'),
     (dict(cache_length='9'), "cache_length must be a whole number, got '9'"),
-    (dict(seeds=[1]), r'seeds must be one whole number or one a row \(3 rows\); got 1 of them'),
+    (dict(seeds=[1]), r'seeds must be one whole number or one per row \(3 rows\); got 1 of them'),
     (dict(seeds=[[1, 2, 3]]), r'seeds must be one whole number .* got \[\[1, 2, 3\]\]'),
     (dict(seeds=1.5), r'seeds must be one whole number .* got 1\.5'),
     (dict(seeds='1'), "seeds must be one whole number .* got '1'"),
@@ -127,7 +132,7 @@ AUTOMATON = constraints.TokenAutomaton.create([[0, 0, 0]])
     (dict(max_new_tokens=3.7), r'max_new_tokens must be one whole number .* got 3\.7'),
     (dict(max_new_tokens='12'), "max_new_tokens must be one whole number .* got '12'"),
     (dict(max_new_tokens=None), 'max_new_tokens must be one whole number .* got NoneType'),
-    (dict(max_new_tokens=[1, 2]), r'one a row \(3 rows\); got 2 of them'),
+    (dict(max_new_tokens=[1, 2]), r'one per row \(3 rows\); got 2 of them'),
     (dict(max_new_tokens=[1, 0, 2]), 'max_new_tokens must be at least 1, got 0'),
     (dict(max_new_tokens=2**40), 'max_new_tokens must be at most 2147483647'),
     (dict(stop_tokens='</s>'), "stop_tokens must be one token id or a flat list .* got '</s>'"),
@@ -173,11 +178,39 @@ def test_refused_before_any_compute(options, message, monkeypatch):
       call(TARGET, prompts, **options)
 
 
-def test_options_that_do_not_exist():
-  with pytest.raises(TypeError, match="Unexpected option 'max_tokens'. Did you mean 'max_new_"):
-    specjax.generate(TARGET, PROMPTS, max_tokens=3)
-  with pytest.raises(TypeError, match="Unexpected option 'zzz'. The options are drafter, rule"):
+def test_arguments_that_do_not_exist():
+  message = "Unexpected argument 'max_tokens'; did you mean 'max_new_tokens'? The arguments of "
+  for call in (specjax.generate, specjax.decode, specjax.stream):
+    with pytest.raises(TypeError, match=re.escape(message + f'{call.__name__} are target, pr')):
+      call(TARGET, PROMPTS, max_tokens=3)
+  with pytest.raises(TypeError, match=r"Unexpected argument 'zzz'\. The arguments of decode are t"):
     specjax.decode(TARGET, PROMPTS, zzz=3)
+
+
+def defaults(function):
+  parameters = inspect.signature(function).parameters.values()
+  return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize('function, other', [
+    (specjax.stream, {}),
+    # Nothing is yielded between chunks, so that all rounds are one.
+    (specjax.generate, dict(rounds_per_chunk=None)),
+    (specjax.decode, dict(rounds_per_chunk=None)),
+])
+def test_defaults_in_a_signature_are_the_requests(function, other):
+  fields = {field.name: field.default for field in dataclasses.fields(generation.Request)}
+  assert defaults(function) == fields | other
+
+
+@pytest.mark.parametrize('function, of', [
+    (statistics.ratio_of_sums, statistics.bootstrap),
+    (statistics.paired_speedup, statistics.bootstrap),
+    (roofline.largest_paying_batch, roofline.predict),
+])
+def test_defaults_of_arguments_that_are_passed_on(function, of):
+  passed_on = {name: value for name, value in defaults(of).items() if value is not EMPTY}
+  assert passed_on and passed_on.items() <= defaults(function).items()
 
 
 def test_a_target_that_is_none():
