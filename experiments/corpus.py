@@ -5,11 +5,11 @@ import dataclasses
 import json
 import os
 import pathlib
-import tempfile
 
 import numpy as np
 import tokenizers
 
+from specjax import atomic
 from specjax import models
 from specjax.training import data
 
@@ -84,10 +84,9 @@ def prepare(
   folder.mkdir(parents=True, exist_ok=True)
   data.encode_files(train, tokenizer, out=files[TRAIN])
   data.encode_files(held_out, tokenizer, out=files[HELD_OUT])
-  with tempfile.TemporaryDirectory(dir=folder) as temporary:
-    # Last, and by a rename: a folder with a tokenizer is complete.
-    tokenizer.save(str(pathlib.Path(temporary) / TOKENIZER))
-    os.replace(pathlib.Path(temporary) / TOKENIZER, files[TOKENIZER])
+  # The tokenizer last: a folder that holds one is complete.
+  with atomic.replacing(files[TOKENIZER]) as (temporary,):
+    tokenizer.save(str(temporary))
   return _open(files, tokenizer)
 
 

@@ -22,6 +22,7 @@ from experiments import report_sections as sections
 from experiments import report_traces
 from experiments import tensorboard
 from experiments import workdir as workdir_lib
+from specjax import atomic
 
 CALIBRATION, TRACES = 'calibration.json', 'traces.json'
 
@@ -50,7 +51,7 @@ def write(workdir: workdir_lib.Workdir) -> pathlib.Path:
       config=workdir.config,
   )
   tensorboard.write(workdir.path, rows, x=str((workdir.config or {}).get('x', '')))
-  return workdir_lib.write_atomically(workdir.path / workdir_lib.REPORT, page)
+  return atomic.write(workdir.path / workdir_lib.REPORT, page)
 
 
 def render(

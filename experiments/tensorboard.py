@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 import pathlib
 import re
 import shutil
-import tempfile
 from typing import Any
 
 import tensorboardX
 
 from experiments import sweep as sweep_lib
+from specjax import atomic
 
 FOLDER = 'tensorboard'
 
@@ -42,20 +42,16 @@ def write(folder: pathlib.Path, rows: Sequence[Row], *, x: str = '') -> pathlib.
     The folder for `tensorboard --logdir`.
   """
   place = folder / FOLDER
-  made = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=f'.{FOLDER}.'))
   writers: dict[str, tensorboardX.SummaryWriter] = {}
-  try:
+  with atomic.replacing(place) as (temporary,):
+    temporary.mkdir()
     for run, tag, step, value in points(rows, x=x):
       if run not in writers:
-        writers[run] = tensorboardX.SummaryWriter(str(made / run))
+        writers[run] = tensorboardX.SummaryWriter(str(temporary / run))
       writers[run].add_scalar(tag, value, step)
     for writer in writers.values():
       writer.close()
     shutil.rmtree(place, ignore_errors=True)
-    made.rename(place)
-  except BaseException:
-    shutil.rmtree(made, ignore_errors=True)
-    raise
   return place
 
 

@@ -28,6 +28,7 @@ from experiments import corpus as corpus_lib
 from experiments import display
 from experiments import workdir as workdir_lib
 import specjax
+from specjax import atomic
 from specjax.sharding import processes
 from specjax.training import checkpoints
 from specjax.training import data
@@ -214,7 +215,7 @@ def _resume(results: workdir_lib.Workdir, config, say) -> int:
   if results.writes and (path / workdir_lib.METRICS).exists():
     rows = [row for row in workdir_lib.read_rows(path) if row['step'] <= first]
     lines = ''.join(json.dumps(row) + '\n' for row in rows)
-    workdir_lib.write_atomically(path / workdir_lib.METRICS, lines)
+    atomic.write(path / workdir_lib.METRICS, lines)
   return first
 
 

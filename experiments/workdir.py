@@ -1,8 +1,8 @@
 """Where a run puts `config.json`, `metrics.jsonl` and `report.html`, nothing half-written.
 
-A file is written beside its place and renamed into it; a row of `metrics.jsonl` is one
-line, written at once and flushed. Nothing is made before the first result, so that a run
-that is refused leaves neither an empty folder nor an older result damaged.
+Files appear as a whole (`specjax.atomic`); a row of `metrics.jsonl` is one line, written at once
+and flushed. Nothing is made before the first result, so that a run that is refused leaves neither
+an empty folder nor an older result damaged.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ import math
 import os
 import pathlib
 import shutil
-import tempfile
 from typing import Any
 
 import numpy as np
 
+from specjax import atomic
 from specjax.sharding import processes
 
 CONFIG, METRICS, REPORT = 'config.json', 'metrics.jsonl', 'report.html'
@@ -56,7 +56,7 @@ class Workdir:
     self._start()
     path = self.path / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_atomically(path, text)
+    return atomic.write(path, text)
 
   def write_json(self, name: str, value: Any) -> pathlib.Path:
     """As `write`, for anything that `to_json` takes."""
@@ -71,7 +71,7 @@ class Workdir:
       # A kill may have left half a line, to which the next row must not be glued.
       whole = metrics.read_bytes()
       if not whole.endswith(b'\n'):
-        write_atomically(metrics, whole[: whole.rfind(b'\n') + 1].decode())
+        atomic.write(metrics, whole[: whole.rfind(b'\n') + 1])
     else:
       # A report beside another run's rows would be taken for theirs.
       for name in (METRICS, REPORT):
@@ -130,25 +130,6 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
       raise ValueError(f'{path}, line {number} is not JSON: {error}') from error
   return rows
-
-
-def write_atomically(path: pathlib.Path, text: str) -> pathlib.Path:
-  """Writes `text` beside `path` and renames it into place."""
-  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-  try:
-    with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    # mkstemp makes files that only their owner may read; results are for sharing.
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
-    os.replace(temporary, path)
-  except BaseException:
-    pathlib.Path(temporary).unlink(missing_ok=True)
-    raise
-  return path
 
 
 def to_json(value: Any) -> Any:

@@ -26,8 +26,6 @@ from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
-import shutil
-import tempfile
 
 from absl import app
 from absl import flags
@@ -36,6 +34,7 @@ import jax.numpy as jnp
 from experiments.peers import pair
 from experiments.peers import prompts as prompts_lib
 from experiments.peers import tokenizer as tokenizer_lib
+from specjax import atomic
 from specjax import models
 from specjax.training import data
 
@@ -76,8 +75,8 @@ def make(
   if folder.exists():
     raise FileExistsError(f'{folder} exists: remove it or give another --folder.')
   folder.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-  try:
+  with atomic.replacing(folder) as (temporary,):
+    temporary.mkdir()
     print(f'Training a tokenizer of {config.vocab_size} pieces …')
     texts = data.read_texts(data.stdlib_files()) if texts is None else texts
     model = tokenizer_lib.train(texts, config.vocab_size)
@@ -110,11 +109,6 @@ def make(
         'new_tokens': new_tokens,
     }
     (temporary / 'pair.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
-    temporary.chmod(0o755)
-    temporary.rename(folder)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import re
 import subprocess
 
 from experiments.peers import runs
+from specjax import atomic
 
 _OUTTYPES = {'float32': 'f32', 'bfloat16': 'bf16'}
 _PROGRAMS = {runs.PLAIN: 'llama-completion', runs.DRAFT: 'llama-speculative-simple'}
@@ -122,15 +123,14 @@ def convert(folder: pathlib.Path, dtype: str, *, build: pathlib.Path, python: st
         'sentencepiece: give --config.peers.python=FILE.'
     )
   script = source(build) / 'convert_hf_to_gguf.py'
-  temporary = file.with_suffix('.part')
   command = [python, str(script), str(folder), '--outtype', _OUTTYPES[dtype]]
-  done = subprocess.run(
-      [*command, '--outfile', str(temporary)], capture_output=True, text=True, check=False
-  )
-  if done.returncode:
-    last = '\n'.join(done.stderr.strip().splitlines()[-5:])
-    raise ValueError(f'{script.name} failed. It said:\n{last}')
-  temporary.rename(file)
+  with atomic.replacing(file) as (temporary,):
+    done = subprocess.run(
+        [*command, '--outfile', str(temporary)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+      last = '\n'.join(done.stderr.strip().splitlines()[-5:])
+      raise ValueError(f'{script.name} failed. It said:\n{last}')
   return file
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import json
 import os
 import pathlib
+import shutil
 import time
 from typing import Any
 import zipfile
@@ -71,23 +72,28 @@ class Results:
     return found
 
   def summarise(self) -> None:
-    """Writes the table of all rows, as a whole."""
+    """Writes the table of all rows, as a whole.
+
+    Not by `specjax.atomic`: the process that starts the steps does this too, and it imports no JAX.
+    """
     beside = self.folder / f'.{SUMMARY}'
     beside.write_text(summary.table(self.rows()), encoding='utf-8')
     os.replace(beside, self.folder / SUMMARY)
 
   def pack(self, archive: str, files: Mapping[str, pathlib.Path | str]) -> None:
     """Adds files, or texts, to `profiles.zip` or `zoo.zip`; both the old and the new are whole."""
-    path, beside = self.folder / archive, self.folder / f'.{archive}'
-    if path.exists():
-      beside.write_bytes(path.read_bytes())
-    with zipfile.ZipFile(beside, 'a', zipfile.ZIP_DEFLATED) as packed:
-      for name, content in files.items():
-        if isinstance(content, pathlib.Path):
-          packed.write(content, name)
-        else:
-          packed.writestr(name, content)
-    os.replace(beside, path)
+    from specjax import atomic  # imports JAX, which only a step does
+
+    path = self.folder / archive
+    with atomic.replacing(path) as (temporary,):
+      if path.exists():
+        shutil.copyfile(path, temporary)
+      with zipfile.ZipFile(temporary, 'a', zipfile.ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+          if isinstance(content, pathlib.Path):
+            packed.write(content, name)
+          else:
+            packed.writestr(name, content)
 
   def trim_log(self) -> None:
     """Keeps the last part of a log that grew too large."""

@@ -6,7 +6,6 @@ one, in `decided.json` beside the compiled programs, for the steps and calls tha
 
 from collections.abc import Mapping
 import json
-import os
 import pathlib
 
 # Groups of operations that XLA puts into CUDA graphs.
@@ -56,8 +55,9 @@ def decided(folder: pathlib.Path, asked: Mapping[str, str | None]) -> dict[str, 
 
 def decide(folder: pathlib.Path, switch: str, value: str) -> None:
   """Keeps a decision, whole or not at all."""
+  from specjax import atomic  # imports JAX, which only a step does
+
   folder.mkdir(parents=True, exist_ok=True)
-  path, beside = folder / _FILE, folder / f'.{_FILE}'
+  path = folder / _FILE
   before = json.loads(path.read_text(encoding='utf-8-sig')) if path.exists() else {}
-  beside.write_text(json.dumps(before | {switch: value}, indent=2))
-  os.replace(beside, path)
+  atomic.write(path, json.dumps(before | {switch: value}, indent=2))

@@ -20,13 +20,13 @@ import pathlib
 import platform
 import shutil
 import sysconfig
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from specjax import atomic
 
 END_OF_TEXT = '<|endoftext|>'
 
@@ -254,12 +254,9 @@ def encode_files(
   )
   described = json.dumps(dataclasses.asdict(info), indent=2) + '\n'
   # The tokens last: where they are new, their description is too.
-  _write_together(
-    {
-      out.with_suffix('.json'): lambda file: file.write(described.encode()),
-      out: lambda file: np.save(file, tokens),
-    }
-  )
+  with atomic.replacing(out.with_suffix('.json'), out) as (description, array):
+    description.write_text(described, encoding='utf-8')
+    np.save(array, tokens)
   return info
 
 
@@ -308,27 +305,6 @@ def _special_tokens_as_text(tokenizer: tokenizers.Tokenizer) -> Iterator[None]:
     yield
   finally:
     tokenizer.encode_special_tokens = before
-
-
-def _write_together(writers: dict[pathlib.Path, Callable[[BinaryIO], object]]) -> None:
-  # Everything is complete on disk under a temporary name before the first name that counts changes.
-  partials: dict[pathlib.Path, str] = {}
-  try:
-    for path, write in writers.items():
-      handle, partials[path] = tempfile.mkstemp(
-        dir=path.parent, prefix=path.name + '.', suffix='.partial'
-      )
-      with os.fdopen(handle, 'wb') as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-      os.chmod(partials[path], 0o644)  # mkstemp makes it readable to its owner alone
-    for path, name in partials.items():
-      os.replace(name, path)
-  except BaseException:
-    for name in partials.values():
-      pathlib.Path(name).unlink(missing_ok=True)
-    raise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no single truth value

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (makes numpy know 'bfloat16')
 import numpy as np
 
+from specjax import atomic
 from specjax import models
 
 Array = jax.Array
@@ -245,9 +246,7 @@ def _check_same(file: pathlib.Path, described: dict) -> None:
 
 
 def _write_json(path: pathlib.Path, content: dict) -> None:
-  partial = path.with_suffix('.new')
-  partial.write_text(json.dumps(content, indent=2) + '\n')
-  os.replace(partial, path)
+  atomic.write(path, json.dumps(content, indent=2) + '\n')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

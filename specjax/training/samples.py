@@ -12,6 +12,7 @@ import pathlib
 
 import numpy as np
 
+from specjax import atomic
 from specjax import generation
 from specjax import sampling as sampling_lib
 from specjax import verify
@@ -71,19 +72,19 @@ def write(
     if found != described:
       raise ValueError(f'{folder} holds other samples ({found}), wanted {described}.')
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / _DESCRIPTION).write_text(json.dumps(described) + '\n')
+  atomic.write(folder / _DESCRIPTION, json.dumps(described) + '\n')
   if not (folder / _SAMPLES).exists():
     batches = -(-num_samples // batch_size)
     for index in range(batches):
       file = folder / f'batch_{index:05d}.npy'
       if not file.exists():
-        made = _sample(target, tokens, described, index)
-        np.save(folder / 'partial.npy', made)
-        os.replace(folder / 'partial.npy', file)
+        samples = _sample(target, tokens, described, index)
+        with atomic.replacing(file) as (temporary,):
+          np.save(temporary, samples)
         say(f'{index + 1} of {batches} batches of samples.')
     whole = [np.load(folder / f'batch_{index:05d}.npy') for index in range(batches)]
-    np.save(folder / 'partial.npy', np.concatenate(whole).reshape(-1))
-    os.replace(folder / 'partial.npy', folder / _SAMPLES)
+    with atomic.replacing(folder / _SAMPLES) as (temporary,):
+      np.save(temporary, np.concatenate(whole).reshape(-1))
     for index in range(batches):
       (folder / f'batch_{index:05d}.npy').unlink()
   return np.load(folder / _SAMPLES, mmap_mode='r')

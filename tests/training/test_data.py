@@ -227,7 +227,7 @@ class TestEncode:
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def half_written(file, tokens):
-      file.write(b'half')
+      pathlib.Path(file).write_bytes(b'half')
       raise OSError(errno.ENOSPC, 'no space left')
 
     def not_synced(handle):

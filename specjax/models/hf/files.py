@@ -21,11 +21,11 @@ import math
 import os
 import pathlib
 import shutil
-import tempfile
 
 import ml_dtypes
 import numpy as np
 
+from specjax import atomic
 from specjax.models.hf import keys as hf_keys
 from specjax.models.hf.keys import read_json as read_json
 
@@ -255,8 +255,6 @@ def publish(
 ) -> None:
   """Writes a whole folder, `config.json` included; it appears complete or not at all.
 
-  The folder is written beside its place and then renamed.
-
   Args:
     folder: must not exist yet, or be empty.
     config: the content of `config.json`.
@@ -272,8 +270,8 @@ def publish(
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise FileExistsError(f'{folder} exists and is not empty: remove it or choose another.')
   folder.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-  try:
+  with atomic.replacing(folder) as (temporary,):
+    temporary.mkdir()
     text = json.dumps(config, indent=2, sort_keys=True) + '\n'
     (temporary / 'config.json').write_text(text, encoding='utf-8')
     for file in extra_files:
@@ -281,11 +279,6 @@ def publish(
     write_folder(temporary, tensors, max_shard_bytes=max_shard_bytes)
     if file_name != SINGLE:
       (temporary / SINGLE).rename(temporary / file_name)
-    temporary.chmod(0o755)
-    temporary.rename(folder)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
 
 
 def _write_file(path: pathlib.Path, tensors: list[Unwritten]) -> None:
@@ -309,5 +302,3 @@ def _write_file(path: pathlib.Path, tensors: list[Unwritten]) -> None:
       value = np.ascontiguousarray(tensor.make(), dtype=tensor.dtype)
       assert value.shape == tensor.shape, (tensor.name, value.shape, tensor.shape)
       file.write(value.reshape(-1).view(np.uint8).data)
-    file.flush()
-    os.fsync(file.fileno())
