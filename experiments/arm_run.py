@@ -21,6 +21,7 @@ from experiments import report_plots
 from experiments import report_traces
 from specjax import generation
 from specjax.analysis import records
+from specjax.analysis import timing
 from specjax.analysis import traces
 from specjax.models import fast_width
 from specjax.output import GenerateOutput
@@ -233,26 +234,25 @@ def _time(settings, runner, plain, made, batches, outputs):
     Seconds of every batch by 'arm' and 'plain' (medians over repetitions), the new tokens of
     plain decoding, and how many rows came out otherwise than when they were checked.
   """
-  samples = {name: [[] for _ in batches] for name in ('arm', 'plain')}
-  tokens, differing = [0] * len(batches), 0
-  order = np.random.default_rng(0)
-  for method in (plain, made[0]):
-    runner(method, batches[0].prompts, batches[0].first)  # compiles, and warms up
-  for repetition in range(settings.repetitions):
-    for index, batch in enumerate(batches):
-      for name in order.permutation(('arm', 'plain')):
-        method = made[index] if name == 'arm' else plain
-        output = runner(method, batch.prompts, batch.first)
-        samples[name][index].append(output.seconds)
-        if name == 'plain':
-          tokens[index] = output.num_new_tokens
-        elif not repetition:
-          same = (output.tokens == outputs[index].tokens).all(axis=1)
-          differing += int((~same).sum())
-  medians = {
-      name: [float(np.median(times)) for times in rows] for name, rows in samples.items()
-  }
-  return medians, tokens, differing
+
+  def run(name: str, index: int) -> tuple[float, GenerateOutput]:
+    method, batch = made[index] if name == 'arm' else plain, batches[index]
+    output = runner(method, batch.prompts, batch.first)
+    return output.seconds, output
+
+  times = timing.in_turns(
+      run,
+      ('arm', 'plain'),
+      repetitions=settings.repetitions,
+      num_cases=len(batches),
+      warm_ups=1,
+  )
+  tokens = [output.num_new_tokens for output in times.results['plain']]
+  differing = sum(
+      int((timed.tokens != checked.tokens).any(axis=1).sum())
+      for timed, checked in zip(times.results['arm'], outputs)
+  )
+  return times.medians(), tokens, differing
 
 
 def _counts(outputs: Sequence[GenerateOutput], method: methods_lib.Method) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from specjax import verify
 from specjax.analysis import records
 from specjax.analysis import theory
 from specjax.analysis import timed_programs
+from specjax.analysis import timing
 from specjax.output import GenerateOutput
 
 Prompts = Sequence[Sequence[int]]
@@ -183,29 +184,23 @@ def time(
     repetitions: int,
     say: Callable[[str], None],
 ) -> Timed:
-  """Times all methods in turns, prompt by prompt, in an order that keeps changing.
+  """Times all methods in turns, prompt by prompt (see `specjax.analysis.timing`)."""
+  by_key = {each.key: each for each in methods}
 
-  Ratios are then of runs seconds apart, on a machine in the same state. Every method is
-  compiled and warmed up before anything is timed.
-  """
-  for number, each in enumerate(methods, start=1):
-    say(f'compiling {number}/{len(methods)}: {each.name}, {each.rule_name}')
-    for _ in range(2):
-      runner(each, prompts[:1])
-  outputs = {each.key: [] for each in methods}
-  samples = {each.key: [[] for _ in prompts] for each in methods}
-  order = np.random.default_rng(0)
-  for repetition in range(repetitions):
-    for row, prompt in enumerate(prompts):
-      say(f'timing, round {repetition + 1}/{repetitions}, prompt {row + 1}/{len(prompts)}')
-      for index in order.permutation(len(methods)):
-        each = methods[index]
-        output = runner(each, [prompt], first=row)
-        samples[each.key][row].append(output.seconds)
-        if not repetition:
-          outputs[each.key].append(output)
-  seconds = {key: [float(np.median(times)) for times in rows] for key, rows in samples.items()}
-  return Timed(outputs, seconds)
+  def run(key: str, row: int) -> tuple[float, GenerateOutput]:
+    output = runner(by_key[key], [prompts[row]], first=row)
+    return output.seconds, output
+
+  times = timing.in_turns(
+      run,
+      list(by_key),
+      repetitions=repetitions,
+      num_cases=len(prompts),
+      progress=say,
+      label=lambda key: f'{by_key[key].name}, {by_key[key].rule_name}',
+      case_name='prompt',
+  )
+  return Timed(times.results, times.medians())
 
 
 @dataclasses.dataclass(frozen=True)

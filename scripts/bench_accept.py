@@ -10,7 +10,6 @@ form) and what was measured. On an accelerator the best implementation for it is
 import functools
 import json
 import pathlib
-import time
 
 from absl import app
 from absl import flags
@@ -23,6 +22,7 @@ from specjax import sampling as sampling_lib
 from specjax import tree
 from specjax import types
 from specjax import verify
+from specjax.analysis import timing
 from specjax.kernels import accept as accept_lib
 from specjax.kernels.accept import api
 
@@ -129,16 +129,11 @@ def forms(target, draft, tokens, source):
 
 def times(calls, repetitions: int) -> dict[str, float]:
   """Median milliseconds of each call, taken in turns."""
-  samples = {name: [] for name in calls}
-  for call in calls.values():
-    for _ in range(3):
-      jax.block_until_ready(call())
-  for _ in range(repetitions):
-    for name, call in calls.items():
-      started = time.perf_counter()
-      jax.block_until_ready(call())
-      samples[name].append(1e3 * (time.perf_counter() - started))
-  return {name: float(np.median(values)) for name, values in samples.items()}
+  measured = timing.in_turns(
+      lambda name, case: (timing.seconds_of(calls[name]), None),
+      list(calls), repetitions=repetitions, warm_ups=3,
+  )
+  return {name: 1e3 * median for name, (median,) in measured.medians().items()}
 
 
 def main(argv):

@@ -25,7 +25,6 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
 
 from absl import app
 from absl import flags
@@ -35,6 +34,7 @@ import numpy as np
 
 from specjax import randomness
 from specjax import sampling as sampling_lib
+from specjax.analysis import timing
 from specjax.kernels import accept as accept_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/check_accept_gpu', 'Where metrics.jsonl goes.')
@@ -78,14 +78,9 @@ def op(target, draft, tokens, seed, *, rule, implementation):
 
 def milliseconds(call, wait, repetitions: int) -> float:
   """Median of a call."""
-  samples = []
-  for _ in range(3):
-    wait(call())
-  for _ in range(repetitions):
-    started = time.perf_counter()
-    wait(call())
-    samples.append(1e3 * (time.perf_counter() - started))
-  return float(np.median(samples))
+  run = lambda key, case: (timing.seconds_of(call, wait), None)
+  times = timing.in_turns(run, ('call',), repetitions=repetitions, warm_ups=3)
+  return 1e3 * times.medians()['call'][0]
 
 
 def bandwidth(num_elements: int = 1 << 30) -> float:

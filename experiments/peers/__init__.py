@@ -22,6 +22,7 @@ from experiments.peers import rows as rows_lib
 from experiments.peers import runs
 from specjax import models
 from specjax import zoo
+from specjax.analysis import timing
 
 Say = Callable[[str], None]
 
@@ -166,10 +167,9 @@ def _measure(config, task: runs.Task, dtype: str, say: Say) -> list[dict[str, An
         )
     )
   found: dict[str, list[runs.Run]] = {engine.name: [] for engine in engines}
-  for number in range(peers.rounds):
-    for engine in engines:
-      say(f'{label}: {engine.name}, round {number + 1} of {peers.rounds}')
-      found[engine.name] += engine.run()
+  for number, _, engine in timing.turns(engines, repetitions=peers.rounds):
+    say(f'{label}: {engine.name}, round {number + 1} of {peers.rounds}')
+    found[engine.name] += engine.run()
   measured = [
       rows_lib.Measured(each.name, each.versions, tuple(runs.fastest(found[each.name])))
       for each in engines

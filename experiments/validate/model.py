@@ -166,5 +166,7 @@ class Bench:
     return self._time(program, min(self.rounds, self.room // width))
 
   def _time(self, program, rounds: int) -> float:
-    timer = timed_programs.Timer(rounds, self.repetitions, lambda line: None)
-    return timer.time({'': program})['']
+    seconds, _ = timed_programs.time_rounds(
+        {(): program}, rounds=rounds, repetitions=self.repetitions
+    )
+    return seconds[()]

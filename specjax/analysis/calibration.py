@@ -10,13 +10,13 @@ batch, without compilation and prefill:
 - a *round with a real drafter*: less the former it is what drafting costs.
 
 The work of a round does not depend on how much of it is accepted, so acceptance does not
-enter here. Programs are timed in turns, in an order that changes from one repetition to the
-next, and medians are kept: a machine that slows down slows all of them down. Everything is
-divided by the plain step, the loop around it included, so that `specjax.analysis.theory`
-predicts what a stopwatch shows.
+enter here. Programs are timed in turns (`specjax.analysis.timing`). Everything is divided by the
+plain step, the loop around it included, so that `specjax.analysis.theory` predicts what a
+stopwatch shows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -82,7 +82,6 @@ def calibrate(
     ValueError: if K < 1, the cache is too short for one round after the prompts, or a case or
       a tree names what there is not.
   """
-  say = progress or (lambda line: None)
   _check(prompts, max_num_speculative_tokens, cache_length, repetitions)
   trees = dict(trees or {})
   room = cache_length - max(len(prompt) for prompt in prompts)
@@ -94,13 +93,17 @@ def calibrate(
       cache_length=cache_length,
       prefill_chunk=prefill_chunk,
   )
-  timer = timed_programs.Timer(rounds, repetitions, say)
+  time_rounds = functools.partial(
+      timed_programs.time_rounds, rounds=rounds, repetitions=repetitions, progress=progress
+  )
 
-  candidates: tuple[Candidate, ...] = ()
+  noise_of_candidates, candidates = 0.0, ()
   dtype, width = _dtype_of(target), fast_width(target)
   if dtypes:
     widest = max_num_speculative_tokens + 1
-    candidates = _candidates(target, prompts, request, dtypes, widest, timer)
+    candidates, noise_of_candidates = _candidates(
+        target, prompts, request, dtypes, widest, time_rounds
+    )
     # Rounds are made of wide passes. At one token another dtype may be a little faster.
     fastest = min(candidates, key=lambda each: (each.pass_seconds, each.seconds))
     dtype, width = fastest.dtype, fastest.width
@@ -124,7 +127,7 @@ def calibrate(
   programs = timed_programs.rounds_and_passes(
       target, prompts, request, width, widths, rules, makers, rounds_of, trees
   )
-  seconds = timer.time(programs)
+  seconds, noise = time_rounds(programs)
   return Calibration(
       dtype=dtype,
       width=width,
@@ -136,7 +139,7 @@ def calibrate(
       cache_length=cache_length,
       rounds=rounds,
       repetitions=repetitions,
-      noise=timer.noise,
+      noise=max(noise, noise_of_candidates),
       versions=records.versions(),
       hardware=records.hardware(),
   )
@@ -191,8 +194,10 @@ def _widths(largest: int) -> list[int]:
   return widths
 
 
-def _candidates(target, prompts, request, dtypes, widest: int, timer) -> tuple[Candidate, ...]:
-  """Times plain greedy decoding at every dtype, one and two tokens a pass, and a wide pass."""
+def _candidates(
+    target, prompts, request, dtypes, widest: int, time_rounds
+) -> tuple[tuple[Candidate, ...], float]:
+  """Plain greedy decoding at every dtype, one and two tokens per pass, and a wide pass; noise."""
   programs = {}
   for dtype in dtypes:
     model = cast(target, dtype)
@@ -202,12 +207,13 @@ def _candidates(target, prompts, request, dtypes, widest: int, timer) -> tuple[C
     for width in (1, 2):
       made = timed_programs.with_drafter(setup.replace(width=width), state, setup.drafter, request)
       programs['plain', name, width] = timed_programs.loop(*made)
-  seconds = timer.time(programs)
-  return tuple(
+  seconds, noise = time_rounds(programs)
+  candidates = tuple(
       Candidate(dtype, width, value, seconds['pass', dtype, widest])
       for (kind, dtype, width), value in seconds.items()
       if kind == 'plain'
   )
+  return candidates, noise
 
 
 def _rule_costs(rule, lengths: dict[int, set[str]], trees, seconds) -> RuleCosts:

@@ -14,6 +14,7 @@ from specjax import engine
 from specjax import generation
 from specjax import tree as tree_lib
 from specjax import verify
+from specjax.analysis import timing
 from specjax.cache import kv_cache
 from specjax.drafters import vocabulary
 from specjax.stats import Stats
@@ -173,32 +174,29 @@ def _passes(target, cache: kv_cache.KVCache, tokens, rounds):
   return jax.lax.while_loop(lambda carry: carry[0] < rounds, body, (jnp.int32(0), cache, logits))
 
 
-class Timer:
-  """Times programs in turns; remembers how much the times vary.
+def time_rounds(
+    programs: Mapping[Any, Callable[[int], float]],
+    *,
+    rounds: int,
+    repetitions: int,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[dict[Any, float], float]:
+  """Times programs in turns (`specjax.analysis.timing`).
 
-  Attributes:
-    noise: largest (slowest - fastest) / median of any program so far.
+  Args:
+    programs: by key (a tuple); each runs a number of rounds and returns the seconds.
+    rounds: timed in one go.
+    repetitions: of each program.
+    progress: called with a line before every step.
+
+  Returns:
+    Median seconds per round by key, and the largest (slowest - fastest) / median of any program.
   """
-
-  def __init__(self, rounds: int, repetitions: int, say: Callable[[str], None]):
-    self.noise = 0.0
-    self._rounds, self._repetitions, self._say = rounds, repetitions, say
-
-  def time(self, programs: Mapping[Any, Callable[[int], float]]) -> dict[Any, float]:
-    """Median seconds a round of each program."""
-    for number, (key, program) in enumerate(programs.items(), start=1):
-      label = ' '.join(map(str, key))
-      self._say(f'compiling {number}/{len(programs)}: {label}')
-      for _ in range(2):  # compiled by the first run, warmed by the second
-        program(self._rounds)
-    samples = {key: [] for key in programs}
-    order = np.random.default_rng(0)
-    for repetition in range(self._repetitions):
-      self._say(f'timing {repetition + 1}/{self._repetitions}')
-      for index in order.permutation(len(programs)):
-        key = list(programs)[index]
-        samples[key].append(programs[key](self._rounds) / self._rounds)
-    for times in samples.values():
-      spread = (max(times) - min(times)) / np.median(times)
-      self.noise = max(self.noise, float(spread))
-    return {key: float(np.median(times)) for key, times in samples.items()}
+  times = timing.in_turns(
+      lambda key, case: (programs[key](rounds) / rounds, None),
+      list(programs),
+      repetitions=repetitions,
+      progress=progress,
+      label=lambda key: ' '.join(map(str, key)),
+  )
+  return {key: median for key, (median,) in times.medians().items()}, times.noise

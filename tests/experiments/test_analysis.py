@@ -23,6 +23,7 @@ from specjax.analysis import records
 from specjax.analysis import statistics
 from specjax.analysis import theory
 from specjax.analysis import timed_programs
+from specjax.analysis import timing
 from specjax.analysis import traces
 from specjax.kernels import accept
 from specjax.kernels.accept import op_rule
@@ -302,6 +303,34 @@ def example() -> costs.Calibration:
       ),
       batch_size=1, cache_length=128, rounds=8, repetitions=3, noise=0.1, versions={}, hardware={},
   )
+
+
+class TestTiming:
+
+  def test_turns_are_shuffled_and_medians_kept(self):
+    calls, lines = [], []
+    seconds = {'a': 1.0, 'b': 2.0, 'c': 3.0}
+
+    def run(key, case):
+      calls.append((key, case))
+      # Slow where it compiles, and once for a while afterwards.
+      slow = 100.0 if len(calls) in (1, 3, 5, 10, 11) else 1.0
+      return slow * seconds[key] * (case + 1), len(calls)
+
+    times = timing.in_turns(
+        run, list(seconds), repetitions=3, num_cases=2, progress=lines.append, case_name='prompt'
+    )
+    assert times.medians() == {'a': [1, 2], 'b': [2, 4], 'c': [3, 6]}
+    assert times.noise == 99 and timing.Times({'a': np.ones((1, 3))}, {}).noise == 0
+    assert calls[:6] == [('a', 0)] * 2 + [('b', 0)] * 2 + [('c', 0)] * 2
+    rounds = [calls[start : start + 3] for start in range(6, len(calls), 3)]
+    assert [{case for _, case in each} for each in rounds] == [{0}, {1}] * 3
+    assert all({key for key, _ in each} == set(seconds) for each in rounds)
+    assert len({tuple(key for key, _ in each) for each in rounds}) > 1
+    for key, (first, second) in times.results.items():  # of the first repetition, not the warm-up
+      assert 6 < first <= 9 < second <= 12
+      assert [calls[first - 1], calls[second - 1]] == [(key, 0), (key, 1)]
+    assert lines[2:5] == ['compiling 3/3: c', 'timing 1/3, prompt 1/2', 'timing 1/3, prompt 2/2']
 
 
 class TestCalibration:
