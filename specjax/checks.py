@@ -1,4 +1,4 @@
-"""Checks at the public boundary: what was expected, what came, what to change."""
+"""Checks of a user's arguments; errors say what was expected, what came, and what to change."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -196,7 +196,7 @@ def _seeds(seeds: Any, batch: int) -> np.ndarray:
 
 
 def _stop_tokens(stop_tokens: Any, vocab_size: int) -> tuple[int, ...]:
-  """Stop tokens as a tuple; one id may stand alone, and None is none."""
+  """Stop tokens as a tuple; a single id need not be in a list, and None means none."""
   if stop_tokens is None:
     return ()
   ids = _wholes('stop_tokens', stop_tokens, 'one token id or a flat list of them')
@@ -211,7 +211,7 @@ def _stop_tokens(stop_tokens: Any, vocab_size: int) -> tuple[int, ...]:
 
 
 def _drafter(drafter: Any, vocab_size: int) -> Any:
-  """A drafter over the target's vocabulary; nothing drafts where None."""
+  """The drafter, fitted to the target's vocabulary; None becomes plain decoding."""
   if drafter is None:
     return drafters.plain()
   if isinstance(drafter, LanguageModel):
@@ -227,12 +227,12 @@ def _drafter(drafter: Any, vocab_size: int) -> Any:
 
 
 def _sampling(given: Request, batch: int, vocab_size: int) -> types.Sampling:
-  """Settings for this batch and vocabulary."""
+  """The sampling settings, which must be for this batch and vocabulary."""
   sampling = given.sampling
   if sampling is None:
     # Without a rule nothing asks for samples either: greedy is temperature 0.
-    heat = 0.0 if given.rule is None else 1.0
-    return sampling_lib.make(batch_size=batch, temperature=heat)
+    temperature = 0.0 if given.rule is None else 1.0
+    return sampling_lib.make(batch_size=batch, temperature=temperature)
   if not isinstance(sampling, types.Sampling):
     raise ValueError(
         f'sampling must come from specjax.sampling.make(batch_size={batch}, ...); got '
@@ -262,7 +262,7 @@ def _sampling(given: Request, batch: int, vocab_size: int) -> types.Sampling:
 
 
 def _rule(rule: Any, sampling: types.Sampling, drafter: Any) -> Any:
-  """A rule that verifies what the drafter proposes: given, by its name, or the default."""
+  """The rule, given as it is, by its name or not at all; it must handle the drafter's proposals."""
   if rule is None:
     if isinstance(sampling.temperature, jax.core.Tracer):
       raise ValueError('rule must be given where the temperature is traced: it decides which.')
@@ -289,11 +289,11 @@ def positions(target: Any, num_prompt_tokens: int, max_new_tokens: int, *, name:
   """Refuses a prompt that its new tokens would carry beyond the target's longest sequence.
 
   Args:
-    target: a `specjax.models.LanguageModel`; one whose module's config has no `max_positions`
-      takes any length.
+    target: a `specjax.models.LanguageModel`. If the config of its module has no `max_positions`,
+      any length is accepted.
     num_prompt_tokens: tokens of the prompt.
-    max_new_tokens: new tokens at most.
-    name: how the error calls the prompt.
+    max_new_tokens: the most new tokens.
+    name: of the prompt, for the error.
 
   Raises:
     ValueError: with both lengths and the limit.

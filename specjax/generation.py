@@ -1,7 +1,7 @@
-"""Generation from the host: checks, buckets, prefill, the loop, and streaming.
+"""The host's side of generation: checks, buckets, prefill, the loop, and streaming.
 
-`generate`, `decode` and `stream` are the same run: a state is prepared, the jitted loop
-(`specjax.engine.run`) is called once or in chunks, and the rows are read back.
+`generate`, `decode` and `stream` run the same code: a state is prepared, the jitted loop
+(`specjax.engine.run`) is called once or in chunks, and the output is read from the state.
 """
 
 from collections.abc import Iterator, Sequence
@@ -224,17 +224,17 @@ def stream(
 
 
 def _stream(target, prompts: Sequence[Sequence[int]], request: Request) -> Iterator[GenerateOutput]:
-  """The outputs of a request that was checked."""
+  """The outputs of a checked request."""
   setup, state, prompt_lengths, prefill_seconds = _prepare(target, prompts, request)
   reader = Reader(request, prompts, prompt_lengths, prefill_seconds)
   chunk = request.rounds_per_chunk
   if chunk is None:
     chunk = np.iinfo(np.int32).max // 2
   # Stop strings are looked for while the state remembers the rounds after them.
-  between_looks = chunk if state.recent is None else stats_lib.RECENT
+  most_rounds = chunk if state.recent is None else stats_lib.RECENT
   seconds, left, over = 0.0, chunk, False
   while not over:
-    rounds = min(left, between_looks)
+    rounds = min(left, most_rounds)
     started = time.perf_counter()
     state = engine.run(setup, state, np.int32(rounds))
     over = bool(state.done.all())
@@ -263,7 +263,7 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
 
 
 def _prepare(target, prompts: Sequence[Sequence[int]], request: Request):
-  """`prepare` for a request that was checked."""
+  """As `prepare`, for a checked request."""
   drafter, limits, batch = request.drafter, request.max_new_tokens, len(prompts)
   lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
   longest = int((lengths + limits).max())
@@ -290,7 +290,7 @@ def _prepare(target, prompts: Sequence[Sequence[int]], request: Request):
 
 
 def rule_that_runs(rule: Any, *, target: Any, drafter: Any, batch_size: int) -> Any:
-  """What the engine decides with where `rule` is asked for: `accept.op_rule.by_default`."""
+  """The rule that the engine runs where `rule` is asked for (`accept.op_rule.by_default`)."""
   return op_rule.by_default(
       rule,
       vocab_size=target.vocab_size,
@@ -347,10 +347,10 @@ def first_state(
     setup: the run's setup.
     cache: the target's cache, which holds `lengths - 1` positions of each row.
     drafter_state: the drafter's, of the same positions.
-    features: [B, F] of each prompt's last token but one.
+    features: [B, F], of each prompt's last token but one.
     tokens: [B, S] int32, the prompts.
     lengths: [B] int32.
-    limits: [B] int32, new tokens at most.
+    limits: [B] int32, the most new tokens.
     seeds: one integer (row b takes seed + b) or one per row.
   """
   batch, size = tokens.shape
@@ -387,8 +387,9 @@ def first_state(
 def cache_sizes(batch_size: int, length: int, *, width: int, prefill_chunk: int) -> dict[str, int]:
   """Arguments of `init_cache` for rows of up to `length` tokens.
 
-  Slots needed: the rows, a last round that ends beyond them, and whole prefill chunks. A cache
-  adds `max_append` to its length, which is far more: attention reads every slot.
+  A cache needs slots for the rows, for a last round that ends beyond them, and for whole prefill
+  chunks. It adds `max_append` to its length by itself; as attention reads every slot, that much is
+  taken off the length here.
   """
   append = max(prefill_chunk, width)
   slots = max(length + width, -(-length // prefill_chunk) * prefill_chunk)

@@ -1,7 +1,7 @@
-"""How results show themselves in a notebook: the text coloured by source, and a small table.
+"""The display of results in a notebook: the text, colored by source, and a small table.
 
-Colours and probabilities come from the run's trace (`trace=True`), the text from its
-tokenizer; what a run has not kept is left out.
+Colors and probabilities come from the run's trace (`trace=True`), the text from its tokenizer;
+without a trace or a tokenizer they are left out.
 """
 
 import html
@@ -11,7 +11,7 @@ import numpy as np
 from specjax import traces
 
 # Backgrounds that carry dark and light text alike.
-_COLOURS = {
+_COLORS = {
     traces.ACCEPTED: 'rgb(15 150 130 / 0.28)',
     traces.RECOVERED: 'rgb(230 110 30 / 0.30)',
     traces.BONUS: 'rgb(130 95 225 / 0.30)',
@@ -34,7 +34,7 @@ def output_html(output) -> str:
     output: the run.
 
   Returns:
-    An element that needs no style sheet.
+    An HTML element that needs no style sheet.
   """
   parts = [_table(output)]
   rows = len(output.lengths)
@@ -76,7 +76,7 @@ def _row(output, row: int) -> str:
       titles = _titles(each)
       for source, title in zip(each.sources, titles):
         text += (
-            f'<span style="background:{_COLOURS[source]};border-radius:3px" '
+            f'<span style="background:{_COLORS[source]};border-radius:3px" '
             f'title="round {number}: {html.escape(title)}">{html.escape(pieces[at])}</span>'
         )
         at += 1
@@ -87,7 +87,7 @@ def _row(output, row: int) -> str:
 
 
 def _titles(each: traces.Round) -> list[str]:
-  """What a pointer that rests on each token of a round is told."""
+  """The tooltip of each token of a round."""
   kept = [node for node in each.nodes if node.accepted]
   titles = []
   for index, source in enumerate(each.sources):
@@ -101,15 +101,15 @@ def _titles(each: traces.Round) -> list[str]:
 
 def _legend() -> str:
   keys = ' '.join(
-      f'<span style="background:{colour};border-radius:3px;padding:0 5px">'
+      f'<span style="background:{color};border-radius:3px;padding:0 5px">'
       f'{_MEANINGS[source]}</span>'
-      for source, colour in _COLOURS.items()
+      for source, color in _COLORS.items()
   )
   return f'<p style="font-size:90%">{keys}</p>'
 
 
 def output_text(output) -> str:
-  """One line about a run, for where there is no HTML."""
+  """One line about a run, where HTML is not shown."""
   lengths = np.asarray(output.lengths - output.prompt_lengths)
   return (
       f'GenerateOutput(rows={len(lengths)}, new_tokens={int(lengths.sum())}, '

@@ -1,4 +1,4 @@
-"""What a run gives back."""
+"""The result of a run."""
 
 import dataclasses
 from typing import Any
@@ -11,29 +11,29 @@ from specjax import stats as stats_lib
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class GenerateOutput:
-  """What a run produced.
+  """The result of a run.
 
   Attributes:
     tokens: [B, S] int32 numpy, prompt and output; 0 beyond a row's length.
     prompt_lengths: [B] int32.
     lengths: [B] int32, prompt and output together.
     finish_reasons: one per row: 'stop' (a stop token, which is kept, or a stop string),
-      'length', or 'running' for a chunk of a stream that is not over.
-    logprobs: [B, S] float32 of the emitted tokens at their slots, or None.
+      'length', or 'running' in an output of a stream that goes on.
+    logprobs: [B, S] float32, of each emitted token at its position in `tokens`, or None.
     logprobs_of: 'raw' (the target's own law) or 'controlled' (after the sampling controls),
       or None.
     stats: counts per row (`specjax.stats.Stats`, as numpy arrays), of the tokens above alone:
-      rounds after a stop string do not count, nor does what a stop or a limit cuts off a round.
-    target_passes: rounds of the longest row, prefill not counted.
-    seconds: of the loop, compilation excluded where the run was warmed up; what ran on after a
-      stop string is in it.
+      rounds after a stop string do not count, nor do tokens that a stop or a limit cuts off.
+    target_passes: the most rounds of any row, prefill not counted.
+    seconds: of the loop, compilation excluded where the run was warmed up; rounds after a stop
+      string are included.
     prefill_seconds: of the prefill.
     trace: the rounds (`specjax.stats.Trace`, numpy) or None; zeros where a row had no round.
     drafter_state: the drafter's state after the run, which may have seen tokens after a stop
       string; None before the run is over.
-    texts: a row's output text, cut before a stop string; None without a tokenizer. A row that
-      is still running holds back what may change: a character that is open, and what a stop
-      string may begin with, so that each text of a stream begins with the one before.
+    texts: each row's output text, cut before a stop string; None without a tokenizer. Of a row
+      that is still running, the end that may change is held back: an incomplete character, and
+      the possible beginning of a stop string. So each text of a stream begins with the one before.
     tokenizer: the request's, or None.
   """
 
@@ -73,13 +73,13 @@ class GenerateOutput:
 
   @property
   def draft_acceptance_rate(self) -> float | None:
-    """Accepted over proposed draft tokens, cuts as in `Stats`; None if nothing was proposed."""
+    """Accepted over proposed draft tokens, counted as in `Stats`; None if none was proposed."""
     proposed = int(self.stats.proposed.sum())
     return int(self.stats.accepted.sum()) / proposed if proposed else None
 
   @property
   def acceptance_rate_per_position(self) -> list[float | None]:
-    """At each depth, rounds that accepted that far over rounds that proposed that far."""
+    """At each depth, rounds that accepted a token at it over rounds that proposed one."""
     proposed, accepted = self.stats.proposed_at.sum(0), self.stats.accepted_at.sum(0)
     return [int(a) / int(p) if p else None for a, p in zip(accepted, proposed)]
 

@@ -19,7 +19,7 @@ _FINISH = {
 
 
 class Reader:
-  """Reads the state back as far as it is kept: rows end at their stop strings."""
+  """Reads the output from a state; rows end at their stop strings, wherever the state is."""
 
   def __init__(
       self,
@@ -35,12 +35,12 @@ class Reader:
     self._stops = None
     if request.tokenizer is not None:
       self._stops = StopStrings(request.stop_strings, request.tokenizer, prompts)
-    # Of rows that a stop string ended: their lengths, and what the counts hold beyond these.
+    # Of rows that a stop string ended: their lengths, and the counts that lie beyond these.
     self._ends: dict[int, int] = {}
-    self._behind: stats_lib.Stats | None = None
+    self._beyond: stats_lib.Stats | None = None
 
   def look(self, state: engine.DecodeState) -> np.ndarray:
-    """Reads the new tokens' text; whether each row [B] is over, by itself or by a stop string."""
+    """Reads the new tokens' text; returns whether each row [B] is over, by a stop string too."""
     done = np.array(state.done)
     if self._stops is None:
       return done
@@ -49,16 +49,16 @@ class Reader:
     for row, (start, end) in enumerate(zip(self._starts, lengths)):
       if row in self._ends:
         continue
-      count, self._texts[row], found = self._stops.update(
+      count, self._texts[row], is_stopped = self._stops.update(
           row, tokens[row, start:end], over=bool(done[row])
       )
-      if found:
+      if is_stopped:
         self._ends[row] = ends[row] = start + count
     if (ends < lengths).any():
-      behind = stats_lib.behind(jax.tree.map(np.asarray, state.recent), ends)
-      if self._behind is not None:
-        behind = jax.tree.map(np.add, self._behind, behind)
-      self._behind = behind
+      beyond = stats_lib.beyond(jax.tree.map(np.asarray, state.recent), ends)
+      if self._beyond is not None:
+        beyond = jax.tree.map(np.add, self._beyond, beyond)
+      self._beyond = beyond
     done[list(self._ends)] = True
     return done
 
@@ -76,8 +76,8 @@ class Reader:
     if logprobs is not None:
       logprobs[beyond] = 0.0
     stats = to_numpy(state.stats)
-    if self._behind is not None:
-      stats = jax.tree.map(np.subtract, stats, self._behind)
+    if self._beyond is not None:
+      stats = jax.tree.map(np.subtract, stats, self._beyond)
     return GenerateOutput(
         tokens=tokens,
         prompt_lengths=self._starts,
@@ -97,7 +97,7 @@ class Reader:
 
 
 def _kept_trace(trace: stats_lib.Trace, lengths: np.ndarray) -> stats_lib.Trace:
-  """The rounds that begin within the output; zeros elsewhere, where rows only ran along."""
+  """The rounds that begin within the output; zeros elsewhere, where rows were already over."""
   kept = (trace.starts > 0) & (trace.starts < lengths[:, None])
   zero = lambda x: np.where(kept.reshape(kept.shape + (1,) * (x.ndim - 2)), x, np.zeros_like(x))
   return jax.tree.map(zero, trace)

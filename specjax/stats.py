@@ -1,4 +1,4 @@
-"""What a run counts and records of its rounds, and why its rows end."""
+"""Counts and traces of a run's rounds, and the reasons why its rows end."""
 
 from flax import struct
 import jax
@@ -10,7 +10,7 @@ Array = jax.Array
 # Why a row ended.
 RUNNING, STOP_TOKEN, LENGTH, NOT_A_NUMBER, NOTHING_ALLOWED = 0, 1, 2, 3, 4
 
-# Rounds that a state remembers where the host looks for stop strings.
+# The last rounds that a state keeps where the host looks for stop strings.
 RECENT = 16
 
 
@@ -26,8 +26,8 @@ class Stats:
   last round is cut.
 
   `drafted_at` and `decided_at` count the same rounds without the cut, as they were drafted and
-  as the rule decided: what a drafter costs and how often it is right says nothing about where
-  an output ends. Forecasts are made of them.
+  as the rule decided: a drafter's cost and accuracy do not depend on where an output ends.
+  Forecasts are made from them.
 
   Attributes:
     rounds: [B] int32, rounds that emitted a token of the output (target passes).
@@ -74,21 +74,21 @@ class Rounds:
 
 @struct.dataclass
 class Trace:
-  """Every round of every row, for reports; R is the most rounds that can be.
+  """Every round of every row, for reports; R is the largest possible number of rounds.
 
   Attributes:
     starts: [B, R] int32, the row's length before the round; 0 where there was none.
     tokens: [B, R, N] int32, the nodes.
     parents: [B, R, N] int32.
     valid: [B, R, N] bool.
-    path: [B, R, D] int32, accepted node numbers, 0 beyond.
-    num_accepted: [B, R] int32, as the rule decided (a stop may cut what is emitted:
-      `specjax.analysis.traces.rounds` has what was).
+    path: [B, R, D] int32, accepted node numbers, then zeros.
+    num_accepted: [B, R] int32, as the rule decided. A stop may cut off some of them;
+      `specjax.analysis.traces.rounds` has those that were emitted.
     next_token: [B, R] int32.
     is_bonus: [B, R] bool; otherwise the next token was recovered.
     accept_probs: [B, R, N] float32, the rule's.
     target_probs: [B, R, N] float32, of each node under the target's law.
-    draft_probs: [B, R, N] float32, under the draft law; 1 for one-hot laws.
+    draft_probs: [B, R, N] float32, of each node under the draft's law; 1 for one-hot laws.
   """
 
   starts: Array
@@ -114,29 +114,29 @@ def tally(rounds: Rounds) -> Stats:
   """The counts of some rounds: the one definition of `Stats`, for numpy and jax alike."""
   entry = lambda x: x[..., None]
   levels = np.arange(1, rounds.nodes_at.shape[-1] + 1, dtype=np.int32)
-  there = rounds.num_emitted > 0
+  took_place = rounds.num_emitted > 0
   is_cut = rounds.num_emitted <= rounds.num_accepted
-  in_output = entry(there) & (entry(~is_cut) | (levels <= entry(rounds.num_emitted)))
-  decided = entry(there) & (levels <= entry(rounds.num_accepted))
+  in_output = entry(took_place) & (entry(~is_cut) | (levels <= entry(rounds.num_emitted)))
+  decided = entry(took_place) & (levels <= entry(rounds.num_accepted))
   accepted = decided & (levels <= entry(rounds.num_emitted))
   nodes = rounds.nodes_at * in_output
   total = lambda x: x.sum(axis=1, dtype=np.int32)
   return Stats(
-      rounds=total(there),
+      rounds=total(took_place),
       proposed=total(nodes.sum(axis=-1)),
       accepted=total(accepted.sum(axis=-1)),
       proposed_at=total(nodes > 0),
       accepted_at=total(accepted),
-      drafted_at=total(entry(there) & (rounds.nodes_at > 0)),
+      drafted_at=total(entry(took_place) & (rounds.nodes_at > 0)),
       decided_at=total(decided),
   )
 
 
-def behind(rounds: Rounds, end: Array) -> Stats:
-  """What the counts of some rounds hold of tokens from the lengths `end` [B] on.
+def beyond(rounds: Rounds, end: Array) -> Stats:
+  """The part of the counts of some rounds that belongs to tokens at `end` [B] and later.
 
-  Taken from the counts of rows that a stop string ends at `end`, it leaves those of the output
-  that is kept, as if the rows had ended there by themselves.
+  Subtracted from the counts of rows that a stop string ends at `end`, it leaves those of the
+  output that is kept, as if the rows had ended there by themselves.
   """
   kept = (end[:, None] - rounds.starts).clip(0)
   kept = rounds.replace(num_emitted=np.minimum(rounds.num_emitted, kept))

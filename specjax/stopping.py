@@ -7,7 +7,7 @@ from specjax.detokenize import Detokenizer
 
 
 def as_strings(strings: str | Sequence[str] | None) -> tuple[str, ...]:
-  """Stop strings as they are given: one text is one stop string; None is none."""
+  """Stop strings as a tuple: a single text is one stop string, and None means none."""
   if strings is None:
     return ()
   several = isinstance(strings, Iterable) and not isinstance(strings, str)
@@ -17,10 +17,10 @@ def as_strings(strings: str | Sequence[str] | None) -> tuple[str, ...]:
 class StopStrings:
   """The text of each row as it grows, and its end where a stop string is complete.
 
-  Stop strings are searched for in the text with its special tokens (`<|im_end|>`), where
-  nothing matches across one that is not shown; what is returned is the text as the tokenizer
-  shows it. The cut depends on the tokens alone: a row ends with the first token that completes a
-  stop string, so that it does not matter how many tokens came at once.
+  Stop strings are searched for in the text with its special tokens (`<|im_end|>`), so that none
+  matches across a special token that is not shown; the text that is returned is the one that the
+  tokenizer shows. The cut depends on the tokens alone: a row ends with the first token that
+  completes a stop string, however many tokens come at once.
   """
 
   def __init__(
@@ -43,14 +43,14 @@ class StopStrings:
     """Reads a row's output so far.
 
     Args:
-      row: which row.
-      tokens: [n] int32, all that it emitted.
+      row: its number.
+      tokens: [n] int32, all tokens that it has emitted.
       over: whether no more tokens come.
 
     Returns:
-      How many tokens to keep, their text (cut before the stop string), and whether a stop
-      string was found. Until the row is over, the end of the text that may still change is
-      held back: a character that is open, and what a stop string may begin with.
+      The number of tokens to keep, their text (cut before the stop string), and whether a stop
+      string is complete. Until the row is over, the end of the text that may still change is
+      held back: an incomplete character, and the possible beginning of a stop string.
     """
     return self._rows[row].update(tokens, over)
 
@@ -65,23 +65,23 @@ class _Row:
     self._searched = Detokenizer(tokenizer, prompt, special=True) if strings else None
     self._text = ''
     self._search_text = ''
-    # Lengths of both texts after each step.
+    # The lengths of both texts after each token.
     self._steps = [(0, 0)]
     self._num_read = 0
-    self._found = False
+    self._is_stopped = False
 
   def update(self, tokens: Sequence[int], over: bool) -> tuple[int, str, bool]:
     for token in tokens[self._num_read :]:
-      if self._found:
+      if self._is_stopped:
         break
       self._num_read += 1
       self._append(self._shown.push(token), self._searched and self._searched.push(token))
-    if over and not self._found:
+    if over and not self._is_stopped:
       self._append(self._shown.flush(), self._searched and self._searched.flush())
     text = self._text
-    if not self._found and not over:
-      text = text[: self._num_shown(len(self._search_text) - self._num_begun())]
-    return self._num_read, text, self._found
+    if not self._is_stopped and not over:
+      text = text[: self._num_shown(len(self._search_text) - self._num_held_back())]
+    return self._num_read, text, self._is_stopped
 
   def _append(self, shown: str, searched: str | None) -> None:
     self._text += shown
@@ -93,13 +93,13 @@ class _Row:
     places = [self._search_text.find(string, start) for string in self._strings] if searched else []
     places = [place for place in places if place >= 0]
     if places:
-      self._found = True
+      self._is_stopped = True
       self._text += self._shown.flush()
       self._steps[-1] = (len(self._text), len(self._search_text))
       self._text = self._text[: self._num_shown(min(places))]
 
-  def _num_begun(self) -> int:
-    """Characters at the end of the searched text that a stop string may begin with."""
+  def _num_held_back(self) -> int:
+    """Length of the longest beginning of a stop string that the searched text ends with."""
     most = min(self._longest - 1, len(self._search_text))
     for size in range(most, 0, -1):
       end = self._search_text[-size:]
@@ -108,12 +108,12 @@ class _Row:
     return 0
 
   def _num_shown(self, place: int) -> int:
-    """How much of the text that is shown stands before a place of the searched one."""
+    """Characters of the shown text that come before a position in the searched text."""
     shown, searched = self._steps[-1]
     if place >= searched:
       return shown
     for (start, first), (end, last) in zip(self._steps[-2::-1], self._steps[:0:-1]):
       if first <= place:
-        # Within a step both texts end alike; a special token is in one of them only.
+        # Within a step both texts end alike; a special token adds to one of them only.
         return max(end - (last - place), start)
     return 0

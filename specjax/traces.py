@@ -1,6 +1,6 @@
 """Reads the trace of a run: what each round proposed, and where every token came from.
 
-An `output` is a `specjax.GenerateOutput`, which shows itself by these functions.
+An `output` is a `specjax.GenerateOutput`, whose display in a notebook is made with these functions.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from specjax.detokenize import pieces as pieces
 # Where an emitted token came from.
 ACCEPTED = 'accepted'  # drafted, and kept
 RECOVERED = 'recovered'  # the target's, in place of a rejected draft
-BONUS = 'bonus'  # the target's, behind a fully accepted draft
+BONUS = 'bonus'  # the target's, after a fully accepted draft
 PLAIN = 'plain'  # the target's, where nothing was drafted
 
 
@@ -22,13 +22,13 @@ class Node:
   """A drafted token.
 
   Attributes:
-    number: of the node, from 1 on.
+    number: of the node, counted from 1.
     token: its id.
     parent: node number, 0 is the root of the round.
     accepted: whether it was accepted, and emitted.
-    accept_prob: with which the rule would accept it, its parent given.
-    target_prob: under the target's law.
-    draft_prob: under the law that it was drawn from; 1 where it was chosen.
+    accept_prob: the probability that the rule accepts it once its parent is accepted.
+    target_prob: its probability under the target's law.
+    draft_prob: its probability under the law that it was drawn from; 1 where it was not drawn.
   """
 
   number: int
@@ -45,10 +45,10 @@ class Round:
   """One round of one row.
 
   Attributes:
-    start: the row's length before it.
-    nodes: valid nodes, in order; where a stop or a limit cut the round, those at the depths
+    start: the row's length before the round.
+    nodes: valid nodes, in order; where a stop or a limit cuts the round, only those at the depths
       that were emitted, as `specjax.stats.Stats` counts them.
-    emitted: ids of the tokens emitted, after stops and limits.
+    emitted: ids of the tokens that were emitted, after stops and limits.
     sources: where each of them came from.
   """
 
@@ -67,7 +67,7 @@ def rounds(output: Any, row: int = 0) -> list[Round]:
   trace = output.trace
   if trace is None:
     raise ValueError('The run kept no trace: generate with trace=True.')
-  found, end = [], int(output.lengths[row])
+  result, end = [], int(output.lengths[row])
   for index in np.flatnonzero(trace.starts[row]):
     start = int(trace.starts[row, index])
     count = int(trace.num_accepted[row, index])
@@ -92,12 +92,12 @@ def rounds(output: Any, row: int = 0) -> list[Round]:
     last = BONUS if trace.is_bonus[row, index] else RECOVERED
     last = last if nodes else PLAIN
     emitted = tuple(int(token) for token in output.tokens[row, start : start + size])
-    found.append(Round(start, nodes, emitted, ((ACCEPTED,) * count + (last,))[:size]))
-  return found
+    result.append(Round(start, nodes, emitted, ((ACCEPTED,) * count + (last,))[:size]))
+  return result
 
 
 def _depths(parents: np.ndarray, most: int) -> np.ndarray:
-  """Depths [N] of the nodes with these parents [N], from 1 on; `most` + 1 for all deeper ones."""
+  """Depths [N] of the nodes with these parents [N], counted from 1 and cut at `most` + 1."""
   depths, above = np.ones_like(parents), parents
   for _ in range(most):
     depths = depths + (above > 0)
@@ -113,14 +113,14 @@ def sources(output: Any, row: int = 0) -> list[str]:
 def expected_accepted(output: Any, rule: str) -> list[np.ndarray]:
   """Tokens that a rule accepts in expectation over its own coins, for the drafts of a trace.
 
-  The drafts and both laws of every round are in the trace, so that the expectation of the
-  number accepted is known exactly, for the rule that ran and for the other one, on the same
-  drafts: with r_i = target / draft of drafted token i, at least i tokens stay with
+  The drafts and both laws of every round are in the trace, so that the expected number of
+  accepted tokens is known exactly, for the rule that ran and for the other one on the same
+  drafts: with r_i = target / draft of drafted token i, at least i tokens are accepted with
   probability
 
     rejection:  prod_(j <= i) min(1, r_j)            (Leviathan et al. 2022, Chen et al. 2023)
-    block:      p_i = min(p_(i-1) r_i, 1), p_0 = 1   (Sun et al. 2024, in the mean over what
-                                                      is drafted behind i)
+    block:      p_i = min(p_(i-1) r_i, 1), p_0 = 1   (Sun et al. 2024, in the mean over the
+                                                      drafts after i)
 
   Args:
     output: a traced run of a chain, drawn or one-hot.
@@ -139,7 +139,7 @@ def expected_accepted(output: Any, rule: str) -> list[np.ndarray]:
         f'{"no trace" if trace is None else "a trace"} and {rule!r}.'
     )
   nodes = trace.parents.shape[-1]
-  found = []
+  expected = []
   for row, starts in enumerate(trace.starts):
     real = np.flatnonzero(starts)
     if (trace.parents[row, real] != np.arange(nodes)).any():
@@ -153,5 +153,5 @@ def expected_accepted(output: Any, rule: str) -> list[np.ndarray]:
           stays * ratio, 1.0
       )
       total += stays
-    found.append(total)
-  return found
+    expected.append(total)
+  return expected

@@ -56,8 +56,9 @@ def run(step: context_lib.Context) -> None:
   work.append((f'a round at K={lengths[0]}', _profile, lengths[0]))
   work += [(f'K={k}', _synthetic, tuple(range(k))) for k in lengths[1:]]
   for nodes, depth in trees:
-    shape = timed_programs.stand_in(types.SimpleNamespace(num_nodes=nodes, depth=depth))
-    work.append((f'tree of {nodes} nodes', _synthetic, shape))
+    tree = types.SimpleNamespace(num_nodes=nodes, depth=depth)
+    parents = timed_programs.parents_of_equal_cost(tree)
+    work.append((f'tree of {nodes} nodes', _synthetic, parents))
   work += [(f'r({m})', _width, m) for m in widths]
   work += [_drafted_item(k, draft) for k in lengths[1:]]
   done = 0

@@ -56,7 +56,7 @@ def calibrate(
   Args:
     target: the target.
     draft: a draft model, timed under the name 'model'; None leaves it out.
-    prompts: one a row, for the shape of the work only; read once.
+    prompts: one per row; only the shape of the work depends on them.
     max_num_speculative_tokens: the largest K that will be asked about.
     widths: tokens of the target passes that are timed besides those that the rounds need;
       None takes 2, 3, 5, 8, 12, …
@@ -170,15 +170,15 @@ def _check(prompts, largest: int, cache_length: int, repetitions: int) -> None:
 
 def _check_cases(cases, rules, makers, largest: int) -> dict[str, dict[int, set[str]]]:
   """The drafters to run, by rule and K; without drafters, the largest K."""
-  found = {rule.name: {} for rule in rules}
+  lengths_of = {rule.name: {} for rule in rules}
   for rule, drafter, k in cases:
-    if rule not in found or drafter not in makers or not 1 <= k <= largest:
+    if rule not in lengths_of or drafter not in makers or not 1 <= k <= largest:
       raise ValueError(
-          f'Cannot calibrate {(rule, drafter, k)}: the rules are {sorted(found)}, the drafters '
-          f'{sorted(makers)}, K is 1 … {largest}.'
+          f'Cannot calibrate {(rule, drafter, k)}: the rules are {sorted(lengths_of)}, the '
+          f'drafters {sorted(makers)}, K is 1 … {largest}.'
       )
-    found[rule].setdefault(k, set()).add(drafter)
-  return {rule: lengths or {largest: set()} for rule, lengths in found.items()}
+    lengths_of[rule].setdefault(k, set()).add(drafter)
+  return {rule: lengths or {largest: set()} for rule, lengths in lengths_of.items()}
 
 
 def _dtype_of(target: LanguageModel) -> str:
@@ -238,8 +238,8 @@ def _rule_costs(rule, lengths: dict[int, set[str]], trees, seconds) -> RuleCosts
 
 
 def _tree_costs(rule: str, name: str, drafter, seconds) -> TreeCosts:
-  shape = timed_programs.stand_in(drafter)
-  free = (seconds[rule, 'all', shape] + seconds[rule, 'none', shape]) / 2
+  parents = timed_programs.parents_of_equal_cost(drafter)
+  free = (seconds[rule, 'all', parents] + seconds[rule, 'none', parents]) / 2
   passed = seconds['pass', drafter.num_nodes + 1]
   return TreeCosts(
       num_nodes=drafter.num_nodes,

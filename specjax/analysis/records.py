@@ -1,4 +1,4 @@
-"""Rows of `metrics.jsonl`: what a method did, with what, on which machine."""
+"""Rows of `metrics.jsonl`: a method's results, its settings, and the machine that it ran on."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -21,7 +21,7 @@ _PACKAGES = ('specjax', 'jax', 'jaxlib', 'flax', 'numpy')
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One row: a method over all of its prompts. Names of fields are those of the file.
+  """One row: a method over all of its prompts. The fields are named as in the file.
 
   Attributes:
     name: of the method.
@@ -30,31 +30,32 @@ class Record:
     temperature: of sampling; 0 is greedy.
     num_speculative_tokens: K; 0 for plain decoding.
     dtype: of weights and activations.
-    width: tokens a target pass reads.
-    prompts: how many.
-    new_tokens: emitted by all of them.
+    width: tokens per target pass.
+    prompts: the number of prompts.
+    new_tokens: emitted for all of them.
     target_passes: decode rounds, prefill not counted.
     seconds: of decoding only; compilation and prefill are excluded.
     prefill_seconds: of the prefill.
     tokens_per_second: `new_tokens / seconds`.
-    speedup: tokens a second over those of plain decoding in the same process, or None.
+    speedup: tokens per second over those of plain decoding in the same process, or None.
     speedup_low: lower end of its interval over prompts, or None.
-    speedup_high: upper end.
+    speedup_high: its upper end, or None.
     predicted_speedup: from costs and acceptance measured elsewhere, or None.
-    prediction: the terms it was made of, or None.
-    mean_acceptance_length: tokens a round, bonus token included: 1 … K + 1.
+    prediction: the terms of that prediction, or None.
+    mean_acceptance_length: tokens per round, bonus token included: 1 … K + 1.
     draft_acceptance_rate: accepted over proposed draft tokens; None without any.
-    acceptance_rate_per_position: [D]; at each depth, rounds that accepted so far over
-      rounds that proposed so far; None where nothing was proposed.
+    acceptance_rate_per_position: [D]; at each depth, rounds that accepted a token at it over
+      rounds that proposed one; None where nothing was proposed.
     accepted_lengths: [D + 1], share of the rounds that accepted exactly 0, 1, … D tokens.
     identical_to_plain: whether every output is token for token that of plain decoding; None
       where equality is not defined (rejection and block above temperature 0).
-    lossless: what was found of that: 'identical', 'rounding' (identical but for argmax flips
-      that rounding explains), 'same law', 'lossy' or 'differs'; None where it was not looked at.
-    flips: prompts that part from plain decoding, at such a flip unless it 'differs'; None where
-      not compared.
+    lossless: the result of the comparison: 'identical', 'rounding' (identical but for argmax
+      flips that rounding explains), 'same law', 'lossy' or 'differs'; None where nothing was
+      compared.
+    flips: prompts whose output departs from plain decoding, at such a flip unless it 'differs';
+      None where nothing was compared.
     versions: of the packages.
-    hardware: what it ran on.
+    hardware: of the machine.
   """
 
   name: str
@@ -106,13 +107,13 @@ def record(
   """The row of a method from its runs.
 
   Args:
-    outputs: one run a prompt (or a batch of prompts).
+    outputs: one run per prompt, or per batch of prompts.
     name: of the method; also `rule`, `drafter`, `temperature`, `num_speculative_tokens`,
       `dtype`, `width`, `prediction`, `identical_to_plain`, `lossless` and `flips`, as in
       `Record`.
     seconds: of each run, where it was timed more than once; None takes the runs' own.
-    plain: seconds and new tokens of plain decoding, an entry for each run; None leaves the
-      speed-up out.
+    plain: seconds and new tokens of plain decoding, one entry per run; None leaves the speed-up
+      out.
 
   Returns:
     The row, every rate a ratio of sums.
@@ -176,18 +177,18 @@ def merge_stats(outputs: Sequence[GenerateOutput]):
 @functools.cache
 def versions() -> dict[str, str]:
   """Versions of Python and of the packages that numbers depend on."""
-  found = {'python': platform.python_version()}
+  numbers = {'python': platform.python_version()}
   for package in _PACKAGES:
     try:
-      found[package] = importlib.metadata.version(package)
+      numbers[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
       continue  # run from a checkout that is not installed
-  return found
+  return numbers
 
 
 @functools.cache
 def hardware() -> dict[str, Any]:
-  """What this process computes on."""
+  """The devices and the machine that this process computes on."""
   device = jax.devices()[0]
   return {
       'platform': device.platform,
@@ -207,7 +208,7 @@ def _num_cores() -> int | None:
 
 
 def _cpu_name() -> str:
-  """As the processor calls itself, or its architecture."""
+  """The processor's own name, or its architecture where that is not known."""
   info = pathlib.Path('/proc/cpuinfo')
   if info.exists():
     for line in info.read_text(errors='replace').splitlines():

@@ -28,10 +28,11 @@ def plain_rule(rule: Any) -> Any:
   return verify.greedy() if rule.mode == 'greedy' else verify.rejection()
 
 
-def stand_in(drafter: Any) -> tuple[int, ...]:
-  """Parents of a tree that costs what the drafter's does: its own, if they are always the same.
+def parents_of_equal_cost(drafter: Any) -> tuple[int, ...]:
+  """Parents of a static tree that costs what the drafter's tree does.
 
-  A tree whose shape changes from round to round gets its nodes spread over its levels.
+  They are the drafter's own where its tree is static. Of a tree whose shape changes from round to
+  round, the nodes are spread evenly over the levels.
   """
   shape = getattr(drafter, 'shape', None)
   if isinstance(shape, tree_lib.StaticTree):
@@ -45,7 +46,7 @@ def stand_in(drafter: Any) -> tuple[int, ...]:
 
 
 def rounds_and_passes(target, prompts, request, width, widths, rules, makers, rounds_of, trees):
-  """Everything to time, by key."""
+  """All programs to time, by key."""
   setup, state, _, _ = generation.prepare(target, prompts, request)
   every = sorted({*widths, *(drafter.num_nodes + 1 for drafter in trees.values())})
   programs = {('pass', m): bare(setup, state, m, request) for m in every}
@@ -54,27 +55,29 @@ def rounds_and_passes(target, prompts, request, width, widths, rules, makers, ro
     plain = setup.replace(rule=plain_rule(rule), width=width)
     plain, started = with_drafter(plain, state, plain.drafter, request)
     programs['plain', plain.rule.name] = loop(plain, started)
-    # What the target says itself, for the synthetic drafter to propose: all of it, or (as a
-    # check, for the two must cost the same) none.
+    # The target's own tokens. The synthetic drafter proposes all of them or, as a check, none:
+    # the two must cost the same.
     room = np.int32(request.max_new_tokens)
     reference = engine.run(plain, jax.tree.map(jnp.copy, started), room).tokens
     ruled = plain.replace(rule=rule)
-    free = functools.partial(_free_rounds, ruled, state, reference, vocab_size, request)
+    synthetic = functools.partial(
+        _synthetic_rounds, ruled, state, reference, vocab_size, request
+    )
     for k, names in rounds_of[rule.name].items():
-      programs |= free(k, num_speculative_tokens=k)
+      programs |= synthetic(k, num_speculative_tokens=k)
       for name in sorted(names):
         made = with_drafter(ruled, state, makers[name](k), request)
         programs[rule.name, name, k] = loop(*made)
     for (of_rule, name), drafter in trees.items():
       if of_rule == rule.name:
-        shape = stand_in(drafter)
-        programs |= free(shape, parents=shape)
+        parents = parents_of_equal_cost(drafter)
+        programs |= synthetic(parents, parents=parents)
         programs[rule.name, name, 'tree'] = loop(*with_drafter(ruled, state, drafter, request))
   return programs
 
 
-def _free_rounds(setup, state, reference, vocab_size: int, request, key, **shape):
-  """Rounds that draft for nothing, with everything accepted and with nothing."""
+def _synthetic_rounds(setup, state, reference, vocab_size: int, request, key, **shape):
+  """Rounds whose drafts cost nothing, with all of them accepted and with none."""
   programs = {}
   for name, acceptance in (('all', 1.0), ('none', 0.0)):
     drafter = drafters_lib.synthetic(
@@ -86,9 +89,9 @@ def _free_rounds(setup, state, reference, vocab_size: int, request, key, **shape
 
 
 def with_drafter(setup, state, drafter, request):
-  """Setup and state of plain decoding, with a drafter and with caches for its width.
+  """Setup and state of plain decoding, changed to a drafter and to caches for its width.
 
-  The caches are empty: what they hold does not change what a round costs.
+  The caches are empty, for their contents do not change the cost of a round.
   """
   batch, size = state.tokens.shape
   drafter = vocabulary.fit(drafter, setup.target.vocab_size)
@@ -109,7 +112,7 @@ def with_drafter(setup, state, drafter, request):
       features_valid=jnp.zeros((batch, depth + 1), bool),
       stats=Stats.zeros(batch, depth),
   )
-  # What `generate` decides with: on accelerators and over large vocabularies, the op.
+  # The rule that `generate` would run: on accelerators and for large vocabularies, the op.
   rule = generation.rule_that_runs(
       setup.rule, target=setup.target, drafter=drafter, batch_size=batch
   )
@@ -119,7 +122,9 @@ def with_drafter(setup, state, drafter, request):
 def loop(
     setup: engine.Setup, state: engine.DecodeState, run_rounds: Callable[..., Any] = engine.run
 ) -> Callable[[int], float]:
-  """Times rounds of the engine's loop; the state is left as it was.
+  """A program that runs rounds of the engine's loop and returns the seconds.
+
+  The state is copied first, for the loop consumes it.
 
   `run_rounds` may be `engine.run` compiled for this setup in another way.
   """
@@ -143,7 +148,7 @@ def bare(
     request,
     compiler_options: Mapping[str, Any] | None = None,
 ):
-  """Times passes of the target alone, compiled with other options if there are any."""
+  """A program that runs passes of the target alone, compiled with the options if there are any."""
   tokens = state.tokens[:, :width]
   _, state = with_drafter(setup.replace(width=width), state, setup.drafter, request)
   passes = _passes
@@ -162,12 +167,12 @@ def bare(
 
 @functools.partial(jax.jit, donate_argnames='cache')
 def _passes(target, cache: kv_cache.KVCache, tokens, rounds):
-  """That many passes over `tokens` [B, m], each one position further."""
+  """Runs `rounds` passes over `tokens` [B, m], each one position further than the last."""
 
   def body(carry):
     step, cache, _ = carry
     out = target(tokens, cache=cache)
-    # Logits are carried, so that no part of them is optimised away.
+    # Logits are carried, so that no part of them is optimized away.
     return step + 1, kv_cache.roll_back(out.cache, cache.lengths + 1), out.logits
 
   logits = jnp.zeros((*tokens.shape, target.vocab_size), jnp.float32)

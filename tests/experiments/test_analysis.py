@@ -468,15 +468,15 @@ class TestCalibration:
     with pytest.raises(ValueError, match='cache_length of at least 12'):
       calibration.calibrate(target, prompts=[[1, 2, 3]], cache_length=8)
 
-  def test_a_stand_in_is_as_wide_and_deep(self, target):
+  def test_a_tree_of_equal_cost_is_as_wide_and_deep(self, target):
     tree = drafters.dynamic_tree(num_nodes=9, depth=4, width=3)
     dynamic = drafters.model_tree(language_model(1), tree=tree)
-    parents = timed_programs.stand_in(dynamic)
+    parents = timed_programs.parents_of_equal_cost(dynamic)
     assert parents == (0, 0, 0, 1, 2, 4, 5, 6, 7)
     shape = tree_lib.StaticTree(parents)
     assert (shape.num_nodes, shape.depth) == (9, 4)
     static = drafters.model_tree(language_model(1), tree=[(0,), (0, 0), (0, 1)])
-    assert timed_programs.stand_in(static) == (0, 1, 1)
+    assert timed_programs.parents_of_equal_cost(static) == (0, 1, 1)
 
   def test_trees_of_unknown_rules_and_names_are_refused(self, target):
     with pytest.raises(ValueError, match="under .'recursive'.; the rules are .'greedy'."):
