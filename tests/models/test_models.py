@@ -14,6 +14,8 @@ from specjax.cache import kv_cache
 from specjax.models import layers
 from tests.support import tolerance
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'models'
 FAMILIES = ('gemma2', 'gemma3', 'llama2', 'llama3', 'mistral', 'qwen2', 'qwen3')
 # What a switch that is wrong changes at least; rounding is a hundredth of it.

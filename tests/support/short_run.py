@@ -92,6 +92,12 @@ TABLE: dict[str, Short] = {
         ),
         'dtype x vocabulary x rule: every two of them meet; 10 s',
     ),
+    'tests/kernels/test_accept.py::TestXla::test_mixed_settings': Short(
+        ('block',), 'settings are those of rows, whatever the rule; 11 s', elsewhere=('own_rule',)
+    ),
+    'tests/kernels/test_accept.py::TestDefinition::test_same_tokens_in_the_engine': Short(
+        ('block', 'coupled'), f'{_ENGINE}; 11 s', elsewhere=('name',)
+    ),
     'tests/kernels/test_accept_tpu.py::TestTpu::test_same_tokens_in_the_engine': Short(
         ('block', 'coupled'), f'{_ENGINE}; 15 s', elsewhere=('name',)
     ),
@@ -101,6 +107,16 @@ TABLE: dict[str, Short] = {
     'tests/kernels/test_accept_tpu.py::TestMosaicTpu::test_one_token_is_drafted': Short(
         ('block',), 'the one with inner rows; test_accept holds the others; 14 s',
         elsewhere=('rule',),
+    ),
+    'tests/engine/test_expansion.py::test_output_is_plain_decodings': Short(
+        ('static-coupled', 'dynamic-greedy'), _BOTH
+    ),
+    'tests/engine/test_trees_on_device.py::'
+    'test_sixty_nodes_compile_once_and_stay_on_the_device': Short(
+        ('eagle3',), 'a head reads more than a draft model; 10 s', elsewhere=('kind',)
+    ),
+    'tests/models/test_zoo.py::TestLossless::test_bitwise_plain_on_held_out_files': Short(
+        ('coupled',), 'test_identity holds both rules, bit for bit; 14 s', elsewhere=('name',)
     ),
     'tests/engine/test_rows_without_a_law.py::test_what_cannot_be_drawn_is_not_proposed': Short(
         ('coupled-chain', 'greedy-tree'), _BOTH

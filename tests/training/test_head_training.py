@@ -21,6 +21,8 @@ from tests.support import tiny
 from tests.support import tiny_heads
 from tests.support import tolerance
 
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
 LAYERS = (1, 2, 3)
 
 
