@@ -29,9 +29,12 @@ from experiments import generate
 from experiments import prompts
 from experiments import train
 from experiments import workdir as workdir_lib
+from specjax import engine
 from specjax import heads
 from specjax import models
+from specjax import stats
 from specjax.analysis import traces
+from specjax.output import GenerateOutput
 from specjax.training import data
 from tests.support import tiny_folders
 from tests.support import tolerance
@@ -215,7 +218,7 @@ def test_nothing_is_left_behind_where_nothing_was_generated(folder, tmp_path):
 )
 def test_bad_input_is_refused_before_any_compute(folder, tmp_path, fields, message, monkeypatch):
   fields = {k: str(folder / 'other') if v == 'OTHER' else v for k, v in fields.items()}
-  monkeypatch.setattr(generate.generation.engine, 'prefill_chunk', None)
+  monkeypatch.setattr(engine, 'prefill_chunk', None)
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     generate.run(config_for(folder, **fields), str(tmp_path / 'run'), console=console())
   assert not (tmp_path / 'run').exists()
@@ -309,12 +312,12 @@ def output_of(text_ids, *, running=False, text=None):
       texts=(Letters().decode(text_ids) if text is None else text,),
   )
   ones = np.ones((1, rounds, 1), np.int32)
-  trace = generate.generation.engine.Trace(
+  trace = stats.Trace(
       starts=1 + 2 * np.arange(rounds)[None], tokens=ones, parents=0 * ones, valid=ones > 0,
       path=ones, num_accepted=ones[..., 0], next_token=ones[..., 0], is_bonus=ones[..., 0] > 0,
       accept_probs=ones, target_probs=ones, draft_probs=ones,
   )
-  return generate.generation.GenerateOutput(**fields, trace=trace)
+  return GenerateOutput(**fields, trace=trace)
 
 
 def test_accepted_tokens_are_coloured_on_a_terminal_only():
