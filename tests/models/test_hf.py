@@ -559,7 +559,7 @@ class TestDamage:
           ),
           (
               lambda tensors: {k: v for k, v in tensors.items() if '.mlp.' not in k},
-              r'missing: model.layers.0.mlp.down_proj.weight, .*up_proj.weight, \S+ and 1 more\.$',
+              r'missing: model.layers.0.mlp.down_proj.weight, .*1.mlp.gate_proj\S+ and 1 more\.$',
           ),
           (
               lambda tensors: tensors | {'model.layers.0.mlp.up_proj.bias': np.ones(56)},

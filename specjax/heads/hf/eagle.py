@@ -88,6 +88,7 @@ def table(
 def _layer_table(
     config: EagleConfig, layout: str, layer: int
 ) -> Iterator[hf_tensors.Parameter]:
+  """The rows of one decoder layer."""
   cfg, width, is_third = config.decoder, config.decoder.width, config.version == 3
   path, name = f'layer_{layer}', _NAMES[layout, config.version][1].format(layer=layer)
   yield from hf_tensors.attention(
@@ -154,7 +155,7 @@ def load_eagle(
   draft_to_target = _draft_to_target(maps, config, where)
   if not with_embedding and config.decoder.width != config.target_width:
     raise ValueError(
-        f'{where}: the head has width {config.decoder.width} and no {_EMBEDDING}; the target\'s '
+        f"{where}: the head has width {config.decoder.width} and no {_EMBEDDING}; the target's "
         f'embedding, of width {config.target_width}, does not fit it.'
     )
   kept = np.dtype(dtype or tensors[f'{_NAMES[layout, config.version][0]}.weight'].dtype)
