@@ -13,7 +13,7 @@ compiled. Nothing is downloaded and no weights are made. One slice, another layo
     … --config.drafter.tree=3,2,1 --config.rule.name=traversal
 
 `configs/llama3_70b.py:published` is the case of jax-llm-examples' table (llama3/README.md): 8-bit
-weights (159 steps/s at 85.18 % of 819 GB/s on 16 chips are 70 GB a step), batch 8, context 2048,
+weights (159 steps/s at 85.18 % of 819 GB/s on 16 chips are 70 GB per step), batch 8, context 2048,
 v5e:4x4, and compares the roofline's plain step with the published one: 7.41 ms against 6.29, 18 %
 more. Of these, 0.8 ms are the cache, which is read whole here and there as far as it is filled,
 and 1.1 ms are collectives, which the roofline does not overlap. `:long` plans prompts of

@@ -43,7 +43,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   names = [name for name in names if name not in ('smoke', '')] or ['draft_length']
   if len(names) > 1 or names[0] not in SWEEPS:
     raise ValueError(
-        f'configs/sweeps.py takes one of {", ".join(sorted(SWEEPS))}, and smoke behind a comma; '
+        f'configs/sweeps.py takes one of {", ".join(sorted(SWEEPS))}, and smoke after a comma; '
         f'not {arg!r}.'
     )
   config = zoo.get_config()

@@ -3,7 +3,7 @@ r"""The shipped EAGLE-3 head: one layer on three of the target's residual stream
     python -m experiments.train --config=configs/train_eagle3_zoo.py --workdir=runs/zoo_eagle3
 
 reads the shipped target; `--config.target.path=FOLDER` takes your own. The target writes 4,096
-samples of 192 tokens behind prompts from the corpus, half as much again as the text itself, and
+samples of 192 tokens after prompts from the corpus, half as much again as the text itself, and
 its features of both are stored (8.1 GB, said before it starts; `--config.features.stored=False`
 computes them in every step instead, at windows of random offsets). The loss unrolls four draft
 steps from every position (training-time test) and adds their KL divergences from the target,

@@ -13,7 +13,7 @@ large arrays large pages:
         python -m experiments.train --config=configs/zoo_target.py --workdir=runs/zoo_target
 
 The folder `runs/zoo_target/model` is what `specjax/zoo/stdlib/target` holds. Held-out loss in
-nats a token at steps 200, 400 … 1,400: 4.644, 4.116, 3.765, 3.539, 3.417, 3.188, 3.032.
+nats per token at steps 200, 400 … 1,400: 4.644, 4.116, 3.765, 3.539, 3.417, 3.188, 3.032.
 
     python -m experiments.train --config=configs/zoo_target.py:smoke --workdir=/tmp/smoke
 
@@ -91,7 +91,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
           new_tokens=192,
           temperature=1.0,
           batch_size=64,
-          with_text=False,  # behind the text instead of in its place
+          with_text=False,  # after the text instead of in its place
       )
   )
   # Features of the target, for heads: stored first, or computed in every step.

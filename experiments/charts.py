@@ -33,7 +33,7 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, unit: str, reference: f
 
   Args:
     groups: a name and its bars.
-    unit: written behind values, e.g. '×'.
+    unit: written after values, e.g. '×'.
     reference: where the line is drawn.
 
   Returns:

@@ -33,7 +33,7 @@ class _Batch:
 
   Attributes:
     first: number of the first row in the whole run; seeds follow it.
-    prompts: one a row; a prompt with several samples comes several times.
+    prompts: one per row; a prompt with several samples comes several times.
   """
 
   first: int

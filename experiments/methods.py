@@ -208,8 +208,8 @@ class Acceptance:
   """How a method's drafts fared on prompts that are not timed.
 
   Attributes:
-    rates: conditional acceptance rates, one a position.
-    num_drafted: mean draft steps a round.
+    rates: conditional acceptance rates, one per position.
+    num_drafted: mean draft steps per round.
     free_share: of a combination, the share of rounds that its free part drafted.
   """
 

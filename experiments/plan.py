@@ -3,7 +3,7 @@
     python -m experiments.plan --config=configs/llama3_70b.py --workdir=runs/plan
 
 Compiles the actual speculative loop for every TPU slice with the TPU's own compiler, reads
-memory and collectives from the compiled program, and predicts tokens a second. The workdir gets
+memory and collectives from the compiled program, and predicts tokens per second. The workdir gets
 `config.json`, `metrics.jsonl` with a row for every slice, and `report.html` with the curves.
 """
 
@@ -69,7 +69,7 @@ def _show(row: dict, console) -> None:
         f'{row["largest_gathered_elements"]:,} elements'
     )
   say(
-      f'  reading {row["context"]} tokens a row, {row["prefill_chunk"]} at a time, one program: '
+      f'  reading {row["context"]} tokens per row, {row["prefill_chunk"]} at a time, one program: '
       f'{row["prefill_seconds"]:.2f} s by roofline'
       + (
           f', temporaries {gb(row["prefill_temporary_bytes"])}'

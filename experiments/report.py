@@ -86,7 +86,7 @@ def render(
     parts.append(sections.costs(calibration))
   if steps and (plot := report_plots.losses(steps)):
     plots.append(plot)
-    parts.append(sections.plot(plot, 'Loss', 'In nats a token.'))
+    parts.append(sections.plot(plot, 'Loss', 'In nats per token.'))
   if traces:
     parts.append(_asset('assets/viewer.html'))
   if methods:

@@ -23,7 +23,7 @@ _SHOWN = 8
 
 
 def along_sweep(rows: Sequence[Row], x: str) -> list[Plot]:
-  """Speed-up, tokens a round and gain along the field `x` of a sweep."""
+  """Speed-up, tokens per round and gain along the field `x` of a sweep."""
   rows = [row for row in rows if x in row.get('fields', {})]
   if not rows:
     return []

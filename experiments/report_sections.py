@@ -185,7 +185,7 @@ def terms(rows: Sequence[Row]) -> str:
     body.append(f'<tr><td>{name}</td><td class="left">{rule}</td>{cells}</tr>')
   return (
       '<section><h2>Where the time goes</h2><p class="muted">S = E / (steps · c + r(K+1) + o): '
-      'expected tokens a round (other prompts), draft steps a round, cost of a draft step, of '
+      'expected tokens per round (other prompts), draft steps per round, cost of a draft step, of '
       'the target pass over K+1 tokens, and of everything else, in plain decoding steps.</p>'
       f'<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div></section>'
   )
@@ -223,13 +223,13 @@ def costs(calibration: Row) -> str:
       for entry in calibration['candidates']
   )
   if compared:
-    compared = f' Compared for it (dtype at tokens a pass): {html.escape(compared)}.'
+    compared = f' Compared for it (dtype at tokens per pass): {html.escape(compared)}.'
   return plot(
       report_plots.pass_costs(calibration),
       'Cost of a target pass',
       f'The less a further token of a pass costs, the more drafting pays. A plain step takes '
       f'{1000 * plain:.2f} ms in {html.escape(calibration["dtype"])} at {calibration["width"]} '
-      f'tokens a pass, cache of {calibration["cache_length"]}.{compared} Medians of '
+      f'tokens per pass, cache of {calibration["cache_length"]}.{compared} Medians of '
       f'{calibration["repetitions"]} interleaved repetitions; spread at most '
       f'{100 * calibration["noise"]:.0f} %.',
   )

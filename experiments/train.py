@@ -105,7 +105,7 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
 
 
 def _with_samples(config, task, corpus, path: pathlib.Path, say):
-  """The corpus, or with `config.samples` what the target writes behind prompts from it, or both."""
+  """The corpus, or with `config.samples` what the target writes after prompts from it, or both."""
   settings = config.samples.to_dict()
   with_text = settings.pop('with_text')
   if not settings['num_samples']:

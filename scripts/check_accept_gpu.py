@@ -91,7 +91,7 @@ def bandwidth(num_elements: int = 1 << 30) -> float:
 
 
 def commit() -> str:
-  """The checkout's commit, with `-dirty` behind it where files differ; '' where there is none."""
+  """The checkout's commit, with `-dirty` after it where files differ; '' where there is none."""
   found = subprocess.run(
       ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'],
       cwd=pathlib.Path(__file__).parent, capture_output=True, text=True, check=False,

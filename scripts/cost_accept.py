@@ -130,14 +130,14 @@ def estimated_cycles(text: str) -> int:
   return sum(each for each in found if each < 2**42)
 
 
-# A branch takes effect behind this many bundles.
+# A branch takes effect after this many bundles.
 _DELAY = 4
 
 
 def scheduled_cycles(path: str) -> int:
   """Bundles of a kernel's final schedule, those of a loop times how often it runs.
 
-  A loop begins at a bundle marked LB and ends behind a branch back, which is the one with a
+  A loop begins at a bundle marked LB and ends after a branch back, which is the one with a
   negated predicate; how often it runs is in its exit test. Bundles that a predicate leaves out
   are counted all the same.
 

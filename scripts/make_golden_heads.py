@@ -73,7 +73,7 @@ def config(**fields):
 
 
 def run(model, features, tokens, level_tokens, level_mask):
-  """Outputs of the pairs, and of a level of a tree drafted behind them."""
+  """Outputs of the pairs, and of a level of a tree drafted after them."""
   with torch.no_grad():
     model.reset()
     hidden, cache = model(features, input_ids=tokens, use_cache=True)

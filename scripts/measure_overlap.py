@@ -5,7 +5,7 @@ r"""Where a draft's law overlaps the target's at temperature 1: by text and by t
 The overlap sum_x min(p(x), q(x)) is the chance that a drafted token is accepted (Leviathan et al.
 2023, corollary 3.6). It is averaged over windows of three texts: the corpus (the shipped pair was
 trained on the library of Python 3.13.0), the held-out files, and what the target itself draws
-behind held-out prompts; and over these by how uncertain the target is. Of the EAGLE-3 head it is
+after held-out prompts; and over these by how uncertain the target is. Of the EAGLE-3 head it is
 the first step's. Writes `metrics.jsonl`: `text`, `low` and `high` (nats) of the target's entropy
 (null: no limit), `positions` (a share of the text's), `entropy` (mean, nats), `draft`, `eagle3`.
 """
@@ -46,7 +46,7 @@ def windows(pair, texts: Iterable[str]) -> np.ndarray:
 
 
 def drawn(pair) -> np.ndarray:
-  """Windows of what the target draws behind held-out prompts."""
+  """Windows of what the target draws after held-out prompts."""
   size = _LENGTH.value + 1
   output = specjax.decode(
       pair.target,

@@ -103,7 +103,7 @@ make_venv() {
     rm -rf "$VENV"
   fi
   say "Making $VENV with Python ${wanted%% *} ($python)."
-  # The marker comes first: what an interruption leaves behind is known to be ours.
+  # The marker comes first: what an interruption leaves after is known to be ours.
   mkdir -p "$MARKS" || fail "cannot write to $(dirname "$VENV")."
   "$python" -m venv "$VENV" || fail "python -m venv failed with $python." \
     "Name another interpreter with SPECJAX_PYTHON=/path/to/python3."

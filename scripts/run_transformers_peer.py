@@ -9,7 +9,7 @@ interpreter of its own, for torch is no dependency of this project:
 It reads one JSON object from standard input: `target` and `draft` (folders), `dtype`,
 `threads`, `num_speculative_tokens`, `max_new_tokens`, `max_ngram`, `methods` (of plain,
 assisted, prompt_lookup), `rounds` and `prompts` (token lists), and writes to `--out` a line
-with the versions, then one a method, round and prompt.
+with the versions, then one per method, round and prompt.
 
 Time is taken from pass to pass of the target: the first one reads the prompt, and in assisted
 generation already verifies a draft, so that decoding is what comes after it: `timed_tokens`

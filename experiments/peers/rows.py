@@ -20,7 +20,7 @@ class Measured:
   Attributes:
     engine: its name.
     versions: of its packages.
-    runs: one a method and prompt.
+    runs: one per method and prompt.
   """
 
   engine: str
@@ -37,7 +37,7 @@ def rows(task: runs.Task, dtype: str, engines: Sequence[Measured]) -> list[dict[
   """A row for every engine and method.
 
   The fields are those of `records.Record`, with prediction and intervals left out, and:
-  `pair`; `engine`; `over_llama_cpp` and `over_transformers`, tokens a second over those of the
+  `pair`; `engine`; `over_llama_cpp` and `over_transformers`, tokens per second over those of the
   same method there (None where it was not run); `target_passes_by_prompt`;
   `equal_passes`, whether they are specjax's (None where engines draft differently);
   `same_text_as_specjax`, in prompts; `weight_bytes_per_token`, weights read for a token; and

@@ -41,7 +41,7 @@ def run(step: context_lib.Context) -> None:
 
 
 def bandwidth(step: context_lib.Context) -> float:
-  """Bytes a second of a copy, measured again: a later call may be on another machine."""
+  """Bytes per second of a copy, measured again: a later call may be on another machine."""
   return check_accept_gpu.bandwidth(1 << 16 if step.smoke else 1 << 30)
 
 

@@ -161,7 +161,7 @@ class Bench:
     return self._time(timed_programs.loop(setup, state, run), rounds), run
 
   def pass_seconds(self, width: int) -> float:
-    """Seconds of a pass of the target alone over so many tokens a row."""
+    """Seconds of a pass of the target alone over so many tokens per row."""
     program = timed_programs.bare(self._setup, self._state, width, self.request, self.options)
     return self._time(program, min(self.rounds, self.room // width))
 

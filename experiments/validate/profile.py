@@ -77,7 +77,7 @@ def keep(step, name: str, bench, seconds: float, drafter=None) -> dict[str, floa
     drafter: as in `Bench.seconds`.
 
   Returns:
-    Seconds a round by part.
+    Seconds per round by part.
   """
   # Kernels of a CUDA graph do not say which operation they are.
   off = switches.compiler_options({'command_buffers': 'off'}, jax.default_backend())
@@ -109,7 +109,7 @@ def profile(
     seconds: of a round without the profiler, which takes time itself.
 
   Returns:
-    Seconds a round by part, 'loop' holding also what no kernel filled; and the trace's files,
+    Seconds per round by part, 'loop' holding also what no kernel filled; and the trace's files,
     in a folder that is the caller's to remove.
 
   Raises:

@@ -19,7 +19,7 @@ from experiments.validate import summary
 ROWS, SUMMARY, LOG = 'rows.jsonl', 'summary.md', 'log.txt'
 PROFILES, ZOO = 'profiles.zip', 'zoo.zip'
 FILES = (ROWS, SUMMARY, LOG, PROFILES, ZOO)
-# A borrowed machine may give back no more than some MiB a file, and a log can fill up.
+# A borrowed machine may give back no more than some MiB per file, and a log can fill up.
 _LARGEST_LOG = 4 << 20
 
 

@@ -13,7 +13,7 @@ MODEL = 'model'  # the name under which a draft model's costs are kept
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """A way of plain decoding: dtype, tokens a pass reads, seconds a step.
+  """A way of plain decoding: dtype, tokens a pass reads, seconds per step.
 
   `pass_seconds` are those of the widest pass in that dtype, which rounds are made of.
   """
@@ -180,9 +180,9 @@ class Calibration:
     Args:
       rule: name of the rule.
       num_speculative_tokens: K.
-      acceptance: α or conditional rates a position, measured on other prompts.
+      acceptance: α or conditional rates per position, measured on other prompts.
       drafter: as in `cost`.
-      num_drafted: mean draft steps a round where K adapts; None means K.
+      num_drafted: mean draft steps per round where K adapts; None means K.
 
     Returns:
       The terms and, as `speedup`, what they come to.
@@ -227,7 +227,7 @@ class Calibration:
     Args:
       rule: as in `tree_cost`; also `name`.
       name: of the tree.
-      acceptance: conditional rates a depth, measured on other prompts, or one α.
+      acceptance: conditional rates per depth, measured on other prompts, or one α.
 
     Returns:
       The terms and, as `speedup`, what they come to.

@@ -95,7 +95,7 @@ def gap_rule(
   """
   if not len(outputs) == len(others) == len(scores):
     raise ValueError(
-        f'One entry a prompt is needed; got {len(outputs)} outputs, {len(others)} others and '
+        f'One entry per prompt is needed; got {len(outputs)} outputs, {len(others)} others and '
         f'{len(scores)} scores.'
     )
   places, gaps, positions = [], [], 0

@@ -4,12 +4,12 @@ Costs are in units of one step of plain decoding (one token, the loop around it 
 
   S = E / (K c + r(K + 1) + o)
 
-with E the expected tokens a round, c a draft step, r(m) a target pass over m tokens and o
+with E the expected tokens per round, c a draft step, r(m) a target pass over m tokens and o
 the rest of a round: sampling, verification and commit. With r = 1 and o = 0 this is
 theorem 3.8 of Leviathan et al. 2022 (2211.17192).
 
 Acceptance is given in either of two ways wherever it is asked for: one number α, the
-same at every position and independent of the others; or one *conditional* rate a position,
+same at every position and independent of the others; or one *conditional* rate per position,
 the share of the rounds that accepted all positions before it. Only the latter describes
 what was measured: acceptances are not independent.
 """
@@ -70,13 +70,13 @@ def survival(acceptance: Acceptance, num_speculative_tokens: int) -> np.ndarray:
 
 
 def expected_tokens(acceptance: Acceptance, num_speculative_tokens: int) -> float:
-  """Expected tokens a round, the bonus or recovered token included: 1 … K + 1.
+  """Expected tokens per round, the bonus or recovered token included: 1 … K + 1.
 
   The sum of the probabilities to come at least so far (E[n] = Σ P(n >= i)). For one α it is
   (1 - α^(K+1)) / (1 - α), equation 1 of Leviathan et al. 2022.
 
   Args:
-    acceptance: α, or conditional rates a position.
+    acceptance: α, or conditional rates per position.
     num_speculative_tokens: K.
 
   Returns:
@@ -102,7 +102,7 @@ def speedup(
 
   Args:
     tokens_per_round: E, of `expected_tokens`, or a measured mean acceptance length.
-    num_drafted: K, or the mean number of draft steps a round where it adapts.
+    num_drafted: K, or the mean number of draft steps per round where it adapts.
     draft_cost: c, a draft step over a plain step.
     pass_cost: r(K + 1), a target pass over K + 1 tokens over a plain step.
     overhead: o, the rest of a round over a plain step.
@@ -123,7 +123,7 @@ class Prediction:
 
   Attributes:
     tokens_per_round: E.
-    num_drafted: draft steps a round: K, or their mean where K adapts.
+    num_drafted: draft steps per round: K, or their mean where K adapts.
     draft_cost: c.
     pass_cost: r(K + 1).
     overhead: o.

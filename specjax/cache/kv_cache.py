@@ -1,4 +1,4 @@
-"""The key-value cache: one pair of arrays a layer, written in place.
+"""The key-value cache: one pair of arrays per layer, written in place.
 
 A layer that sees everything stores position `s` in slot `s`. A sliding-window layer
 is a ring: position `s` lives in slot `s % R`, where R is at least the window plus the
@@ -36,10 +36,10 @@ class KVCache:
   """Keys and values of the positions that a model has read.
 
   Attributes:
-    keys: one [B, G, S or R, hd] array a layer.
+    keys: one [B, G, S or R, hd] array per layer.
     values: likewise.
     lengths: [B] int32, positions held by each row.
-    rings: static, one flag a layer: True where the layer is a ring of R slots.
+    rings: static, one flag per layer: True where the layer is a ring of R slots.
     max_append: static, the most tokens that one call may write.
     layout: static, how the arrays are split over devices; None is one device.
   """
@@ -80,7 +80,7 @@ def init(
       so that the last append may end beyond it, and then up to a multiple of `SLOT_TILE`.
     num_kv_heads: G.
     head_dim: hd.
-    windows: one entry a layer: the window of a local layer, or None.
+    windows: one entry per layer: the window of a local layer, or None.
     max_append: the most tokens written by one call, and the most that are ever rolled
       back at once: a ring keeps that many positions beyond the window.
     dtype: of keys and values.
@@ -118,7 +118,7 @@ def _zeros(shape, dtype, layout) -> Array:
 def append(
     cache: KVCache, layer: int, keys: Array, values: Array, valid: Array | None = None
 ) -> KVCache:
-  """Writes one layer's new entries behind each row's length; `lengths` stays.
+  """Writes one layer's new entries after each row's length; `lengths` stays.
 
   Args:
     cache: the cache.
@@ -146,7 +146,7 @@ def append(
     if cache.layout is not None:
       return sharded_cache.write(cache, layer, buffer, new, valid)
     if not cache.rings[layer]:
-      return cache_rows.write_behind(buffer, new, cache.lengths, spare=cache.max_append > 1)
+      return cache_rows.append(buffer, new, cache.lengths, spare=cache.max_append > 1)
     num_slots = buffer.shape[2]
     slots = (cache.lengths[:, None] + jnp.arange(new.shape[1])) % num_slots
     if valid is not None:
@@ -186,7 +186,7 @@ def keep_path(
   """Keeps the root and one path of the tree that was appended last.
 
   The root was written at slot `root_lengths`, node i (1-based) at `root_lengths + i`.
-  The path's nodes are read and appended again, right behind the root: D entries a layer. A
+  The path's nodes are read and appended again, directly after the root: D entries per layer. A
   scatter would do, but a TPU's compiler wants narrow heads padded for it, and the loop would
   begin and end with a copy of the cache into twice its size.
 
@@ -209,7 +209,7 @@ def keep_path(
       return sharded_cache.read(cache, layer, buffer, root_lengths, nodes, num_nodes)
     if cache.rings[layer]:
       return cache_rows.read(buffer, (root_lengths[:, None] + nodes) % buffer.shape[2])
-    return cache_rows.read_behind(buffer, root_lengths, nodes, num_nodes)
+    return cache_rows.read_at(buffer, root_lengths, nodes, num_nodes)
 
   kept = roll_back(cache, root_lengths + 1)
   for layer, (keys, values) in enumerate(zip(cache.keys, cache.values)):

@@ -2,8 +2,8 @@
 
 Everywhere: a buffer is [B, G, S, hd], the keys or values of one layer; a row's entries are [T, G,
 hd]. A gather and a scatter do for any slots. For narrow heads a TPU's compiler wants padded tiles
-for them and copies the buffer, in the worst case before and behind every call; for entries that lie
-behind one another a slice a row needs none.
+for them and copies the buffer, in the worst case before and after every call; for entries that lie
+one after another a slice per row needs none.
 """
 
 import jax
@@ -57,10 +57,10 @@ def read(buffer: Array, slots: Array) -> Array:
   return buffer[jnp.arange(buffer.shape[0])[:, None], :, slots]
 
 
-def write_behind(
+def append(
     buffer: Array, new: Array, first: Array, *, part: bool = False, spare: bool = False
 ) -> Array:
-  """Writes each row's entries one behind the other.
+  """Writes each row's entries one after the other.
 
   Args:
     buffer: [B, G, S, hd].
@@ -68,13 +68,13 @@ def write_behind(
     first: [B] int32, the slot of each row's first entry.
     part: whether the buffer is a part of the cache, of which entries may lie outside: they are
       dropped. In a whole one `first + T` must not exceed S.
-    spare: whether a stale entry may be written behind the last one.
+    spare: whether a stale entry may be written after the last one.
 
   Returns:
     The buffer with slots `first + t` written.
   """
   if buffer.shape[0] <= _FEW_ROWS:
-    # A contiguous copy a row: in place, and cheaper than a scatter's index arithmetic.
+    # A contiguous copy per row: in place, and cheaper than a scatter's index arithmetic.
     if spare and new.shape[1] == 1:
       # XLA's CPU compiler writes a float32 cache twice (for the product that reads it, and for
       # the loop) and copies it whole in between where the update is a single slot.
@@ -92,7 +92,7 @@ def write_behind(
 
 
 def _write_rows(buffer: Array, new: Array, first: Array, *, part: bool, unroll: int) -> Array:
-  """As `write_behind`, row by row however many there are.
+  """As `append`, row by row however many there are.
 
   A scan is traced once, whatever the batch; as many rows as are unrolled need no loop when it is
   compiled.
@@ -107,7 +107,7 @@ def _write_rows(buffer: Array, new: Array, first: Array, *, part: bool, unroll: 
 
 
 def _write_row(buffer: Array, new: Array, row, first, *, part: bool) -> Array:
-  """One row's entries [1, G, T, hd], as in `write_behind`."""
+  """One row's entries [1, G, T, hd], as in `append`."""
   if not part:
     return jax.lax.dynamic_update_slice(buffer, new, (row, 0, first, 0))
   num_new, num_slots = new.shape[2], buffer.shape[2]
@@ -121,7 +121,7 @@ def _write_row(buffer: Array, new: Array, row, first, *, part: bool) -> Array:
   return jax.lax.dynamic_update_slice(buffer, moved, (row, 0, at, 0))
 
 
-def read_behind(buffer: Array, first: Array, offsets: Array, most: int) -> Array:
+def read_at(buffer: Array, first: Array, offsets: Array, most: int) -> Array:
   """Entries of a short stretch of each row.
 
   Args:
@@ -146,7 +146,7 @@ def read_behind(buffer: Array, first: Array, offsets: Array, most: int) -> Array
 
 
 def _read_rows(buffer: Array, first: Array, offsets: Array, most: int) -> Array:
-  """As `read_behind`: one slice per row, and what is asked for of that.
+  """As `read_at`: one slice per row, and what is asked for of that.
 
   A scan is traced once, whatever the batch: both branches of `platform_dependent` are traced on
   every platform. It is unrolled when it is lowered: in a loop, a TPU's compiler would pad the

@@ -43,7 +43,7 @@ def write(cache, layer: int, buffer: Array, new: Array, valid: Array | None) -> 
     held = buffer.shape[2]
     own = slots - _offset(split, held)
     if not ring and new.shape[1] <= held:
-      return cache_rows.write_behind(buffer, new, own[:, 0], part=bool(split))
+      return cache_rows.append(buffer, new, own[:, 0], part=bool(split))
     return cache_rows.write(buffer, new, jnp.where((own >= 0) & (own < held), own, held))
 
   mapped = _shard_map(
@@ -56,7 +56,7 @@ def write(cache, layer: int, buffer: Array, new: Array, valid: Array | None) -> 
 
 
 def read(cache, layer: int, buffer: Array, first: Array, offsets: Array, most: int) -> Array:
-  """Entries of each row behind a slot of its own, without moving the buffer.
+  """Entries of each row after a slot of its own, without moving the buffer.
 
   Args:
     cache: the cache.
@@ -75,7 +75,7 @@ def read(cache, layer: int, buffer: Array, first: Array, offsets: Array, most: i
 
   def local(buffer, first, offsets):
     if not ring and not split:
-      return cache_rows.read_behind(buffer, first, offsets, most)
+      return cache_rows.read_at(buffer, first, offsets, most)
     held = buffer.shape[2]
     own = (first[:, None] + offsets) % size - _offset(split, held)
     found = cache_rows.read(buffer, jnp.clip(own, 0, held - 1))

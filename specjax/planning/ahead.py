@@ -1,7 +1,7 @@
 """Compiling a run ahead, for devices that are not here, without allocating anything.
 
 `libtpu` compiles for a TPU slice on any Linux machine (extra `tpu-aot`). What comes back are
-the compiler's own facts: bytes a chip, what is aliased, every collective, and estimated cycles.
+the compiler's own facts: bytes per chip, what is aliased, every collective, and estimated cycles.
 """
 
 from collections.abc import Sequence

@@ -21,11 +21,11 @@ class Chip:
   Attributes:
     name: as in a slice's name ('v5e') or a node's ('H100').
     hbm_bytes: memory.
-    hbm_bandwidth: bytes a second.
-    peak_flops: dense bfloat16 operations a second.
+    hbm_bandwidth: bytes per second.
+    peak_flops: dense bfloat16 operations per second.
     link_bandwidth: bytes a second that leave a chip over all links together.
     hop_seconds: latency of one hop between neighbours; of a whole collective for GPUs.
-    clock: cycles a second of its core; 0 where no compiler estimates cycles.
+    clock: cycles per second of its core; 0 where no compiler estimates cycles.
     source: of the numbers.
   """
 

@@ -55,13 +55,13 @@ class Step:
 
 
 def step(model: Model, where: Slice, *, batch_size: int, width: int, context: int) -> Step:
-  """The pass of `width` tokens a row.
+  """The pass of `width` tokens per row.
 
   Args:
     model: the model.
     where: the slice.
     batch_size: rows, of the whole slice.
-    width: tokens a row.
+    width: tokens per row.
     context: slots that attention reads a row.
 
   Returns:
@@ -90,7 +90,7 @@ class Prediction:
   Attributes:
     acceptance: the rate.
     num_speculative_tokens: the K that is fastest; 0 where plain decoding is.
-    plain: tokens a second of all rows, plain decoding.
+    plain: tokens per second of all rows, plain decoding.
     speculative: likewise, at that K.
     speedup: their quotient.
   """
@@ -113,7 +113,7 @@ def predict(
     max_num_speculative_tokens: int = 8,
     overhead: float = 0.0,
 ) -> list[Prediction]:
-  """The best K and its tokens a second, for a range of acceptance rates.
+  """The best K and its tokens per second, for a range of acceptance rates.
 
   Args:
     target: the target.
@@ -126,7 +126,7 @@ def predict(
     overhead: seconds of a round beside the passes.
 
   Returns:
-    One `Prediction` a rate.
+    One `Prediction` per rate.
   """
   seconds = lambda model, width: step(
       model, where, batch_size=batch_size, width=width, context=context

@@ -8,7 +8,7 @@ import jax
 from specjax.models import placement
 from specjax.sharding import layout as layout_lib
 
-_COLUMNS = ('array', 'shape', 'split over', 'on a device', 'MB a device')
+_COLUMNS = ('array', 'shape', 'split over', 'on a device', 'MB per device')
 
 
 def rows(

@@ -26,7 +26,7 @@ def init_history(
 
   Args:
     tokens: [B, S] int32, prompts.
-    prompt_lengths: [B] int32; what stands behind a prompt is ignored.
+    prompt_lengths: [B] int32; what stands after a prompt is ignored.
     vocab_size: V.
     constraint: an allowed-token hook or None.
 

@@ -89,7 +89,7 @@ class Sampler:
       path: [B, D] int32, the tokens drafted before it, from the root's child on.
       path_valid: [B, D] bool, which entries of `path` there are.
       position: [B] int32, the absolute position that the token takes; coupled only.
-      node: the number of the node that is drawn; one draw a node and round.
+      node: the number of the node that is drawn; one draw per node and round.
 
     Returns:
       The token [B] int32; its law [B, V] (None in greedy mode, and in coupled mode unless

@@ -45,7 +45,7 @@ def make(
     logit_bias: Any = None,
     constraint: types.Constraint | None = None,
 ) -> types.Sampling:
-  """Checked settings; each one a number for all rows, or one entry a row.
+  """Checked settings; each one a number for all rows, or one entry per row.
 
   Args:
     batch_size: B.

@@ -1,7 +1,7 @@
 """Logical axes of arrays, and the mesh axes that they are split over, as data.
 
 A weight (`PARAMETERS`) or an activation names its axes; a `Layout` says which mesh axes each
-name is split over. Everything else follows: shapes a device, memory, initialisation, loading.
+name is split over. Everything else follows: shapes per device, memory, initialisation, loading.
 """
 
 from collections.abc import Mapping, Sequence
@@ -100,7 +100,7 @@ class Layout:
       at_use: of a weight where it is used: gathered axes are whole.
 
     Returns:
-      A `PartitionSpec` with one entry a dimension.
+      A `PartitionSpec` with one entry per dimension.
 
     Raises:
       ValueError: where two dimensions would be split over one mesh axis, or a dimension

@@ -49,7 +49,7 @@ def make(
   together, so that a draft can be split over the first part of it and repeated over the rest.
 
   - 'tensor': heads, MLP and vocabulary over the model axis, rows over `data` (Shoeybi et al.
-    2019, "Megatron-LM"): two all-reduces a layer. Where the model axis exceeds the key-value
+    2019, "Megatron-LM"): two all-reduces per layer. Where the model axis exceeds the key-value
     heads these are repeated, see `fitted`.
   - 'sequence': as tensor, but key-value heads over the model axis alone and the cache's slots
     over `sequence`; every other weight over both. No head is repeated.

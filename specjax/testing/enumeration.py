@@ -30,7 +30,7 @@ _ROWS_A_CALL = 8192
 
 @dataclasses.dataclass(frozen=True)
 class RoundLaw:
-  """All branches of one round of each of B rows; X branches a row.
+  """All branches of one round of each of B rows; X branches per row.
 
   Attributes:
     weights: [B, X] float64 numpy, the probability of each branch; sums to one over X.
@@ -118,7 +118,7 @@ def enumerate_round(
 
   Args:
     setup: the engine's, with one row of settings a row of the state. Leaves of the drafter
-      itself must not have one entry a row.
+      itself must not have one entry per row.
     state: B rows.
     slots: the choices that a round makes, if they are known already.
 
@@ -163,15 +163,15 @@ def output_law(
 
   Args:
     target: the target, of a small vocabulary; see `specjax.testing.table_model`.
-    prompts: one a row; equal prompts with different settings are different rows.
+    prompts: one per row; equal prompts with different settings are different rows.
     max_new_tokens: n, the length of outputs that do not stop before.
     rule: a rule of `specjax.verify`, or one of your own; not the coupled one.
     drafter: None decodes plainly.
-    sampling: settings, one a row.
+    sampling: settings, one per row.
     stop_tokens: ids that end a row.
 
   Returns:
-    One law a row.
+    One law per row.
 
   Raises:
     ValueError: as `specjax.generate` and `enumerate_round`.
@@ -273,10 +273,10 @@ def expected_accepted(
 
   Args:
     target: as for `output_law`, and so are the others.
-    prompts: one a row.
+    prompts: one per row.
     rule: the rule.
     drafter: the drafter.
-    sampling: settings, one a row.
+    sampling: settings, one per row.
   """
   setup, state, _ = _prepare(
       target,

@@ -17,7 +17,7 @@ Law = dict[tuple[int, ...], float]
 
 
 def map_rows(sampling: types.Sampling, function: Callable[[Any], Any]) -> types.Sampling:
-  """`sampling` with `function` applied to everything that has one entry a row."""
+  """`sampling` with `function` applied to everything that has one entry per row."""
   rows = function(sampling.replace(constraint=None))
   return rows.replace(constraint=sampling.constraint)
 
@@ -72,13 +72,13 @@ def plain_law(
 
   Args:
     target: as for `output_law`, and so are the others.
-    prompts: one a row.
+    prompts: one per row.
     max_new_tokens: n.
-    sampling: settings, one a row.
+    sampling: settings, one per row.
     stop_tokens: ids that end a row.
 
   Returns:
-    One law a row: products of the next token's probabilities, in float64.
+    One law per row: products of the next token's probabilities, in float64.
   """
   if sampling is None:
     sampling = sampling_lib.make(batch_size=len(prompts))

@@ -28,7 +28,7 @@ class Slots:
     purpose: as passed to `draw` or `flip`.
     kind: `DRAW` or `FLIP`.
     first: the first column.
-    count: columns: one a node (or flip); one for the draw of the next token.
+    count: columns: one per node (or flip); one for the draw of the next token.
     domain: outcomes of each: V, or 2.
   """
 

@@ -285,7 +285,7 @@ def _check_encodable(
 
 
 def _check_disk(folder: pathlib.Path, files: list[pathlib.Path]) -> None:
-  # A byte-level token is at least one byte long, so this is the most that two bytes a token can
+  # A byte-level token is at least one byte long, so this is the most that two bytes per token can
   # take.
   need = 2 * sum(path.stat().st_size + 1 for path in files) + 2**12
   free = shutil.disk_usage(folder).free

@@ -23,7 +23,7 @@ def language_model(module: Transformer, *, num_chunks: int = 1):
     num_chunks: parts of the vocabulary in which logits are made (`specjax.training.chunked`).
 
   Returns:
-    The loss function. Metrics: `loss`, in nats a token.
+    The loss function. Metrics: `loss`, in nats per token.
   """
 
   def loss(params, batch):

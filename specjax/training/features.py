@@ -105,7 +105,7 @@ def write(
     tokens: [n] integers.
     seq_len: T, tokens of a window.
     layers: residual streams to keep.
-    batch_size: windows a pass.
+    batch_size: windows per pass.
     say: told the disk cost before anything is written, and progress.
 
   Returns:
@@ -255,7 +255,7 @@ class FeatureBatches:
 
   Attributes:
     store: the windows.
-    batch_size: windows a batch.
+    batch_size: windows per batch.
     layers: which of the stored layers; None for all.
     seed: of the orders.
 

@@ -59,7 +59,7 @@ def eagle3(
     num_chunks: int = 1,
     draft_to_target: Array | None = None,
 ):
-  """Training-time test (Li et al. 2025, section 3.2): `num_steps` draft steps a position.
+  """Training-time test (Li et al. 2025, section 3.2): `num_steps` draft steps per position.
 
   The loss is the sum over steps of `decay ** j` times the mean divergence from the target's
   law; a token's embedding is the target's. Where the draft vocabulary is a part of the

@@ -180,7 +180,7 @@ class _Meter:
     """Takes one step's metrics, without waiting for them."""
     self._pending.append(metrics)
     if self._started is None:
-      # The first step compiles: the clock starts behind it.
+      # The first step compiles: the clock starts after it.
       jax.block_until_ready(metrics)
       self._started = self._since = time.perf_counter()
       return

@@ -22,7 +22,7 @@ class _Walk(NamedTuple):
   Attributes:
     node: [B] int32, accepted last; 0 is the root.
     child: [B] int32, of `node`, tried next; 0 where there is none and the row is done.
-    law: [B, V] float32 probabilities, what the target asks for behind `node`.
+    law: [B, V] float32 probabilities, what the target asks for after `node`.
     factor: [B] float32, rho of the group of siblings that is being tried.
     left: [B] int32, how many of the group were not tried yet, `child` included.
     size: [B] int32, of the group.

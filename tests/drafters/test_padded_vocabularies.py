@@ -49,7 +49,7 @@ def test_the_output_law_is_the_targets(rule, make, vocab_size):
 
 @pytest.mark.parametrize('rule, vocab_size', [('greedy', 2), ('coupled', 4)])
 def test_what_only_one_side_has_is_never_drafted(rule, vocab_size):
-  """The same drafter for chains, and behind a lookup that was told the target's size."""
+  """The same drafter for chains, and after a lookup that was told the target's size."""
   target = testing.table_model(vocab_size=3, seed=4, scale=0.5)
   options = dict(rule=rule, max_new_tokens=12, prefill_chunk=4, seeds=[3, 5])
   prompts = [PROMPT, (2, 2)]

@@ -1,4 +1,4 @@
-"""Reading and writing by a slice a row, and by a gather and a scatter, come to the same."""
+"""Reading and writing by a slice per row, and by a gather and a scatter, come to the same."""
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ def buffer(rows: int) -> jnp.ndarray:
 
 @pytest.mark.parametrize('part', [False, True])
 @pytest.mark.parametrize('rows', [3, 37])
-def test_entries_are_written_behind_one_another(rows, part):
+def test_entries_are_written_one_after_another(rows, part):
   new = entries(rows, 4, seed=1)
-  # In a part of a cache, rows begin before it, end behind it, or do not touch it.
+  # In a part of a cache, rows begin before it, end after it, or do not touch it.
   start = np.arange(rows) * 5 % (SLOTS + 16) - 8 if part else np.arange(rows) * 5 % (SLOTS - 3)
   expected = np.array(buffer(rows))
   for row, first in enumerate(start):
@@ -31,7 +31,7 @@ def test_entries_are_written_behind_one_another(rows, part):
         expected[row, :, first + t] = new[row, t]
   first = jnp.asarray(start)
   np.testing.assert_array_equal(
-      cache_rows.write_behind(buffer(rows), new, first, part=part), expected
+      cache_rows.append(buffer(rows), new, first, part=part), expected
   )
   by_slices = jax.jit(cache_rows._write_rows, static_argnames=('part', 'unroll'))
   np.testing.assert_array_equal(by_slices(buffer(rows), new, first, part=part, unroll=16), expected)
@@ -47,14 +47,14 @@ def test_a_stretch_is_read_by_slices_as_by_a_gather(rows):
   )
   slots = np.asarray(first)[:, None] + np.asarray(offsets)
   expected = np.asarray(buffer(rows))[np.arange(rows)[:, None], :, slots]
-  for read in (cache_rows.read_behind, cache_rows._read_rows):
+  for read in (cache_rows.read_at, cache_rows._read_rows):
     out = jax.jit(read, static_argnums=3)(buffer(rows), first, offsets, most)
     np.testing.assert_array_equal(out, expected)
 
 
 def test_a_single_entry_may_bring_a_stale_one():
   new, first = entries(2, 1, seed=1), jnp.array([3, 22])
-  out = cache_rows.write_behind(buffer(2), new, first, spare=True)
+  out = cache_rows.append(buffer(2), new, first, spare=True)
   expected = np.array(buffer(2))
   expected[[0, 1], :, [3, 22]] = new[:, 0]
   for row, stale in enumerate((4, 23)):

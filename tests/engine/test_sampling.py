@@ -563,7 +563,7 @@ class TestSampler:
     sampler = _sampler(self.BATCH, 7, 'coupled', keep_law=True, **options)
     logits, path, position = self._inputs()
     tokens, _ = _draw(sampler, logits, path, position)
-    # The target, whose rows 0 … 2 stand behind 0 … 2 drafted tokens, has the same logits at
+    # The target, whose rows 0 … 2 stand after 0 … 2 drafted tokens, has the same logits at
     # row 2: the same law, hence the same token, whatever the round or the node.
     controlled = _control(
         np.tile(logits[:, None], (1, 3, 1)),

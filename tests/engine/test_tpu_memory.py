@@ -154,7 +154,7 @@ def test_a_tree_read_by_a_gather_or_left_to_the_compiler_would_copy_them(monkeyp
     gather = lambda buffer, first, offsets, most: cache_rows.read(
         buffer, first[:, None] + offsets
     )
-    patch.setattr(cache_rows, 'read_behind', gather)
+    patch.setattr(cache_rows, 'read_at', gather)
     assert PADDED_SLOTS.search(tree_of_narrow_heads().as_text())
   monkeypatch.setattr(cache_rows, 'LANES', 1)
   jax.clear_caches()

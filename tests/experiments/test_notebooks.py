@@ -53,8 +53,8 @@ class TestFiles:
 # What the cells of each notebook print when all is well.
 EXPECTED = {
     'plan_70b': [r'H100:8: \d+ tokens/s at acceptance 0\.9'],
-    'train_a_drafter': [r'EAGLE-3: \d\.\d\d tokens a round', r'draft model: \d\.\d\d'],
-    'quickstart': [r'K=2: \d+\.\d\dx plain decoding, [12]\.\d\d tokens a round'],
+    'train_a_drafter': [r'EAGLE-3: \d\.\d\d tokens per round', r'draft model: \d\.\d\d'],
+    'quickstart': [r'K=2: \d+\.\d\dx plain decoding, [12]\.\d\d tokens per round'],
     'losslessness': [
         r'rejection: \d+ texts, largest difference of a probability \d\.\de-0[6-9]',
         r'threshold: largest difference 0\.\d',

@@ -34,7 +34,7 @@ def golden(name: str):
 
 @pytest.mark.parametrize('name', ['eagle1', 'eagle3'])
 def test_an_eagle_head_agrees_with_its_authors_code(name):
-  """A causal pass over pairs, then three siblings behind it by the tree mask."""
+  """A causal pass over pairs, then three siblings after it by the tree mask."""
   head, arrays = heads.load_eagle(GOLDEN / name, target()), golden(name)
   assert head.config.version == int(name[-1]) and head.embedding is not None
   apply = lambda *args, **kw: head.module.apply({'params': head.params}, *args, **kw)

@@ -135,7 +135,7 @@ def errors(drafter, rules, max_new_tokens: int = 3) -> dict:
 
 @pytest.mark.parametrize('kind, shape', CASES)
 def test_the_output_law_is_the_targets(kind, shape):
-  """Four tokens, a round behind a full acceptance, for EAGLE-3's chain; three elsewhere."""
+  """Four tokens, a round after a full acceptance, for EAGLE-3's chain; three elsewhere."""
   length = 4 if (kind, shape) == ('eagle3', 'chain') else 3
   found = errors(make(kind, **SHAPES[shape]), RULES[shape], length)
   assert len(found) == len(RULES[shape])

@@ -345,7 +345,7 @@ def test_rope_scaling_keeps_short_wavelengths_and_stretches_long_ones():
     'changes, message',
     [
         (dict(num_kv_heads=3), 'num_heads must be a multiple of num_kv_heads, got 4 and 3'),
-        (dict(local_layers=(True,)), 'one flag a layer: 2 layers, 1 flags'),
+        (dict(local_layers=(True,)), 'one flag per layer: 2 layers, 1 flags'),
         (dict(local_layers=(True, False)), 'local_layers are given but sliding_window is None'),
         (dict(activation='relu'), "not 'relu'"),
     ],

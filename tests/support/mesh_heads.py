@@ -1,7 +1,7 @@
 """Heads of a tiny target that agree with it at times, made without training.
 
 Heads of random weights agree with a target once in a vocabulary, and a run in which nothing is
-accepted says little of what happens behind an accepted draft.
+accepted says little of what happens after an accepted draft.
 """
 
 import jax

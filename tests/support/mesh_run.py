@@ -74,7 +74,7 @@ SHORT = {
 TARGET = dict(num_layers=2, num_heads=8, num_kv_heads=2)
 # Rows grow beyond the first half of the cache's 64 slots: that is where `sequence` splits them.
 NEW_TOKENS, CACHE_LENGTH = 28, 48
-# Children by depth: two tokens behind the root, two behind the first, one more.
+# Children by depth: two tokens after the root, two after the first, one more.
 TREE = ((0,), (1,), (0, 0), (0, 1), (0, 0, 0))
 
 

@@ -93,7 +93,7 @@ def _unroll(chosen, embedded, features):
 
 
 def fresh_chain(kind: str, tokens) -> list[int]:
-  """What a head drafts behind `tokens` (the root included), from nothing but its definition."""
+  """What a head drafts after `tokens` (the root included), from nothing but its definition."""
   layers = {'eagle1': (3,), 'medusa': (3,)}.get(kind, (1, 2, 3))
   if kind == 'exit':
     chosen = list(tokens)

@@ -22,7 +22,7 @@ from tests.support import exact_laws
 from tests.support import tolerance
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
-# Drafters, and how many tokens are enumerated: K + 2 has a round behind a full acceptance.
+# Drafters, and how many tokens are enumerated: K + 2 has a round after a full acceptance.
 DRAFTERS = {
     'draft model': (drafters.model(exact_laws.DRAFT, num_speculative_tokens=2), 4),
     'prompt lookup': (drafters.ngram(num_speculative_tokens=3), 5),

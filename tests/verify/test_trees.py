@@ -41,7 +41,7 @@ CASES = [(rule, kind) for rule in RULES for kind in ('with_replacement', 'withou
 CASES += [('traversal', 'rank'), ('recursive', 'dynamic')]
 RULES['k_sequential'] = verify.k_sequential()
 CASES.append(('k_sequential', 'with_replacement'))
-LENGTH = 4  # a round behind a full acceptance
+LENGTH = 4  # a round after a full acceptance
 
 
 @pytest.mark.parametrize('rule, kind', CASES)
@@ -253,7 +253,7 @@ def test_a_threshold_shared_across_uneven_subtrees_would_be_shorter():
 
 
 def proposal(tokens, parents, law=None, kind=types.SAMPLED):
-  """One row, drawn from `law` [M, V] with a row a parent, in order."""
+  """One row, drawn from `law` [M, V] with a row per parent, in order."""
   rows = {parent: index for index, parent in enumerate(sorted(set(parents)))}
   one_row = lambda x: jnp.asarray([x], jnp.int32)
   return types.Proposal(

@@ -114,7 +114,7 @@ def test_rejection_by_hand():
   assert result.next_token.tolist() == [0] and not result.is_bonus.any()
   result = apply(rule, law, chain(tokens, draft), Script(jnp.array([True, True])))
   assert result.next_token.tolist() == [2] and result.is_bonus.all()
-  # A flip that succeeds behind one that failed does not count.
+  # A flip that succeeds after one that failed does not count.
   result = apply(rule, law, chain(tokens, draft), Script(jnp.array([False, True])))
   assert result.num_accepted.tolist() == [0]
   # The residual of the first row is (0, 0.2, 0).
@@ -191,7 +191,7 @@ def test_an_empty_residual_falls_back_on_the_target(rule):
 
 @pytest.mark.parametrize('rule', CHAIN_RULES, **NAMES)
 def test_invalid_nodes_end_the_block(rule):
-  """The token behind the last valid node is a bonus from its row."""
+  """The token after the last valid node is a bonus from its row."""
   law = jnp.log(jnp.eye(4, dtype=jnp.float32))[None]
   tokens, valid = [[0, 1, 2]], [[True, True, False]]
   result = apply(rule, law, chain(tokens, valid=valid), Script(jnp.array(True)))

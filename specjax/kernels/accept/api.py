@@ -56,7 +56,7 @@ def accept(
     rule: 'greedy', 'rejection', 'block', 'coupled', 'recursive' or 'traversal', as in
       `specjax.verify`: it is that rule which runs.
     numbers: `Noise` for coupled, None for greedy, `Uniforms` for the others.
-    sampling: settings, one a sequence. The greedy rule ignores them, but for the
+    sampling: settings, one per sequence. The greedy rule ignores them, but for the
       log-probabilities.
     draft_logits: [B * M, V] that the tokens were drawn from under the same settings, or None
       for tokens that were chosen (one-hot laws; greedy and coupled never read them).

@@ -145,7 +145,7 @@ class Inputs:
     return rows + jnp.arange(batch, dtype=jnp.int32)[:, None] * each
 
   def settings(self, rows_each: int) -> 'Settings':
-    """The settings of rows, `rows_each` a sequence."""
+    """The settings of rows, `rows_each` per sequence."""
     return settings_of(self.sampling, rows_each)
 
 
@@ -185,7 +185,7 @@ def unlikely_cond(condition: Array, unlikely: Callable, likely: Callable) -> Any
 
 
 def settings_of(sampling: types.Sampling, rows_each: int) -> Settings:
-  """Settings [B * rows_each] of rows, `rows_each` a sequence, from those of sequences [B]."""
+  """Settings [B * rows_each] of rows, `rows_each` per sequence, from those of sequences [B]."""
   repeat = lambda x: jnp.repeat(x, rows_each)
   greedy = sampling.temperature == 0
   return Settings(

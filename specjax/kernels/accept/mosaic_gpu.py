@@ -1,10 +1,10 @@
 """The op for Hopper GPUs and newer: the definition, its passes made by Mosaic GPU kernels.
 
 Whatever runs over the vocabulary is one of three small kernels, a block of `BLOCK` entries of
-one row a program: maxima and sums for log-sum-exps; masses of max(scale * target - draft, 0),
+one row per program: maxima and sums for log-sum-exps; masses of max(scale * target - draft, 0),
 for the block rule and for the residual that is drawn from; the largest entry with its coupled
 noise. A block is read once into registers, and leaves one float (or two). What remains, on one
-float a block, is the definition's own (`xla`), as are thresholds, where a row asks for them.
+float per block, is the definition's own (`xla`), as are thresholds, where a row asks for them.
 
 Bytes read of a sequence: K + 1 target rows and K draft rows (none of a given law), two rows for
 the residual, (2K + 3) V itemsize, and 2 (K - 1) rows again for the block rule's masses, which

@@ -1,7 +1,7 @@
 """The op over a vocabulary that is sharded over a mesh axis: logits stay where they are.
 
 The same definition (`xla`) runs on every shard under `shard_map`; only its sums, maxima and
-look-ups cross chips: of a row one float a tile (`base.tile_size`: about 2,048 entries) for
+look-ups cross chips: of a row one float per tile (`base.tile_size`: about 2,048 entries) for
 each sum, and scalars for the rest. Sums of tiles are gathered and added in the order of the
 vocabulary, and tiles do not cross shards, so that results are those of the unsharded op, up to
 how a compiler adds up the entries of one tile (an ulp of a log-probability).

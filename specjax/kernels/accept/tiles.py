@@ -1,7 +1,7 @@
 """The vocabulary in tiles: sums in one order, on one device or on the shards of a mesh axis.
 
 A `Tiles` says which part of the vocabulary the arrays at hand hold. Every sum is made of
-sums of tiles, gathered (one float a tile) and added in the order of the vocabulary, so that
+sums of tiles, gathered (one float per tile) and added in the order of the vocabulary, so that
 the result does not depend on how many shards there are.
 """
 

@@ -28,7 +28,7 @@ class Chains:
 
   Attributes:
     size: K.
-    found: [R, 128] in VMEM, one row a token, at the lanes above.
+    found: [R, 128] in VMEM, one row per token, at the lanes above.
     start: the row of the first of these sequences' tokens.
     flips: [8, K] float32.
     valid: [8, K] int32, or None for all.
@@ -114,7 +114,7 @@ def follow(tokens, log_probs, start, drafted: Array, valid: Array | None) -> tup
   """Greedy and coupled: a token stays if the target chose it too.
 
   Args:
-    tokens: [R, 128] int32 in VMEM, the target's choices, K + 1 rows a sequence, equal along
+    tokens: [R, 128] int32 in VMEM, the target's choices, K + 1 rows per sequence, equal along
       lanes; log_probs: [R, 128], theirs.
     start: the row of the first of these sequences.
     drafted: [8, K] int32.
@@ -146,7 +146,7 @@ def follow(tokens, log_probs, start, drafted: Array, valid: Array | None) -> tup
 def at_lane(values: Array, lane: Array) -> Array:
   """[8, 1]: the entry of `values` [8, n] at `lane` [8, 1]; 0 where there is none."""
   lanes = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
-  # Not a sum with -inf elsewhere: one entry a row, the others 0.
+  # Not a sum with -inf elsewhere: one entry per row, the others 0.
   return jnp.sum(jnp.where(lanes == lane, values, jnp.zeros_like(values)), axis=1, keepdims=True)
 
 

@@ -1,10 +1,10 @@
 """The op's definition in jnp: also what runs on CPUs, GPUs, and sharded vocabularies.
 
-What is read, of V entries a row: each target row for its maximum and once more for its sum
+What is read, of V entries per row: each target row for its maximum and once more for its sum
 (a compiler may keep it in cache between the two), each draft row likewise unless it holds a
 law already, target and draft rows once more for the block rule's masses, and target and
 draft at the one row that the next token is drawn from. No row of probabilities is written;
-the largest arrays made are those two rows and one float a tile.
+the largest arrays made are those two rows and one float per tile.
 """
 
 from typing import Any
