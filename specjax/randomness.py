@@ -175,9 +175,9 @@ def pick(weights: Array, goal: Array) -> Array:
   positive one before it is taken, or else the first.
   """
   number = jnp.arange(weights.shape[-1], dtype=jnp.int32)
-  found = jnp.sum(jnp.cumsum(weights, axis=-1) <= goal[:, None], axis=-1, dtype=jnp.int32)
+  index = jnp.sum(jnp.cumsum(weights, axis=-1) <= goal[:, None], axis=-1, dtype=jnp.int32)
   positive = weights > 0
-  before = jnp.max(jnp.where(positive & (number <= found[:, None]), number, -1), axis=-1)
+  before = jnp.max(jnp.where(positive & (number <= index[:, None]), number, -1), axis=-1)
   first = jnp.min(jnp.where(positive, number, weights.shape[-1] - 1), axis=-1)
   return jnp.where(before >= 0, before, first)
 

@@ -78,11 +78,11 @@ def read(cache, layer: int, buffer: Array, first: Array, offsets: Array, most: i
       return cache_rows.read_at(buffer, first, offsets, most)
     held = buffer.shape[2]
     own = (first[:, None] + offsets) % size - _offset(split, held)
-    found = cache_rows.read(buffer, jnp.clip(own, 0, held - 1))
+    entries = cache_rows.read(buffer, jnp.clip(own, 0, held - 1))
     if split:
       here = (own >= 0) & (own < held)
-      found = jax.lax.psum(jnp.where(here[..., None, None], found, 0), split)
-    return found
+      entries = jax.lax.psum(jnp.where(here[..., None, None], entries, 0), split)
+    return entries
 
   batch_spec = PartitionSpec(spec[0])
   mapped = _shard_map(

@@ -396,9 +396,9 @@ class Transformer(nn.Module):
         'a soft cap on scores': cfg.attention_soft_cap is not None,
         'a layout over several devices': self.layout is not None,
     }
-    if found := [name for name, here in reasons.items() if here]:
+    if unknown := [name for name, here in reasons.items() if here]:
       raise ValueError(
-          f"attention={self.attention!r} does not know {', '.join(found)}: leave it 'xla' here."
+          f"attention={self.attention!r} does not know {', '.join(unknown)}: leave it 'xla' here."
       )
 
   def _rotary(self, positions: Array, window: int | None) -> tuple[Array, Array]:

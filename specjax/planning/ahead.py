@@ -57,13 +57,13 @@ def devices(topology: str) -> tuple[Any, ...]:
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   try:
-    found = topologies.get_topology_desc(platform='tpu', topology_name=topology)
+    topology = topologies.get_topology_desc(platform='tpu', topology_name=topology)
   except Exception as error:
     raise ValueError(
         f'The TPU compiler knows no slice {topology!r} ({error}). Slices are named like v5e:2x2, '
         'v6e:4x4 or v5p:2x2x2.'
     ) from error
-  return tuple(found.devices)
+  return tuple(topology.devices)
 
 
 def abstract_model(module: Any, *, int8: bool = False) -> LanguageModel:

@@ -45,8 +45,8 @@ class Collective:
   @property
   def layer(self) -> int | None:
     """The layer of a model that it belongs to."""
-    found = _LAYER.search(self.op_name)
-    return int(found[1]) if found else None
+    match = _LAYER.search(self.op_name)
+    return int(match[1]) if match else None
 
 
 def scope(op_name: str) -> str:
@@ -73,7 +73,7 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 def collectives(text: str) -> tuple[Collective, ...]:
   """All collectives of an optimised program (`compiled.as_text()`)."""
-  found = []
+  result = []
   for computation, line in _lines(text):
     match = _COLLECTIVE.match(line)
     if not match:
@@ -85,7 +85,7 @@ def collectives(text: str) -> tuple[Collective, ...]:
     if match['start'] and len(sizes) > 1:
       sizes = sizes[len(sizes) // 2 :]  # operand and result, of an asynchronous one
     name = _OP_NAME.search(line)
-    found.append(
+    result.append(
         Collective(
             kind=match['kind'],
             num_bytes=sum(size * count for size, count in sizes),
@@ -94,7 +94,7 @@ def collectives(text: str) -> tuple[Collective, ...]:
             op_name=name[1] if name else '',
         )
     )
-  return tuple(found)
+  return tuple(result)
 
 
 def cycles(text: str, *, loops: Mapping[str, int]) -> dict[str, float]:
@@ -109,12 +109,12 @@ def cycles(text: str, *, loops: Mapping[str, int]) -> dict[str, float]:
   """
   result: dict[str, float] = {}
   for _, line in _lines(text):
-    found = _CYCLES.search(line)
-    if not found or int(found[1]) > 1e15:
+    match = _CYCLES.search(line)
+    if not match or int(match[1]) > 1e15:
       continue  # the largest integer stands for what the compiler does not know
     name = _OP_NAME.search(line)
     op_name = name[1] if name else ''
     here = scope(op_name)
     inner = op_name.count('/while/body/') > 1
-    result[here] = result.get(here, 0.0) + int(found[1]) * (loops.get(here, 1) if inner else 1)
+    result[here] = result.get(here, 0.0) + int(match[1]) * (loops.get(here, 1) if inner else 1)
   return result

@@ -25,15 +25,15 @@ def rows(
   Returns:
     Rows of text, in the order of `_COLUMNS`.
   """
-  found: dict[str, tuple[str, ...]] = {}
+  table_rows: dict[str, tuple[str, ...]] = {}
   params = placement.abstract_params(module, init=init)
   leaves = jax.tree_util.tree_flatten_with_path(params)[0]
   for path, leaf in leaves:
     name = '/'.join(str(key.key) for key in path)
     name = re.sub(r'layer_\d+/', 'layer/', name)
-    found.setdefault(name, _row(name, leaf.shape, leaf.dtype, leaf.sharding))
+    table_rows.setdefault(name, _row(name, leaf.shape, leaf.dtype, leaf.sharding))
   if not hasattr(module, 'init_cache'):
-    return list(found.values())
+    return list(table_rows.values())
   cache = jax.eval_shape(
       lambda: module.init_cache(
           batch_size=batch_size, cache_length=cache_length, max_append=16
@@ -41,7 +41,7 @@ def rows(
   )
   keys, layout = cache.keys[0], module.layout
   split = layout.sharding(layout_lib.CACHE, shape=keys.shape, what='the cache')
-  return [*found.values(), _row('layer/keys, values', keys.shape, keys.dtype, split)]
+  return [*table_rows.values(), _row('layer/keys, values', keys.shape, keys.dtype, split)]
 
 
 def _row(name, shape, dtype, sharding) -> tuple[str, ...]:
@@ -67,8 +67,8 @@ def text(module: Any, *, batch_size: int, cache_length: int, init: Any = None) -
         f'; {config.num_kv_heads} key-value heads are kept {config.kv_repeats} times, for '
         f'{config.num_stored_kv_heads} devices'
     )
-  found = rows(module, batch_size=batch_size, cache_length=cache_length, init=init)
-  table = [_COLUMNS, *found]
+  table_rows = rows(module, batch_size=batch_size, cache_length=cache_length, init=init)
+  table = [_COLUMNS, *table_rows]
   widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
   lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)) for row in table]
   return '\n'.join([head, *(line.rstrip() for line in lines)]) + '\n'

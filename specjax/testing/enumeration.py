@@ -72,7 +72,7 @@ def _traced_slots(structure, shapes) -> tuple[replay.Slots, ...]:
   def trace(*leaves):
     nonlocal probe
     setup, state = jax.tree.unflatten(structure, leaves)
-    probe = replay.ProbeSource(found=[], num_nodes=setup.drafter.num_nodes)
+    probe = replay.ProbeSource(choices=[], num_nodes=setup.drafter.num_nodes)
     setup = setup.replace(source_fn=lambda keys, lengths: probe)
     return engine.speculative_round(setup, state)
 

@@ -44,9 +44,9 @@ def _next_log_probs(target, tokens, prompt_lengths, sampling, max_new_tokens):
       vocab_size=vocab_size,
       constraint=sampling.constraint,
   )
-  said = jnp.tile(steps < steps[:, None], (rows, 1))
+  emitted = jnp.tile(steps < steps[:, None], (rows, 1))
   history = sampling_lib.update_history(
-      history, repeat(new), said, constraint=sampling.constraint
+      history, repeat(new), emitted, constraint=sampling.constraint
   )
   nothing = jnp.zeros((rows * max_new_tokens, 1, 0), jnp.int32)
   controlled = sampling_lib.control(
@@ -101,7 +101,7 @@ def plain_law(
   for row, output, factors in zip(rows, np.tile(outputs, (len(prompts), 1)), probs):
     stops = np.flatnonzero(np.isin(output, stop_tokens))
     end = stops[0] + 1 if stops.size else max_new_tokens
-    # What cannot be said has no probability, even where nothing can follow it (NaN).
+    # What cannot be emitted has no probability, even where nothing can follow it (NaN).
     possible = (factors[:end] != 0).all()
     laws[row][tuple(output[:end].tolist())] = float(np.prod(factors[:end])) if possible else 0.0
   return laws

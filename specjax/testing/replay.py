@@ -115,18 +115,18 @@ class ProbeSource:
   """Finds out, while a round is traced, which choices it asks for.
 
   Attributes:
-    found: static, a list to which (purpose, kind, count, domain) are appended.
+    choices: static, a list to which (purpose, kind, count, domain) are appended.
     num_nodes: static, N, the most nodes that a drafter draws.
   """
 
-  found: list = struct.field(pytree_node=False)
+  choices: list = struct.field(pytree_node=False)
   num_nodes: int = struct.field(pytree_node=False)
 
   def draw(self, law: Array, *, purpose: int, node: Any) -> tuple[Array, 'ProbeSource']:
     """As `specjax.types.Source.draw`."""
     del node
     count = 1 if purpose == randomness.NEXT else self.num_nodes
-    self.found.append((purpose, DRAW, count, law.shape[-1]))
+    self.choices.append((purpose, DRAW, count, law.shape[-1]))
     return jnp.zeros(law.shape[:-1], jnp.int32), self
 
   def flip(
@@ -134,7 +134,7 @@ class ProbeSource:
   ) -> tuple[Array, 'ProbeSource']:
     """As `specjax.types.Source.flip`."""
     count = probs.shape[1] if node is None else self.num_nodes
-    self.found.append((purpose, FLIP, count, 2))
+    self.choices.append((purpose, FLIP, count, 2))
     return jnp.zeros(probs.shape, bool), self
 
   def gumbel(self, positions: Array, vocab_size: int) -> Array:
@@ -144,7 +144,7 @@ class ProbeSource:
   def slots(self) -> tuple[Slots, ...]:
     """The columns of all choices found."""
     result, first = [], 0
-    for purpose, kind, count, domain in dict.fromkeys(self.found):
+    for purpose, kind, count, domain in dict.fromkeys(self.choices):
       result.append(Slots(purpose, kind, first, count, domain))
       first += count
     return tuple(result)

@@ -235,12 +235,12 @@ def _begun(folder: pathlib.Path, described: dict) -> int:
 
 
 def _check_same(file: pathlib.Path, described: dict) -> None:
-  found = json.loads(file.read_text(encoding='utf-8-sig'))
-  other = sorted(key for key in described if found.get(key) != described[key])
+  stored = json.loads(file.read_text(encoding='utf-8-sig'))
+  other = sorted(key for key in described if stored.get(key) != described[key])
   if other:
     raise ValueError(
         f'{file.parent} holds other features: {", ".join(other)} differ (found '
-        f'{ {key: found.get(key) for key in other} }, wanted '
+        f'{ {key: stored.get(key) for key in other} }, wanted '
         f'{ {key: described[key] for key in other} }). Give another folder, or remove it.'
     )
 

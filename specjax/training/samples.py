@@ -68,9 +68,9 @@ def write(
       new_tokens=new_tokens, temperature=temperature, batch_size=batch_size, seed=seed,
   )
   if (folder / _DESCRIPTION).exists():
-    found = json.loads((folder / _DESCRIPTION).read_text(encoding='utf-8-sig'))
-    if found != described:
-      raise ValueError(f'{folder} holds other samples ({found}), wanted {described}.')
+    stored = json.loads((folder / _DESCRIPTION).read_text(encoding='utf-8-sig'))
+    if stored != described:
+      raise ValueError(f'{folder} holds other samples ({stored}), wanted {described}.')
   folder.mkdir(parents=True, exist_ok=True)
   atomic.write(folder / _DESCRIPTION, json.dumps(described) + '\n')
   if not (folder / _SAMPLES).exists():

@@ -18,7 +18,7 @@ from specjax.verify import rows as rows_lib
 
 Array = jax.Array
 
-# Lanes of what `scan` found out about a drafted token.
+# Lanes of the scalars that `scan` leaves of a drafted token.
 TARGET, DRAFT, PREFIX, SURPLUS = range(4)
 
 
@@ -28,17 +28,17 @@ class Chains:
 
   Attributes:
     size: K.
-    found: [R, 128] in VMEM, one row per token, at the lanes above.
+    scalars: [R, 128] in VMEM, one row per token, at the lanes above.
     start: the row of the first of these sequences' tokens.
     flips: [8, K] float32.
     valid: [8, K] int32, or None for all.
     given: [8, K] float32, the tokens' log-probabilities under the draft's law where they are
-      not in `found`; else None.
+      not in `scalars`; else None.
     one_hot: static, whether tokens were chosen.
   """
 
   size: int = struct.field(pytree_node=False)
-  found: Any = struct.field(pytree_node=False)
+  scalars: Any = struct.field(pytree_node=False)
   start: Any
   flips: Array
   valid: Array | None
@@ -47,7 +47,7 @@ class Chains:
 
   def token(self, number: int) -> tuple[Array, ...]:
     """[8, 1] each: target, draft, prefix and surplus of a token."""
-    row = at_stride(self.found, self.start, number, self.size)
+    row = at_stride(self.scalars, self.start, number, self.size)
     target, draft, prefix, surplus = (
         row[:, lane : lane + 1] for lane in (TARGET, DRAFT, PREFIX, SURPLUS)
     )
@@ -77,14 +77,14 @@ class Chains:
 
   def valid_tokens(self) -> list[Array]:
     """[8, 1] int32 of each token, 1 for those of the prefix that is valid and drawn."""
-    so_far, found = jnp.ones((ROWS, 1), jnp.int32), []
+    so_far, valid = jnp.ones((ROWS, 1), jnp.int32), []
     for number in range(self.size):
       if self.valid is not None:
         so_far = jnp.where(self.valid[:, number : number + 1] > 0, so_far, 0)
       if not self.one_hot:
         so_far = jnp.where(chains_lib.is_drawn(self.token(number)[1]), so_far, 0)
-      found.append(so_far)
-    return found
+      valid.append(so_far)
+    return valid
 
 
 def at_stride(ref, start, number: int, stride: int) -> Array:

@@ -103,14 +103,14 @@ def pick_part(count: int, mass_of: Callable, goal: Array) -> tuple[Array, Array]
   """
 
   def step(number, carry):
-    part, start, run, found = carry
+    part, start, run, is_passed = carry
     mass = mass_of(number)
     # Until the goal is passed, the last part with mass stands for what rounding may skip.
-    takes = (found == 0) & (mass > 0)
+    takes = (is_passed == 0) & (mass > 0)
     part = jnp.where(takes, number, part)
     start = jnp.where(takes, run, start)
     run = run + mass
-    return part, start, run, jnp.where(takes & (run > goal), 1, found)
+    return part, start, run, jnp.where(takes & (run > goal), 1, is_passed)
 
   zeros = jnp.zeros((ROWS, LANES), jnp.float32)
   ints = jnp.zeros((ROWS, LANES), jnp.int32)
@@ -133,12 +133,12 @@ def pick_lane(weights: Array, goal: Array) -> Array:
   return jnp.minimum(first, last)
 
 
-def draw(rows, found: Draw, masses, goal: Array, picked) -> tuple[Array, Array]:
+def draw(rows, drawn: Draw, masses, goal: Array, picked) -> tuple[Array, Array]:
   """Draws eight tokens by inverse CDF.
 
   Args:
     rows: the rows.
-    found: what is drawn from.
+    drawn: what is drawn from.
     masses: [n, 8, 128], of tiles, as `tile_masses` has written them; overwritten.
     goal: [8, 1], at which running sum.
     picked: [streams, 8, tpu_rows.TILE] float32, scratch for each row's tile.
@@ -154,7 +154,7 @@ def draw(rows, found: Draw, masses, goal: Array, picked) -> tuple[Array, Array]:
   first = tile[:, :1] * tpu_rows.TILE
   tiles = tuple(picked[at] for at in range(len(rows)))
   # Every row has a tile of its own, hence ids of its own; masks cost little on one tile.
-  weights = found.weights(tiles, first, unusual=True)
+  weights = drawn.weights(tiles, first, unusual=True)
   parts = [weights[:, at : at + LANES] for at in range(0, tpu_rows.TILE, LANES)]
   for at, part in enumerate(parts):
     mass = jnp.sum(part, axis=1, keepdims=True)
@@ -169,7 +169,7 @@ def draw(rows, found: Draw, masses, goal: Array, picked) -> tuple[Array, Array]:
   values = tiles[0]
   value = jnp.where(tpu_rows.ids_of(values, 0) == inside, values, -jnp.inf)
   value = jnp.max(tpu_rows.fold(jnp.maximum, value), axis=1, keepdims=True)
-  return token, found.target.log_prob(value, token)
+  return token, drawn.target.log_prob(value, token)
 
 
 def _gather_tiles(row: tpu_rows.Rows, tile: Array, picked) -> None:

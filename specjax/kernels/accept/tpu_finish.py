@@ -124,13 +124,13 @@ def _draw(
 
 @functools.partial(jax.jit, static_argnames=('draft_is_law', 'rule'))
 def decide_and_finish(
-    found: Array, arrays: dict[str, Array], draft_rows: Array | None, settings: list[Array],
+    scalars: Array, arrays: dict[str, Array], draft_rows: Array | None, settings: list[Array],
     target: Array, draft: Array | None, *, draft_is_law: bool, rule: Any,
 ):
   """Decides chains and draws what follows them.
 
   Args:
-    found: as `tpu_scan.scan` has left it.
+    scalars: as `tpu_scan.scan` has left it.
     arrays: `flips` [B, K] float32, `uniforms` [B, K + 1] float32; where they matter `valid`
       [B, K] int32, `given` [B, K] float32 (see `tpu_decide.Chains`), and `tokens` [B, K] int32 of
       chosen drafts.
@@ -169,13 +169,13 @@ def decide_and_finish(
       out_shape=[scalars] * 3 + [jax.ShapeDtypeStruct((rows, count + 1), jnp.float32)],
       compiler_params=tpu_fetch.parameters(size, len(sources), ('arbitrary',) * 2),
       name='accept_finish',
-  )(*prefetched, found, *arrays.values(), *sources)
+  )(*prefetched, scalars, *arrays.values(), *sources)
 
 
 def _chain_kernel(*refs, names, draft_is_law, rule, size, batch, in_order, streams):
   """Eight sequences of `decide_and_finish`."""
   draft_rows, refs = (None, refs) if in_order else (refs[0], refs[1:])
-  settings_refs, found, refs = refs[:4], refs[4], refs[5:]
+  settings_refs, scalars, refs = refs[:4], refs[4], refs[5:]
   arrays, refs = dict(zip(names, refs)), refs[len(names) :]
   sources, refs = refs[:streams], refs[streams:]
   count_out, is_all_out, token_out, log_probs_out, *scratch = refs
@@ -186,7 +186,7 @@ def _chain_kernel(*refs, names, draft_is_law, rule, size, batch, in_order, strea
     rows = pl.ds(pl.multiple_of(group * ROWS, ROWS), ROWS)
     read = lambda name: arrays[name][rows, :] if name in arrays else None
     return tpu_decide.Chains(
-        size=size, found=found, start=group * (ROWS * size), flips=read('flips'),
+        size=size, scalars=scalars, start=group * (ROWS * size), flips=read('flips'),
         valid=read('valid'), given=read('given'), one_hot='tokens' in arrays,
     )
 

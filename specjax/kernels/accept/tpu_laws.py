@@ -85,7 +85,7 @@ def laws(
   unusual = general
   for top in highest:
     unusual |= tpu_rows.is_any(top == jnp.inf)
-  found = tuple(
+  plain = tuple(
       RowLaws(
           top=jnp.clip(top, -_LARGEST, _LARGEST), inverse=settings.inverse, lowest=-jnp.inf * one,
           chosen=jnp.full((ROWS, 1), -1, jnp.int32), total=one, unusual=unusual,
@@ -95,17 +95,17 @@ def laws(
 
   def filtered():
     laws = tuple(
-        law.replace(**_filters(row, law, settings)) for row, law in zip(rows, found)
+        law.replace(**_filters(row, law, settings)) for row, law in zip(rows, plain)
     )
     return [(law.lowest, law.chosen) for law in laws], masses(rows, laws, True)
 
   thresholds, sums = base.unlikely_cond(
       unusual, filtered,
-      lambda: ([(law.lowest, law.chosen) for law in found], masses(rows, found, False)),
+      lambda: ([(law.lowest, law.chosen) for law in plain], masses(rows, plain, False)),
   )
   return tuple(
       law.replace(lowest=lowest, chosen=chosen, total=total)
-      for law, (lowest, chosen), total in zip(found, thresholds, sums)
+      for law, (lowest, chosen), total in zip(plain, thresholds, sums)
   )
 
 
@@ -127,7 +127,7 @@ def given_laws() -> RowLaws:
   )
 
 
-def _filters(row: tpu_rows.Rows, found: RowLaws, settings: RowSettings) -> dict[str, Array]:
+def _filters(row: tpu_rows.Rows, law: RowLaws, settings: RowSettings) -> dict[str, Array]:
   """`lowest` and `chosen`, as the definition finds them."""
   greedy = settings.greedy > 0
   by_k = ~greedy & (settings.top_k > 0) & (settings.top_k < row.size)
@@ -135,7 +135,7 @@ def _filters(row: tpu_rows.Rows, found: RowLaws, settings: RowSettings) -> dict[
   shape = (ROWS, 1)
 
   def count(least: Array) -> Array:
-    is_kept = lambda tiles, first: jnp.where(found.scaled(tiles[0]) >= least, 1.0, 0.0)
+    is_kept = lambda tiles, first: jnp.where(law.scaled(tiles[0]) >= least, 1.0, 0.0)
     return tpu_rows.total((row,), is_kept)
 
   lowest = sampling.bisect(
@@ -144,7 +144,7 @@ def _filters(row: tpu_rows.Rows, found: RowLaws, settings: RowSettings) -> dict[
 
   def mass(least: Array) -> Array:
     def weigh(tiles, first):
-      scaled = found.scaled(tiles[0])
+      scaled = law.scaled(tiles[0])
       return jnp.where(scaled >= jnp.maximum(least, lowest), jnp.exp(scaled), 0.0)
 
     return tpu_rows.total((row,), weigh)
@@ -157,13 +157,13 @@ def _filters(row: tpu_rows.Rows, found: RowLaws, settings: RowSettings) -> dict[
   return dict(lowest=jnp.maximum(lowest, least), chosen=jnp.where(greedy, token, -1))
 
 
-def noisy(found: RowLaws, first_key: Array, second_key: Array, unusual: bool) -> Callable:
+def noisy(law: RowLaws, first_key: Array, second_key: Array, unusual: bool) -> Callable:
   """For `first_largest`: scaled logits with the coupled noise of keys [8, 1]."""
 
   def values_of(values: Array, first) -> Array:
     ids = tpu_rows.ids_of(values, first)
     bits = randomness.mix(first_key, second_key, ids.astype(jnp.uint32))
-    scaled = found.masked(values, ids) if unusual else (values - found.top) * found.inverse
+    scaled = law.masked(values, ids) if unusual else (values - law.top) * law.inverse
     return scaled + randomness.gumbel_of(bits)
 
   return values_of

@@ -159,7 +159,7 @@ def first_largest(row: Rows, values_of: Callable) -> tuple[Array, Array]:
 def at_tokens(row: Rows, tokens: list) -> Array:
   """[8, 1]: the logit of `tokens[s]` (int32 scalars) in row s."""
   sublane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 0)
-  found = jnp.full((ROWS, LANES), -jnp.inf, jnp.float32)
+  result = jnp.full((ROWS, LANES), -jnp.inf, jnp.float32)
   last = row.size // LANES - 1
   wanted = jnp.zeros((ROWS, LANES), jnp.int32)
   for s, token in enumerate(tokens):
@@ -168,12 +168,12 @@ def at_tokens(row: Rows, tokens: list) -> Array:
       start = pl.multiple_of(jnp.clip(jax.lax.div(token, LANES), 0, last) * LANES, LANES)
       values = row.ref[:, pl.ds(start, LANES)].astype(jnp.float32)
       here = (sublane == s) & (ids_of(values, start) == token)
-      found = jnp.where(here, values, found)
+      result = jnp.where(here, values, result)
   if row.size % TILE:
     values = row.tail[...]
     here = ids_of(values, row.full_tiles * TILE) == wanted[:, :1]
-    found = jnp.maximum(found, fold(jnp.maximum, jnp.where(here, values, -jnp.inf)))
-  return jnp.max(found, axis=1, keepdims=True)
+    result = jnp.maximum(result, fold(jnp.maximum, jnp.where(here, values, -jnp.inf)))
+  return jnp.max(result, axis=1, keepdims=True)
 
 
 def scalars_of(values: Array) -> list[Array]:
@@ -185,16 +185,16 @@ def scalars_of(values: Array) -> list[Array]:
 def column(entries: list) -> Array:
   """[8, 1] of eight scalars."""
   sublane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 0)
-  found = jnp.full((ROWS, LANES), entries[0])
+  result = jnp.full((ROWS, LANES), entries[0])
   for s in range(1, ROWS):
-    found = jnp.where(sublane == s, entries[s], found)
-  return found[:, :1]
+    result = jnp.where(sublane == s, entries[s], result)
+  return result[:, :1]
 
 
 def spread(columns: dict[int, Array]) -> Array:
   """[8, 128] float32 with [8, 1] values at their lanes, 0 elsewhere."""
   lane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 1)
-  found = jnp.zeros((ROWS, LANES), jnp.float32)
+  result = jnp.zeros((ROWS, LANES), jnp.float32)
   for at, value in columns.items():
-    found = jnp.where(lane == at, value, found)
-  return found
+    result = jnp.where(lane == at, value, result)
+  return result

@@ -75,7 +75,7 @@ def _kernel(*refs, names, draft_is_law, chain_surplus, has_draft, draft_each):
   tables, refs = dict(zip(names, refs)), refs[len(names) :]
   settings_refs, refs = refs[:4], refs[4:]
   sources, out, scratch = refs[: 1 + has_draft], refs[1 + has_draft], refs[2 + has_draft :]
-  *scratch, carry, found, semaphore = scratch
+  *scratch, carry, scalars, semaphore = scratch
   tokens = tables['tokens']
   batch, size = tokens.shape
 
@@ -114,19 +114,19 @@ def _kernel(*refs, names, draft_is_law, chain_surplus, has_draft, draft_each):
     if has_draft:
       draw = tpu_draw.Draw(*laws, before[:, :1], None, ())
       columns[tpu_decide.SURPLUS] = tpu_draw.surplus(rows, draw)
-  _leave(tpu_rows.spread(columns), found, out, semaphore)
+  _leave(tpu_rows.spread(columns), scalars, out, semaphore)
 
 
-def _leave(values: Array, found, out, semaphore) -> None:
+def _leave(values: Array, scalars, out, semaphore) -> None:
   """Keeps a group's scalars, and copies those of the whole part out after its last group."""
   local = pl.program_id(1)
-  found[pl.ds(pl.multiple_of(local * ROWS, ROWS), ROWS), :] = values
+  scalars[pl.ds(pl.multiple_of(local * ROWS, ROWS), ROWS), :] = values
 
   @pl.when(local == pl.num_programs(1) - 1)
   def _():
-    count = found.shape[0]
+    count = scalars.shape[0]
     start = pl.multiple_of(pl.program_id(0) * count, ROWS)
-    copy = pltpu.make_async_copy(found, out.at[pl.ds(start, count), :], semaphore)
+    copy = pltpu.make_async_copy(scalars, out.at[pl.ds(start, count), :], semaphore)
     copy.start()
     copy.wait()
 

@@ -185,9 +185,9 @@ def only(value: Any, *others: Any) -> Key:
       type(one) is type(other) or not isinstance(one, kinds) and not isinstance(other, kinds)
   )
 
-  def parse(name: str, found: Any) -> Any:
-    if not any(same(found, each) for each in (value, None, *others)):
-      raise ValueError(f'{name}={shown(found)} is not supported (only {value!r} is).')
+  def parse(name: str, given: Any) -> Any:
+    if not any(same(given, each) for each in (value, None, *others)):
+      raise ValueError(f'{name}={shown(given)} is not supported (only {value!r} is).')
     return value
 
   return Key(parse, default=value)
@@ -241,7 +241,7 @@ def mapping_of(key: Key, **kwargs) -> Key:
   def parse(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
       raise ValueError(f'{name} must be an object, got {shown(value)}.')
-    return {each: key.parse(f'{name}.{each}', found) for each, found in value.items()}
+    return {each: key.parse(f'{name}.{each}', given) for each, given in value.items()}
 
   return Key(parse, **kwargs)
 

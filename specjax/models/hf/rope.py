@@ -102,19 +102,19 @@ def write(config: TransformerConfig, *, by_layer_type: bool) -> dict[str, Any]:
   return {'rope_parameters': parameters, 'rope_local_base_freq': local['rope_theta'], **older}
 
 
-def _settings(found: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
+def _settings(given: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
   """One set of settings: what it says, under the newer names.
 
   Raises:
     ValueError: for a wrong value, and for numbers of a scaling without its kind, which would
       scale nothing.
   """
-  found = found or {}
-  values = hf_keys.read(found, hf_keys.ROPE, where=where)
+  given = given or {}
+  values = hf_keys.read(given, hf_keys.ROPE, where=where)
   values.pop('partial_rotary_factor')  # checked: there is one value
   kind = values.pop('type')
   values['rope_type'] = values['rope_type'] or kind
-  numbers = [name for name in found if found[name] is not None and name not in _UNSCALED]
+  numbers = [name for name in given if given[name] is not None and name not in _UNSCALED]
   if numbers and values['rope_type'] is None:
     raise ValueError(
         f'{where} has {", ".join(numbers)} but no rope_type: add the kind of scaling, one of '

@@ -65,12 +65,12 @@ def load_eos_ids(folder: str | os.PathLike) -> tuple[int, ...]:
   for number, added in (values['added_tokens_decoder'] or {}).items():
     if added['content'] == token and number.isdecimal():
       return (int(number),)
-  found = None
+  end_token = None
   if (folder / 'tokenizer.json').exists():
-    found = load_tokenizer(folder).token_to_id(token)
-  if found is None:
+    end_token = load_tokenizer(folder).token_to_id(token)
+  if end_token is None:
     raise ValueError(
         f'{file}: eos_token={token!r} has no id in added_tokens_decoder there, nor in '
         f'{folder / "tokenizer.json"}.'
     )
-  return (found,)
+  return (end_token,)
