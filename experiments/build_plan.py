@@ -130,10 +130,7 @@ def _drafter(config: ConfigDict, case: Case, target: models.LanguageModel):
   drafter = jax.eval_shape(make, params, ids, target)
   # Shapes that were traced have lost where they lie; these are the arrays that they stand for.
   head = heads_eagle.Eagle(case.draft, params, draft_to_target=ids)
-  drafter = drafter.replace(
-      head=head, embedding=target.params['embedding'], output_head=params['head']
-  )
-  return drafter, params
+  return drafter.replace(head=head), params
 
 
 def row(config: ConfigDict, case: Case) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def free_rounds(state: Any) -> int:
   """In how many rounds of a run the free part of a combination drafted; 0 of any other."""
   if not isinstance(state, CombinedState):
     return 0
-  return int(np.sum(state.free_rounds))
+  return int(np.sum(state.num_free_rounds))
 
 
 def _free_part(settings: ConfigDict) -> ConfigDict:

@@ -140,7 +140,11 @@ def prefill_chunk(setup: Setup, target_cache, drafter_state, tokens: Array, num_
       with_logits=False,
   )
   drafter_state = setup.drafter.prefill(
-      drafter_state, tokens=tokens, num_new=num_new, features=out.features
+      drafter_state,
+      target=setup.target,
+      tokens=tokens,
+      num_new=num_new,
+      features=out.features,
   )
   last = jnp.maximum(num_new - 1, 0)[:, None, None]
   last_features = jnp.take_along_axis(out.features, last, axis=1)[:, 0]

@@ -34,7 +34,8 @@ class StaticTree:
   """A shape that is the same for every row and round. Made by `static_tree`.
 
   Attributes:
-    parents: of nodes 1 … N, which are numbered level by level, siblings together.
+    parents: of nodes 1 … N, which are numbered level by level, siblings together. (Where nobody
+      asks for `levels`, in any order in which parents come first.)
   """
 
   parents: tuple[int, ...]
@@ -54,6 +55,15 @@ class StaticTree:
   @property
   def depth(self) -> int:
     return max(self.depths)
+
+  @property
+  def children(self) -> tuple[tuple[int, ...], ...]:
+    """Of nodes 0 … N, in the order of their numbers."""
+    numbered = tuple(enumerate(self.parents, start=1))
+    return tuple(
+        tuple(node for node, parent in numbered if parent == number)
+        for number in range(self.num_nodes + 1)
+    )
 
   @property
   def is_chain(self) -> bool:
@@ -117,7 +127,7 @@ def static_tree(
   (0, 0, 1, 1, 2, 2)
 
   Args:
-    paths: one a node, as Medusa's choices: which child of which child …; (0, 1) is the
+    paths: one per node, as Medusa's choices: which child of which child …; (0, 1) is the
       second child of the root's first child. In any order; ancestors and earlier siblings
       must be there.
     widths: children of every node of depth 0, 1, …; all ones is a chain.
@@ -184,6 +194,20 @@ def dynamic_tree(*, num_nodes: int, depth: int, width: int = 10) -> DynamicTree:
         f'for num_nodes={num_nodes}. Raise the width or the depth, or keep fewer nodes.'
     )
   return DynamicTree(num_nodes=num_nodes, depth=depth, width=width)
+
+
+def evenly(num_nodes: int, depth: int) -> StaticTree:
+  """A tree of N nodes on D levels of about the same width, each level's parents in turn.
+
+  >>> evenly(5, 2).parents
+  (0, 0, 0, 1, 2)
+  """
+  parents, before, start = [], [0], 1
+  for level in np.array_split(np.arange(num_nodes), depth):
+    parents += [before[index % len(before)] for index in range(len(level))]
+    before = list(range(start, start + len(level)))
+    start += len(level)
+  return StaticTree(tuple(parents))
 
 
 def as_tree(tree) -> StaticTree | DynamicTree:

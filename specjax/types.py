@@ -1,6 +1,6 @@
 """The records that targets, drafters, rules and the engine hand to each other.
 
-Dimension letters, everywhere the same: B batch, K draft tokens a round, N tree nodes,
+Dimension letters, everywhere the same: B batch, K draft tokens per round, N tree nodes,
 D tree depth, M parents that have a draft law, S cache length, T tokens in a call,
 V vocabulary, L layers, H query heads, G key-value heads, F feature width.
 
@@ -32,7 +32,7 @@ COUPLED = 'coupled'  # argmax of law + the noise shared with the target
 
 @struct.dataclass
 class Sampling:
-  """How tokens are sampled; every setting is an array with one entry a row.
+  """How tokens are sampled; every setting is an array with one entry per row.
 
   Made by `specjax.sampling.make`, which broadcasts scalars and checks ranges.
 
@@ -101,7 +101,7 @@ class Proposal:
     valid: [B, N] bool; an invalid node and everything below it is never accepted. Validity
       is decided before the token was drawn, never because of what it was. The engine makes a
       node invalid, too, whose own log-probability in its law is not finite.
-    law: [B, M, V] float32 log-probabilities that nodes were drawn from, one row a parent;
+    law: [B, M, V] float32 log-probabilities that nodes were drawn from, one row per parent;
       None where `kind` is `ONE_HOT` (or `COUPLED` and nobody asked for it).
     rows: [B, N] int32, the row of `law` that each node was drawn from; siblings share one.
     kind: static, one of the kinds of draft law above.
@@ -192,6 +192,8 @@ class Context:
     target_cache: the target's cache, `lengths - 1` positions.
     features: [B, D + 1, F] features of the tokens committed last (see `feature_layers`).
     features_valid: [B, D + 1] bool.
+    active: [B] bool, rows whose proposal is wanted; None is all of them. What is proposed in the
+      others is never looked at, so that a drafter may save the work, or ignore this.
   """
 
   tokens: Array
@@ -202,19 +204,24 @@ class Context:
   target_cache: PyTree
   features: Array
   features_valid: Array
+  active: Array | None = None
 
 
 class Drafter(Protocol):
-  """Proposes tokens: a pytree (a frozen `flax.struct.dataclass`) with three pure methods.
+  """Proposes tokens: a pytree (a frozen `flax.struct.dataclass`) with pure methods.
+
+  This is all that the library ever asks a drafter. `shape`, `for_vocabulary` and `beside` may
+  be left out: `specjax.drafters.base` has their defaults, in classes to derive from and in
+  `complete`, through which every drafter goes that comes from outside.
 
   Attributes:
     num_nodes: static, N.
     depth: static, D, the longest path; equal to N for a chain.
     is_chain: static; True lets the engine skip tree masks and the gathering of a path.
     feature_layers: static, which of the target's residual streams it wants, 0 … L.
-    vocab_size: static, of its laws, or None where it has none; checked against the target. Where
-      the two differ by padding, a drafter that has `for_vocabulary(vocab_size)` is asked for one
-      that fits.
+    vocab_size: static, of its laws, or None where it has none; checked against the target.
+    shape: static, the shape of `specjax.tree` that it proposes; None (the default) where no
+      shape describes it. Forecasts read from it what a round costs.
   """
 
   num_nodes: int
@@ -222,17 +229,19 @@ class Drafter(Protocol):
   is_chain: bool
   feature_layers: tuple[int, ...]
   vocab_size: int | None
+  shape: Any
 
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> PyTree:
     """The state before any token. `max_append` is the longest prefill chunk."""
 
   def prefill(
-      self, state: PyTree, *, tokens: Array, num_new: Array, features: Array
+      self, state: PyTree, *, target: Any, tokens: Array, num_new: Array, features: Array
   ) -> PyTree:
     """Reads a chunk of the prompts (the root excluded).
 
     Args:
       state: the state.
+      target: the target (`specjax.models.LanguageModel`), for drafters that share its layers.
       tokens: [B, T] int32, the chunk.
       num_new: [B] int32, how many of the T are real in each row.
       features: [B, T, F] of the target at these tokens.
@@ -243,3 +252,16 @@ class Drafter(Protocol):
 
   def update(self, state: PyTree, verification: Verification, context: Context) -> PyTree:
     """After the commit: `context` holds the new tokens, lengths and features."""
+
+  def for_vocabulary(self, vocab_size: int) -> 'Drafter | None':
+    """The same drafter for a target whose vocabulary differs from its own by padding.
+
+    None, the default, where it cannot be had.
+    """
+
+  def beside(self, depth: int) -> 'Drafter':
+    """The same drafter for rounds that another one may draft (see `specjax.drafters.combined`).
+
+    Up to `depth` tokens and the next one were then committed that its last proposal did not
+    have. Itself, the default, where `propose` reads whatever was committed.
+    """

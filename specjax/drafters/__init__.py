@@ -1,6 +1,7 @@
 """Drafters: everything that can propose tokens, one file each.
 
-A drafter of your own is any pytree with the methods of `specjax.types.Drafter`.
+A drafter of your own is any pytree with the members of `specjax.types.Drafter`; classes to derive
+from, with their defaults, are in `specjax.drafters.base`.
 """
 
 from specjax.drafters import expansion

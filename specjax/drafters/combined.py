@@ -5,15 +5,17 @@ nothing, by looking it up; what is new, by a model. Which of them drafts is deci
 and before anything is drawn, so the output's law does not notice.
 """
 
-import inspect
 from typing import Any
+import warnings
 
 from flax import struct
 import jax.numpy as jnp
 
 from specjax import tree as tree_lib
 from specjax import types
+from specjax.drafters import base
 from specjax.drafters import vocabulary
+from specjax.models import widths
 
 Array = types.Array
 
@@ -26,24 +28,34 @@ class CombinedState:
     free: the free drafter's state.
     learned: the learned one's.
     use_free: [B] bool, which rows the free one drafted last.
-    free_rounds: [B] int32, in how many rounds it did.
+    num_free_rounds: [B] int32, in how many rounds it did.
   """
 
   free: Any
   learned: Any
   use_free: Array
-  free_rounds: Array
+  num_free_rounds: Array
+
+  @property
+  def free_rounds(self) -> Array:
+    """The old name of `num_free_rounds`, for one version."""
+    warnings.warn(
+        'free_rounds is now num_free_rounds; the old name goes with the next version.',
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return self.num_free_rounds
 
 
 @struct.dataclass
-class CombinedDrafter:
+class CombinedDrafter(base.Defaults):
   """Takes the free proposal where there is one, else the learned one's.
 
   Attributes:
     free: a chain drafter with one-hot laws, whose first node is valid where its match is long
       enough.
-    learned: any drafter whose rounds begin by reading what was committed, and whose `propose`
-      takes the rows that want it (`active`).
+    learned: any drafter whose rounds begin by reading what was committed (see
+      `specjax.types.Drafter.beside`); it saves work where it heeds `Context.active`.
   """
 
   free: Any
@@ -74,6 +86,10 @@ class CombinedDrafter:
     fit = vocabulary.fit
     return self.replace(free=fit(self.free, vocab_size), learned=fit(self.learned, vocab_size))
 
+  def beside(self, depth: int) -> 'CombinedDrafter':
+    """As `specjax.types.Drafter.beside`."""
+    return self.replace(free=self.free.beside(depth), learned=self.learned.beside(depth))
+
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> CombinedState:
     """As `specjax.types.Drafter.init`."""
     sizes = dict(batch_size=batch_size, cache_length=cache_length, max_append=max_append)
@@ -81,7 +97,7 @@ class CombinedDrafter:
         free=self.free.init(**sizes),
         learned=self.learned.init(**sizes),
         use_free=jnp.zeros((batch_size,), bool),
-        free_rounds=jnp.zeros((batch_size,), jnp.int32),
+        num_free_rounds=jnp.zeros((batch_size,), jnp.int32),
     )
 
   def prefill(self, state: CombinedState, **chunk) -> CombinedState:
@@ -94,12 +110,17 @@ class CombinedDrafter:
   def propose(self, context: types.Context, state: CombinedState):
     """As `specjax.types.Drafter.propose`."""
     looked_up, free, context = self.free.propose(context, state.free)
-    use_free = looked_up.valid[:, 0]
+    use_free, active = looked_up.valid[:, 0], context.active
     # What was committed is read in any case; nothing is drafted where no row needs it.
-    drafted, learned, context = self.learned.propose(context, state.learned, active=~use_free)
+    others = ~use_free if active is None else active & ~use_free
+    drafted, learned, context = self.learned.propose(
+        context.replace(active=others), state.learned
+    )
     proposal = choose(use_free, looked_up, drafted)
-    free_rounds = state.free_rounds + (use_free & ~context.done)
-    return proposal, CombinedState(free, learned, use_free, free_rounds), context
+    counted = use_free & ~context.done
+    num_free_rounds = state.num_free_rounds + (counted if active is None else counted & active)
+    state = CombinedState(free, learned, use_free, num_free_rounds)
+    return proposal, state, context.replace(active=active)
 
   def update(self, state: CombinedState, verification: types.Verification, context):
     """As `specjax.types.Drafter.update`."""
@@ -124,7 +145,7 @@ def choose(use_free: Array, free: types.Proposal, learned: types.Proposal) -> ty
   """
   batch, nodes = use_free.shape[0], max(free.num_nodes, learned.num_nodes)
   chain = tree_lib.chain_parents(batch, nodes)
-  pad = lambda x: jnp.pad(x, ((0, 0), (0, nodes - x.shape[1])))
+  pad = lambda x: widths.pad_to(x, nodes)
   pick = lambda first, second: jnp.where(use_free[:, None], pad(first), pad(second))
   parents = jnp.concatenate([learned.parents, chain[:, learned.num_nodes :]], axis=1)
   law, rows = None, parents
@@ -132,8 +153,8 @@ def choose(use_free: Array, free: types.Proposal, learned: types.Proposal) -> ty
     vocab_size = learned.law.shape[2]
     certain = jnp.where(jnp.arange(vocab_size) == free.tokens[..., None], 0.0, -jnp.inf)
     size = max(learned.law.shape[1], free.num_nodes)
-    extend = lambda x: jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0)))
-    law = jnp.where(use_free[:, None, None], extend(certain), extend(learned.law))
+    pad_law = lambda x: widths.pad_to(x, size)
+    law = jnp.where(use_free[:, None, None], pad_law(certain), pad_law(learned.law))
     rows = pick(chain[:, : free.num_nodes], learned.rows)
   return types.Proposal(
       tokens=pick(free.tokens, learned.tokens),
@@ -157,9 +178,9 @@ def combined(free: Any, learned: Any) -> CombinedDrafter:
     The drafter.
 
   Raises:
-    ValueError: if the free drafter proposes trees, or shares no vocabulary with the other, or
-      the learned one cannot leave rows out.
+    ValueError: if the free drafter proposes trees, or shares no vocabulary with the other.
   """
+  free, learned = base.complete(free), base.complete(learned)
   if not free.is_chain:
     raise ValueError(
         'The free drafter of a combination proposes a chain, for it is verified by the rule of '
@@ -174,13 +195,6 @@ def combined(free: Any, learned: Any) -> CombinedDrafter:
           f'The drafters have vocabularies of {free.vocab_size} and {learned.vocab_size} tokens; '
           "both must be the target's."
       ) from error
-  if 'active' not in inspect.signature(learned.propose).parameters:
-    raise ValueError(
-        f'{type(learned).__name__} cannot be the learned drafter of a combination: its propose '
-        'does not take active=, the rows that want it. Give a draft model or a head.'
-    )
-  if hasattr(learned, 'reread'):
-    # What the other one had accepted was not read: it is, when the next round begins.
-    depth = max(free.depth, learned.depth)
-    learned = learned.replace(reread=max(learned.reread, depth + 2))
+  # What the other one had accepted was not read: it is, when the next round begins.
+  learned = learned.beside(max(free.depth, learned.depth))
   return CombinedDrafter(free=free, learned=learned)

@@ -17,9 +17,9 @@ from specjax.drafters import base
 from specjax.drafters import expansion
 from specjax.heads import target as target_lib
 from specjax.heads.eagle import Eagle
-from specjax.models import fast_width
 from specjax.models import LanguageModel
 from specjax.models import layers
+from specjax.models import widths
 from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
@@ -47,32 +47,20 @@ class EagleDrafter(base.Shaped):
   target's, and replace what the head had made up for them in its cache.
 
   Attributes:
-    head: the head and its weights.
-    embedding: [V, width], of the target or of the head.
-    output_head: [V_draft, width], the head's (EAGLE-3) or the target's.
-    feature_norm: parameters of the target's final norm, under which EAGLE-1 reads features;
-      None for EAGLE-3.
+    head: the head and its weights; what it shares with the target (the embedding, for EAGLE-1
+      final norm and output head too) it finds there.
     target_to_draft: [V] int32, the draft's id of each token or -1; None where the
       vocabularies are the same.
     shape: static, of the tree.
     siblings: static, one of `specjax.drafters.expansion.SIBLINGS` or None.
     step_width: static, the least pairs that a pass reads.
-    norm_offset: static, of the target's norms.
-    embedding_scale: static, the target's.
-    soft_cap: static, of the logits, where the output head is the target's.
   """
 
   head: Eagle
-  embedding: Array
-  output_head: Array
-  feature_norm: Any
   target_to_draft: Array | None
   shape: Any = struct.field(pytree_node=False)
   siblings: str | None = struct.field(pytree_node=False, default=None)
   step_width: int = struct.field(pytree_node=False, default=1)
-  norm_offset: float = struct.field(pytree_node=False, default=0.0)
-  embedding_scale: float = struct.field(pytree_node=False, default=1.0)
-  soft_cap: float | None = struct.field(pytree_node=False, default=None)
 
   @property
   def feature_layers(self) -> tuple[int, ...]:
@@ -84,7 +72,7 @@ class EagleDrafter(base.Shaped):
 
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> EagleState:
     """As `specjax.types.Drafter.init`."""
-    # Behind the longest row stand the nodes that are read, and padding.
+    # After the longest row come the nodes that are read, and padding.
     extra = self.depth + 1 + self.shape.num_reads + self.step_width
     module = self.head.module
     cache = module.init_cache(
@@ -100,7 +88,7 @@ class EagleDrafter(base.Shaped):
         has_feature=jnp.zeros((batch_size,), bool),
     )
 
-  def prefill(self, state: EagleState, *, tokens: Array, num_new: Array, features: Array):
+  def prefill(self, state: EagleState, *, target, tokens: Array, num_new: Array, features: Array):
     """As `specjax.types.Drafter.prefill`: token t goes with the feature of token t - 1."""
     features = features.astype(state.feature.dtype)
     before = jnp.concatenate([state.feature[:, None], features], axis=1)
@@ -109,7 +97,8 @@ class EagleDrafter(base.Shaped):
     index = jnp.arange(tokens.shape[1]) + skip[:, None]
     paired = jnp.take_along_axis(tokens, jnp.minimum(index, tokens.shape[1] - 1), axis=1)
     before = jnp.take_along_axis(before, index[..., None], axis=1)
-    out = self._read(state.cache, paired, before, num_new=jnp.maximum(num_new - skip, 0))
+    num_pairs = jnp.maximum(num_new - skip, 0)
+    out = self._read(target, state.cache, paired, before, num_new=num_pairs)
     last = jnp.take_along_axis(features, jnp.maximum(num_new - 1, 0)[:, None, None], axis=1)[:, 0]
     fresh = num_new > 0
     return EagleState(
@@ -118,10 +107,9 @@ class EagleDrafter(base.Shaped):
         has_feature=state.has_feature | fresh,
     )
 
-  def propose(
-      self, context: types.Context, state: EagleState, *, active: Array | None = None
-  ):
-    """As `specjax.types.Drafter.propose`; `active` [B] as in `expansion.expand`."""
+  def propose(self, context: types.Context, state: EagleState):
+    """As `specjax.types.Drafter.propose`."""
+    target = context.target
     # The features of the last round stand at positions `start` on; each goes with the token
     # after it, the last one with the root.
     count = context.features_valid.sum(-1).astype(jnp.int32)
@@ -131,30 +119,29 @@ class EagleDrafter(base.Shaped):
         context.tokens, jnp.minimum(index, context.tokens.shape[1] - 1), axis=1
     )
     cache = kv_cache.roll_back(state.cache, start)
-    out = self._read(cache, tokens, context.features, num_new=count)
+    out = self._read(target, cache, tokens, context.features, num_new=count)
     last = jnp.maximum(count - 1, 0)[:, None, None]
     root = jnp.take_along_axis(out.hidden, last, axis=1)
     # Of the root and of every node, in the order of reading.
-    hidden = jnp.pad(root, ((0, 0), (0, self.shape.num_reads), (0, 0)))
+    hidden = widths.pad_to(root, 1 + self.shape.num_reads)
 
     def step(carry, frontier: expansion.Frontier):
       cache, hidden = carry
       width = frontier.tokens.shape[1]
       own = jnp.take_along_axis(hidden, frontier.parents[..., None], axis=1)
       positions = context.lengths[:, None] - 2 + frontier.depths[-width:]
-      out = self._read_level(cache, frontier, own, positions)
+      out = self._read_level(target, cache, frontier, own, positions)
       before = 1 + len(frontier.depths) - width
       hidden = hidden.at[:, before : before + width].set(out.hidden)
-      return self._logits(out.hidden), (out.cache, hidden)
+      return self._logits(target, out.hidden), (out.cache, hidden)
 
     drafted = expansion.expand(
         context,
-        self._logits(root)[:, 0],
+        self._logits(target, root)[:, 0],
         step,
         (out.cache, hidden),
         shape=self.shape,
         siblings=self.siblings,
-        active=active,
     )
     proposal = drafted.proposal
     # A prompt of one token has no feature yet: nothing to draft from.
@@ -162,63 +149,55 @@ class EagleDrafter(base.Shaped):
     proposal = proposal.replace(valid=proposal.valid & has_pair[:, None])
     return proposal, state._replace(cache=drafted.state[0]), drafted.context
 
-  def update(self, state: EagleState, verification, context):
-    """As `specjax.types.Drafter.update`; `propose` rolls back by the rows' lengths."""
-    del verification, context
-    return state
-
-  def _read(self, cache, tokens: Array, features: Array, num_new: Array):
+  def _read(self, target, cache, tokens: Array, features: Array, num_new: Array):
     """Pairs of tokens [B, T] and the target's features [B, T, F]."""
-    if self.feature_norm is not None:
-      norm = layers.RMSNorm(self.head.config.decoder.norm_epsilon, self.norm_offset)
-      features = norm.apply({'params': self.feature_norm}, features)
-    padding = max(self.step_width - tokens.shape[1], 0)
-    tokens = jnp.pad(tokens, ((0, 0), (0, padding)))
-    features = jnp.pad(features, ((0, 0), (0, padding), (0, 0)))
-    return self._apply(self._embed(tokens), features, None, cache, num_new=num_new)
+    if self.head.config.version != 3:
+      features = target_lib.final_norm(target, features)
+    tokens = widths.pad_to(tokens, self.step_width)
+    features = widths.pad_to(features, self.step_width)
+    return self._apply(self._embed(target, tokens), features, None, cache, num_new=num_new)
 
-  def _read_level(self, cache, frontier: expansion.Frontier, own: Array, positions: Array):
+  def _read_level(
+      self, target, cache, frontier: expansion.Frontier, own: Array, positions: Array
+  ):
     """The nodes of a level [B, W], each with its parent's output [B, W, width]."""
-    tokens, width = frontier.tokens, frontier.tokens.shape[1]
-    padding = max(self.step_width - width, 0)
-    num_new = None
-    if padding:
-      tokens = jnp.pad(tokens, ((0, 0), (0, padding)))
-      own = jnp.pad(own, ((0, 0), (0, padding), (0, 0)))
-      positions = jnp.pad(positions, ((0, 0), (0, padding)))
-      num_new = jnp.full_like(cache.lengths, width)
-    if self.is_chain:
-      # One node a level, behind all others: what it sees is what is there.
-      tree_mask = positions = None
-    else:
-      tree_mask = jnp.pad(frontier.mask, ((0, 0), (0, padding), (0, padding)))
+    # One node per level, after all others, sees what is there.
+    tree = (None, None) if self.is_chain else (positions, frontier.mask)
+    level = widths.pad_pass(frontier.tokens, *tree, width=self.step_width)
     out = self._apply(
-        self._embed(tokens), own, positions, cache, tree_mask=tree_mask, num_new=num_new,
+        self._embed(target, level.tokens),
+        widths.pad_to(own, self.step_width),
+        level.positions,
+        cache,
+        tree_mask=level.tree_mask,
+        num_new=level.num_new,
         own_features=True,
     )
-    return out._replace(hidden=out.hidden[:, :width])
+    return out._replace(hidden=out.hidden[:, : frontier.tokens.shape[1]])
 
   def _apply(self, *args, **kwargs):
     return self.head.module.apply({'params': self.head.params}, *args, **kwargs)
 
-  def _embed(self, tokens: Array) -> Array:
-    embedded = self.embedding[tokens].astype(self.head.module.dtype)
-    if self.embedding_scale != 1.0:
-      embedded = embedded * jnp.asarray(self.embedding_scale, embedded.dtype)
-    return embedded
+  def _embed(self, target, tokens: Array) -> Array:
+    dtype = self.head.module.dtype
+    if self.head.embedding is None:
+      return target_lib.embed(target, tokens, dtype=dtype)
+    return self.head.embedding[tokens].astype(dtype)
 
-  def _logits(self, hidden: Array) -> Array:
+  def _logits(self, target, hidden: Array) -> Array:
     """[B, T, width] to raw logits [B, T, V] in the target's vocabulary."""
     output = self._apply(hidden, method='output')
-    logits = layers.dense(output, self.output_head, jnp.float32)
-    logits = layers.soft_cap(logits, self.soft_cap)
+    if self.head.config.version == 3:
+      logits = layers.dense(output, self.head.params['head'], jnp.float32)
+    else:
+      logits = target_lib.output_logits(target, output)
     layout = self.head.module.layout if self.head.config.version == 3 else None
     split = lambda logits: layout_lib.constrain(layout, logits, layout_lib.LOGITS)
     logits = split(logits)
     if self.target_to_draft is None:
       return logits
     # Each device needs the draft's logits of its own part of the target's vocabulary, which
-    # may lie on any other: the few rows over the smaller vocabulary go round, once a step.
+    # may lie on any other: the few rows over the smaller vocabulary go round, once per step.
     logits = layout_lib.constrain(layout, logits, layout_lib.RESIDUAL)
     return split(target_lib.to_target(logits, self.target_to_draft))
 
@@ -250,20 +229,11 @@ def eagle(
   Raises:
     ValueError: if head and target do not fit, for K < 1, or both K and a tree.
   """
-  config, cfg = head.config, target.module.config
-  target_lib.check_fits(config, target)
-  shape = expansion.chain_or_tree(num_speculative_tokens, tree, siblings)
-  is_third = config.version == 3
+  target_lib.check_fits(head.config, target)
   return EagleDrafter(
       head=head,
-      embedding=target.params['embedding'] if head.embedding is None else head.embedding,
-      output_head=head.params['head'] if is_third else target_lib.head_kernel(target),
-      feature_norm=None if is_third else target.params['final_norm'],
-      target_to_draft=target_lib.inverse(head.draft_to_target, cfg.vocab_size),
-      shape=shape,
+      target_to_draft=target_lib.inverse(head.draft_to_target, target.vocab_size),
+      shape=expansion.chain_or_tree(num_speculative_tokens, tree, siblings),
       siblings=siblings,
-      step_width=fast_width(head) if step_width is None else step_width,
-      norm_offset=cfg.norm_offset,
-      embedding_scale=cfg.embedding_scale if head.embedding is None else 1.0,
-      soft_cap=None if is_third else cfg.logit_soft_cap,
+      step_width=widths.step_width(step_width, head),
   )

@@ -17,8 +17,8 @@ from specjax.drafters import base
 from specjax.drafters import expansion
 from specjax.heads import early_exit as exit_lib
 from specjax.heads.early_exit import EarlyExit
-from specjax.models import fast_width
 from specjax.models import LanguageModel
+from specjax.models import widths
 
 Array = jax.Array
 
@@ -38,38 +38,29 @@ class EarlyExitDrafter(base.Shaped, base.Stateless):
   shape: Any = struct.field(pytree_node=False)
   siblings: str | None = struct.field(pytree_node=False, default=None)
   step_width: int = struct.field(pytree_node=False, default=1)
-  feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
   @property
   def vocab_size(self) -> int:
     return self.exit.config.target_vocab_size
 
-  def propose(self, context: types.Context, state, *, active: Array | None = None):
-    """As `specjax.types.Drafter.propose`; the target's cache comes back in the context.
-
-    `active` [B] as in `expansion.expand`.
-    """
+  def propose(self, context: types.Context, state):
+    """As `specjax.types.Drafter.propose`; the target's cache comes back in the context."""
     num_layers = self.exit.config.exit_layer
     draft = exit_lib.first_layers(context.target, num_layers)
 
     def read(cache, tokens, positions=None, tree_mask=None):
-      width = tokens.shape[1]
-      padding = max(self.step_width - width, 0)
-      tokens = jnp.pad(tokens, ((0, 0), (0, padding)))
-      if tree_mask is not None:
-        positions = jnp.pad(positions, ((0, 0), (0, padding)))
-        tree_mask = jnp.pad(tree_mask, ((0, 0), (0, padding), (0, padding)))
+      level = widths.pad_pass(tokens, positions, tree_mask, width=self.step_width)
       out = draft(
-          tokens,
-          positions,
+          level.tokens,
+          level.positions,
           cache,
-          tree_mask=tree_mask,
-          num_new=jnp.full_like(context.lengths, width) if padding else None,
+          tree_mask=level.tree_mask,
+          num_new=level.num_new,
           feature_layers=(num_layers,),
           with_logits=False,
       )
       logits = self.exit.logits(context.target, out.features)
-      return logits[:, :width], out.cache
+      return logits[:, : tokens.shape[1]], out.cache
 
     def step(cache, frontier: expansion.Frontier):
       if self.is_chain:
@@ -80,8 +71,7 @@ class EarlyExitDrafter(base.Shaped, base.Stateless):
     root = jnp.take_along_axis(context.tokens, context.lengths[:, None] - 1, axis=1)
     logits, cache = read(exit_lib.first_cache(context.target_cache, num_layers), root)
     drafted = expansion.expand(
-        context, logits[:, 0], step, cache, shape=self.shape, siblings=self.siblings,
-        active=active,
+        context, logits[:, 0], step, cache, shape=self.shape, siblings=self.siblings
     )
     target_cache = exit_lib.put_back(context.target_cache, drafted.state)
     return drafted.proposal, state, drafted.context.replace(target_cache=target_cache)
@@ -100,7 +90,7 @@ def early_exit(
 
   Args:
     exit: after which layer, and the adapter; `specjax.heads.plain_exit(target, layer)` has
-      none: the target's own norm and head right behind the layer.
+      none: the target's own norm and head right after the layer.
     target: the target.
     num_speculative_tokens: K >= 1, for a chain; 4 where no tree is given either.
     tree: instead of K, a tree as `specjax.drafters.model_tree` takes it.
@@ -131,5 +121,5 @@ def early_exit(
       exit=exit,
       shape=shape,
       siblings=siblings,
-      step_width=fast_width(target) if step_width is None else step_width,
+      step_width=widths.step_width(step_width, target),
   )

@@ -1,7 +1,7 @@
 """Token trees from any drafter that can say what follows a node.
 
-A drafter gives the logits behind the root and a step function, which reads one level of
-nodes and gives the logits behind each of them; `expand` decides which children there are,
+A drafter gives the logits after the root and a step function, which reads one level of
+nodes and gives the logits after each of them; `expand` decides which children there are,
 by which law they count as drawn, and which of them are kept.
 
 | mode    | `siblings`            | children                            | kind of law         |
@@ -18,6 +18,7 @@ static tree. Coupled siblings may be pruned, for the coupled rule asks for no la
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from specjax import randomness
 from specjax import sampling as sampling_lib
 from specjax import tree as tree_lib
 from specjax import types
+from specjax.drafters import base
 
 Array = jax.Array
 PyTree = Any
@@ -56,7 +58,7 @@ class Frontier(NamedTuple):
   depths: np.ndarray
 
 
-# (state, frontier) -> raw logits [B, W, V] behind each node, in the target's vocabulary, and
+# (state, frontier) -> raw logits [B, W, V] after each node, in the target's vocabulary, and
 # the state to go on with.
 Step = Callable[[PyTree, Frontier], tuple[Array, PyTree]]
 
@@ -106,17 +108,18 @@ def expand(
 ) -> Expansion:
   """Drafts a tree.
 
+  The nodes of rows that are not active are not valid; where no row is, no level is read.
+
   Args:
     context: of the round.
-    logits: [B, V] raw logits behind the root, in the target's vocabulary (-inf for tokens
+    logits: [B, V] raw logits after the root, in the target's vocabulary (-inf for tokens
       that the drafter does not know; where all are, there are no children).
     step: reads a level; called once for each depth at which a node has children.
     state: handed to the first call of `step`, which gives it back with the same shapes.
     shape: from `specjax.tree`.
     siblings: one of `SIBLINGS`; None takes `RANK` for a dynamic tree and
       `WITHOUT_REPLACEMENT` for a static one.
-    active: [B] bool, rows whose tree is wanted; None is all. The others' nodes are not valid,
-      and where no row is active no level is read.
+    active: [B] bool, instead of `context.active`; for one version.
 
   Returns:
     An `Expansion`.
@@ -128,6 +131,14 @@ def expand(
   is_static = isinstance(shape, tree_lib.StaticTree)
   grow = _static if is_static else _dynamic
   how = {'greedy': RANK, 'coupled': types.COUPLED}.get(context.sampler.mode, siblings)
+  if active is None:
+    active = context.active
+  else:
+    warnings.warn(
+        'expand(active=…) goes with the next version: it takes the rows from context.active.',
+        DeprecationWarning,
+        stacklevel=2,
+    )
   if active is None:
     return grow(context, logits, step, state, shape, how)
 
@@ -187,12 +198,7 @@ def chain_or_tree(num_speculative_tokens: int | None, tree: Any, siblings: str |
     raise ValueError('Give num_speculative_tokens= for a chain or tree= for a tree, not both.')
   if tree is None:
     count = 4 if num_speculative_tokens is None else num_speculative_tokens
-    if count < 1:
-      raise ValueError(
-          f'num_speculative_tokens must be at least 1, got {count}. For plain decoding use '
-          'specjax.decode.'
-      )
-    tree = (1,) * count
+    tree = (1,) * base.check_num_speculative_tokens(count)
   shape = tree_lib.as_tree(tree)
   check(shape, siblings)
   return shape

@@ -15,9 +15,8 @@ from specjax.drafters import base
 from specjax.drafters import expansion
 from specjax.heads import target as target_lib
 from specjax.heads.medusa import Medusa
-from specjax.models import fast_width
 from specjax.models import LanguageModel
-from specjax.models import layers
+from specjax.models import widths
 
 Array = jax.Array
 
@@ -28,24 +27,18 @@ class MedusaDrafter(base.Shaped, base.Stateless):
 
   Attributes:
     heads: the heads and their weights.
-    feature_norm: parameters of the target's final norm.
     target_to_draft: [V] int32, the draft's id of each token or -1; None where the vocabularies
       are the same.
     shape: static, of the tree, at most K deep.
     siblings: static, one of `specjax.drafters.expansion.SIBLINGS` or None.
     step_width: static, the least rows of a product.
-    norm_epsilon: static, of the target's norms.
-    norm_offset: static, likewise.
   """
 
   heads: Medusa
-  feature_norm: Any
   target_to_draft: Array | None
   shape: Any = struct.field(pytree_node=False)
   siblings: str | None = struct.field(pytree_node=False, default=None)
   step_width: int = struct.field(pytree_node=False, default=1)
-  norm_epsilon: float = struct.field(pytree_node=False, default=1e-5)
-  norm_offset: float = struct.field(pytree_node=False, default=0.0)
 
   @property
   def feature_layers(self) -> tuple[int, ...]:
@@ -55,15 +48,13 @@ class MedusaDrafter(base.Shaped, base.Stateless):
   def vocab_size(self) -> int:
     return self.heads.config.target_vocab_size
 
-  def propose(self, context: types.Context, state, *, active: Array | None = None):
-    """As `specjax.types.Drafter.propose`; `active` [B] as in `expansion.expand`."""
+  def propose(self, context: types.Context, state):
+    """As `specjax.types.Drafter.propose`."""
     count = context.features_valid.sum(-1)
     last = jnp.maximum(count - 1, 0)[:, None, None]
-    feature = jnp.take_along_axis(context.features, last, axis=1)
-    norm = layers.RMSNorm(self.norm_epsilon, self.norm_offset)
-    feature = norm.apply({'params': self.feature_norm}, feature)
-    padding = max(self.step_width - feature.shape[0], 0)
-    rows = jnp.pad(feature[:, 0], ((0, padding), (0, 0)))
+    feature = jnp.take_along_axis(context.features, last, axis=1)[:, 0]
+    rows = target_lib.final_norm(context.target, feature)
+    rows = widths.pad_to(rows, self.step_width, axis=0)
     logits = self.heads.module.apply({'params': self.heads.params}, rows, self.depth)
     logits = target_lib.to_target(logits[: feature.shape[0]], self.target_to_draft)
 
@@ -73,8 +64,7 @@ class MedusaDrafter(base.Shaped, base.Stateless):
       return jnp.broadcast_to(of_depth, wide), state
 
     drafted = expansion.expand(
-        context, logits[:, 0], step, (), shape=self.shape, siblings=self.siblings,
-        active=active,
+        context, logits[:, 0], step, (), shape=self.shape, siblings=self.siblings
     )
     # A prompt of one token has no feature yet: nothing to draft from.
     valid = drafted.proposal.valid & (count > 0)[:, None]
@@ -114,14 +104,10 @@ def medusa(
         f'{heads.config.num_heads} heads draft at most {heads.config.num_heads} tokens deep, '
         f'{shape.depth} were asked for.'
     )
-  cfg = target.module.config
   return MedusaDrafter(
       heads=heads,
-      feature_norm=target.params['final_norm'],
-      target_to_draft=target_lib.inverse(heads.draft_to_target, cfg.vocab_size),
+      target_to_draft=target_lib.inverse(heads.draft_to_target, target.vocab_size),
       shape=shape,
       siblings=siblings,
-      step_width=fast_width(heads),
-      norm_epsilon=cfg.norm_epsilon,
-      norm_offset=cfg.norm_offset,
+      step_width=widths.step_width(None, heads),
   )

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from specjax import tree
 from specjax import types
 from specjax.cache import kv_cache
+from specjax.drafters import base
 from specjax.drafters import vocabulary
-from specjax.models import LanguageModel, fast_width
+from specjax.models import LanguageModel
+from specjax.models import widths
 
 Array = jax.Array
 
@@ -45,12 +47,12 @@ class _Drafted(NamedTuple):
 
 
 @struct.dataclass
-class ModelDrafter:
+class ModelDrafter(base.Chain):
   """Drafts a chain of K tokens with a language model and its own cache.
 
-  The state is the draft's cache. After a round with everything accepted it is one position
-  further behind than the target's, so the first step of every round reads the last two
-  tokens: what it rewrites is what was there, and no case is special.
+  The state is the draft's cache. After a round with everything accepted it lacks one position
+  more than the target's, so the first step of every round reads the last two tokens: what it
+  rewrites is what was there, and no case is special.
 
   Attributes:
     draft: the draft model; its vocabulary is the target's, but for padding.
@@ -71,12 +73,6 @@ class ModelDrafter:
   step_width: int = struct.field(pytree_node=False, default=1)
   adaptive: bool = struct.field(pytree_node=False, default=False)
   reread: int = struct.field(pytree_node=False, default=2)
-  is_chain: bool = struct.field(pytree_node=False, default=True)
-  feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
-
-  @property
-  def depth(self) -> int:
-    return self.num_nodes
 
   @property
   def vocab_size(self) -> int:
@@ -86,6 +82,10 @@ class ModelDrafter:
     """The same for a target that pads its vocabulary to another size."""
     return self.replace(draft=vocabulary.padded(self.draft, vocab_size))
 
+  def beside(self, depth: int) -> 'ModelDrafter':
+    """The same, whose rounds begin by reading what another drafter had accepted, too."""
+    return self.replace(reread=max(self.reread, depth + 2))
+
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> kv_cache.KVCache:
     """As `specjax.types.Drafter.init`."""
     return self.draft.init_cache(
@@ -94,17 +94,15 @@ class ModelDrafter:
         max_append=max(max_append, self.reread),
     )
 
-  def prefill(self, state, *, tokens: Array, num_new: Array, features: Array):
+  def prefill(self, state, *, target, tokens: Array, num_new: Array, features: Array):
     """As `specjax.types.Drafter.prefill`."""
-    del features
+    del target, features
     return self.draft(tokens, cache=state, num_new=num_new, with_logits=False).cache
 
-  def propose(
-      self, context: types.Context, state: kv_cache.KVCache, *, active: Array | None = None
-  ):
+  def propose(self, context: types.Context, state: kv_cache.KVCache):
     """As `specjax.types.Drafter.propose`: at most K draft steps, in one loop.
 
-    `active` [B] bool leaves rows out: their nodes are not valid, and no step waits for them.
+    No step waits for rows that are not active, and their nodes are not valid.
     """
     batch, num_nodes = context.lengths.shape[0], self.num_nodes
     logits, cache = read_last(self.draft, context, state, count=self.reread)
@@ -119,7 +117,7 @@ class ModelDrafter:
         tokens=jnp.zeros((batch, num_nodes), jnp.int32),
         valid=jnp.zeros((batch, num_nodes), bool),
         law=jnp.zeros((batch, num_nodes, law_size), jnp.float32),
-        active=jnp.ones((batch,), bool) if active is None else active,
+        active=jnp.ones((batch,), bool) if context.active is None else context.active,
         confidence=jnp.zeros((batch,), jnp.float32),
     )
     if self.adaptive:
@@ -141,11 +139,6 @@ class ModelDrafter:
         kind=kind[context.sampler.mode],
     )
     return proposal, drafted.cache, context.replace(sampler=drafted.sampler)
-
-  def update(self, state, verification, context):
-    """As `specjax.types.Drafter.update`; `propose` rolls back by the rows' lengths."""
-    del verification, context
-    return state
 
   def _draw(self, d: _Drafted, context: types.Context) -> _Drafted:
     """Draws the token of node `step + 1` where the row is still drafting, and can."""
@@ -170,7 +163,7 @@ class ModelDrafter:
   def _advance(self, d: _Drafted) -> _Drafted:
     """Reads the token drawn last and decides whether the row drafts on."""
     token = jax.lax.dynamic_slice_in_dim(d.tokens, d.step, 1, axis=1)
-    padded = jnp.pad(token, ((0, 0), (0, self.step_width - 1)))
+    padded = widths.pad_to(token, self.step_width)
     logits, cache = _read(self.draft, d.cache, padded, jnp.ones_like(d.cache.lengths))
     d = d._replace(step=d.step + 1, logits=logits, cache=cache)
     return self._decide(d) if self.adaptive else d
@@ -196,7 +189,7 @@ def read_last(
     count: static, how many tokens; 2 where the draft reads what it drafts.
 
   Returns:
-    Raw logits [B, V] for the token behind the root, and the cache of `lengths` positions.
+    Raw logits [B, V] for the token after the root, and the cache of `lengths` positions.
   """
   start = jnp.maximum(context.lengths - count, 0)
   index = jnp.minimum(start[:, None] + jnp.arange(count), context.tokens.shape[1] - 1)
@@ -233,17 +226,12 @@ def model(
   Raises:
     ValueError: if K < 1 or `min_confidence` is outside [0, 1).
   """
-  if num_speculative_tokens < 1:
-    raise ValueError(
-        f'num_speculative_tokens must be at least 1, got {num_speculative_tokens}. For plain '
-        'decoding use specjax.decode.'
-    )
   if min_confidence is not None and not 0.0 <= min_confidence < 1.0:
     raise ValueError(f'min_confidence must be in [0, 1), got {min_confidence}.')
   return ModelDrafter(
       draft=draft,
       min_confidence=jnp.float32(min_confidence or 0.0),
-      num_nodes=num_speculative_tokens,
-      step_width=fast_width(draft) if step_width is None else step_width,
+      num_nodes=base.check_num_speculative_tokens(num_speculative_tokens),
+      step_width=widths.step_width(step_width, draft),
       adaptive=min_confidence is not None,
   )

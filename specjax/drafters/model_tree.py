@@ -17,8 +17,8 @@ from specjax.drafters import base
 from specjax.drafters import expansion
 from specjax.drafters import vocabulary
 from specjax.drafters.model import read_last
-from specjax.models import fast_width
 from specjax.models import LanguageModel
+from specjax.models import widths
 
 Array = jax.Array
 
@@ -40,7 +40,7 @@ class ModelTreeState:
 class ModelTreeDrafter(base.Shaped):
   """Drafts a tree of N nodes with a language model and its own cache.
 
-  A level is read in one pass behind those before it. After the round the nodes of the
+  A level is read in one pass, after those above it. After the round the nodes of the
   accepted path that were read move to their places; the last one may not have been read,
   which is why the next round begins with the last two tokens.
 
@@ -57,7 +57,6 @@ class ModelTreeDrafter(base.Shaped):
   siblings: str | None = struct.field(pytree_node=False, default=None)
   step_width: int = struct.field(pytree_node=False, default=1)
   reread: int = struct.field(pytree_node=False, default=2)
-  feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
   @property
   def vocab_size(self) -> int:
@@ -67,9 +66,13 @@ class ModelTreeDrafter(base.Shaped):
     """The same for a target that pads its vocabulary to another size."""
     return self.replace(draft=vocabulary.padded(self.draft, vocab_size))
 
+  def beside(self, depth: int) -> 'ModelTreeDrafter':
+    """The same, whose rounds begin by reading what another drafter had accepted, too."""
+    return self.replace(reread=max(self.reread, depth + 2))
+
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> ModelTreeState:
     """As `specjax.types.Drafter.init`."""
-    # Behind the longest row stand the nodes that are read, and padding.
+    # After the longest row come the nodes that are read, and padding.
     extra = self.reread + self.shape.num_reads + self.step_width
     cache = self.draft.init_cache(
         batch_size=batch_size,
@@ -78,33 +81,34 @@ class ModelTreeDrafter(base.Shaped):
     )
     return ModelTreeState(cache, jnp.zeros((batch_size, self.num_nodes), jnp.int32))
 
-  def prefill(self, state: ModelTreeState, *, tokens: Array, num_new: Array, features: Array):
+  def prefill(
+      self, state: ModelTreeState, *, target, tokens: Array, num_new: Array, features: Array
+  ):
     """As `specjax.types.Drafter.prefill`."""
-    del features
+    del target, features
     out = self.draft(tokens, cache=state.cache, num_new=num_new, with_logits=False)
     return state.replace(cache=out.cache)
 
-  def propose(
-      self, context: types.Context, state: ModelTreeState, *, active: Array | None = None
-  ):
-    """As `specjax.types.Drafter.propose`; `active` [B] as in `expansion.expand`."""
+  def propose(self, context: types.Context, state: ModelTreeState):
+    """As `specjax.types.Drafter.propose`."""
     logits, cache = read_last(self.draft, context, state.cache, count=self.reread)
 
     def step(cache: kv_cache.KVCache, frontier: expansion.Frontier) -> tuple[Array, Any]:
       positions = context.lengths[:, None] - 1 + frontier.depths
-      width = frontier.tokens.shape[1]
-      padding = max(self.step_width - width, 0)
-      out = self.draft(
-          jnp.pad(frontier.tokens, ((0, 0), (0, padding))),
-          jnp.pad(positions, ((0, 0), (0, padding))),
-          cache,
-          tree_mask=jnp.pad(frontier.mask, ((0, 0), (0, padding), (0, padding))),
-          num_new=jnp.full_like(context.lengths, width) if padding else None,
+      level = widths.pad_pass(
+          frontier.tokens, positions, frontier.mask, width=self.step_width
       )
-      return out.logits[:, :width], out.cache
+      out = self.draft(
+          level.tokens,
+          level.positions,
+          cache,
+          tree_mask=level.tree_mask,
+          num_new=level.num_new,
+      )
+      return out.logits[:, : frontier.tokens.shape[1]], out.cache
 
     drafted = expansion.expand(
-        context, logits, step, cache, shape=self.shape, siblings=self.siblings, active=active
+        context, logits, step, cache, shape=self.shape, siblings=self.siblings
     )
     state = ModelTreeState(drafted.state, drafted.reads)
     return drafted.proposal, state, drafted.context
@@ -155,5 +159,5 @@ def model_tree(
       draft=draft,
       shape=shape,
       siblings=siblings,
-      step_width=fast_width(draft) if step_width is None else step_width,
+      step_width=widths.step_width(step_width, draft),
   )

@@ -7,7 +7,6 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from specjax import tree
 from specjax import types
 from specjax.drafters import base
 
@@ -15,7 +14,7 @@ Array = jax.Array
 
 
 @struct.dataclass
-class NgramDrafter(base.Stateless):
+class NgramDrafter(base.Chain, base.Stateless):
   """Proposes the continuation of the longest, then latest, earlier match.
 
   Attributes:
@@ -27,33 +26,16 @@ class NgramDrafter(base.Stateless):
   num_nodes: int = struct.field(pytree_node=False)
   max_ngram: int = struct.field(pytree_node=False)
   min_ngram: int = struct.field(pytree_node=False)
-  is_chain: bool = struct.field(pytree_node=False, default=True)
-  feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
-  vocab_size: int | None = struct.field(pytree_node=False, default=None)
-
-  @property
-  def depth(self) -> int:
-    return self.num_nodes
 
   def propose(self, context: types.Context, state):
     """As `specjax.types.Drafter.propose`."""
-    batch = context.lengths.shape[0]
     end, matched = longest_match(context.tokens, context.lengths, self.max_ngram)
     # A match that ends `period` tokens ago and reaches the present repeats itself.
     period = context.lengths - 1 - end
     step = jnp.arange(self.num_nodes) % jnp.maximum(period, 1)[:, None]
     tokens = jnp.take_along_axis(context.tokens, end[:, None] + 1 + step, axis=1)
-    found = matched >= self.min_ngram
-    parents = tree.chain_parents(batch, self.num_nodes)
-    proposal = types.Proposal(
-        tokens=tokens,
-        parents=parents,
-        valid=jnp.broadcast_to(found[:, None], tokens.shape),
-        law=None,
-        rows=parents,
-        kind=types.ONE_HOT,
-    )
-    return proposal, state, context
+    is_match = matched >= self.min_ngram
+    return base.chosen(tokens, is_match[:, None]), state, context
 
 
 def longest_match(tokens: Array, lengths: Array, max_ngram: int) -> tuple[Array, Array]:
@@ -101,11 +83,7 @@ def ngram(
   Raises:
     ValueError: if K < 1 or the n-gram bounds are not 1 <= min_ngram <= max_ngram.
   """
-  if num_speculative_tokens < 1:
-    raise ValueError(
-        f'num_speculative_tokens must be at least 1, got {num_speculative_tokens}. For plain '
-        'decoding use specjax.decode.'
-    )
+  base.check_num_speculative_tokens(num_speculative_tokens)
   if not 1 <= min_ngram <= max_ngram:
     raise ValueError(
         f'n-gram bounds must be 1 <= min_ngram <= max_ngram, got {min_ngram} and {max_ngram}.'

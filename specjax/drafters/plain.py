@@ -20,15 +20,7 @@ class Plain(base.Stateless):
   def propose(self, context: types.Context, state):
     """As `specjax.types.Drafter.propose`: zero nodes."""
     nothing = jnp.zeros((context.lengths.shape[0], 0), jnp.int32)
-    proposal = types.Proposal(
-        tokens=nothing,
-        parents=nothing,
-        valid=nothing.astype(bool),
-        law=None,
-        rows=nothing,
-        kind=types.ONE_HOT,
-    )
-    return proposal, state, context
+    return base.chosen(nothing, nothing.astype(bool)), state, context
 
 
 def plain() -> Plain:

@@ -1,7 +1,7 @@
 """Suffix drafting: what followed the longest match in prompt, output and past outputs.
 
 SuffixDecoding (Oliaro et al. 2024, 2411.04975) asks a suffix tree two things: where does the
-longest suffix of what was said so far occur, and how often was it followed by what. Here the
+longest suffix of the text so far occur, and how often was it followed by what. Here the
 answer is kept as one number a position of the text, the length of the match that ends there:
 a new token adds one where it agrees and sets zero elsewhere, so it is one comparison over the
 text, in place and without pointers, and a match of any length is exact.
@@ -64,7 +64,6 @@ class SuffixDrafter(base.Shaped):
   shape: tree_lib.StaticTree | tree_lib.DynamicTree = struct.field(pytree_node=False)
   min_match: int = struct.field(pytree_node=False, default=1)
   max_match: int = struct.field(pytree_node=False, default=16)
-  feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
   def remember(self, sequences: Sequence[Sequence[int]]) -> 'SuffixDrafter':
     """The drafter with more past outputs; the oldest tokens make room. Nothing recompiles.
@@ -87,9 +86,9 @@ class SuffixDrafter(base.Shaped):
     text = jnp.concatenate([past, own], axis=1)
     return SuffixState(text, jnp.zeros_like(text), jnp.zeros((batch_size,), jnp.int32))
 
-  def prefill(self, state: SuffixState, *, tokens: Array, num_new: Array, features: Array):
+  def prefill(self, state: SuffixState, *, target, tokens: Array, num_new: Array, features: Array):
     """As `specjax.types.Drafter.prefill`."""
-    del features
+    del target, features
 
     def read(state: SuffixState, column: tuple[Array, Array]):
       token, index = column
@@ -108,7 +107,7 @@ class SuffixDrafter(base.Shaped):
     period = jnp.maximum(end[:, None] - places, 1)
 
     def following(depth: int) -> Array:
-      """The token [B, C + S] that stands `depth` + 1 behind each place."""
+      """The token [B, C + S] that comes `depth` + 1 after each place."""
       index = jnp.minimum(places + 1 + depth % period, size - 1)
       return jnp.take_along_axis(state.text, index, axis=1)
 
@@ -134,11 +133,6 @@ class SuffixDrafter(base.Shaped):
         context, counts(alive, 0)[:, 0], step, alive, shape=self.shape, siblings=expansion.RANK
     )
     return drafted.proposal, state, drafted.context
-
-  def update(self, state: SuffixState, verification: types.Verification, context):
-    """As `specjax.types.Drafter.update`; `propose` reads what is new."""
-    del verification, context
-    return state
 
   def read_new(self, context: types.Context, state: SuffixState) -> SuffixState:
     """The state after the tokens that the last round emitted, the root included."""
@@ -180,7 +174,7 @@ class SuffixDrafter(base.Shaped):
 
 
 def _past(sequences: Sequence[Sequence[int]], size: int, *, before: np.ndarray) -> Array:
-  """`size` tokens: the last ones of `before` and the sequences, a break behind each."""
+  """`size` tokens: the last ones of `before` and the sequences, a break after each."""
   parts = [before]
   for sequence in sequences:
     parts += [np.asarray(sequence, np.int32).reshape(-1), np.asarray([_BREAK], np.int32)]
@@ -222,11 +216,7 @@ def suffix(
   Raises:
     ValueError: if a number is out of range, or a token of `past` is none of the vocabulary.
   """
-  if num_speculative_tokens < 1:
-    raise ValueError(
-        f'num_speculative_tokens must be at least 1, got {num_speculative_tokens}. For plain '
-        'decoding use specjax.decode.'
-    )
+  base.check_num_speculative_tokens(num_speculative_tokens)
   if not 1 <= min_match <= max_match:
     raise ValueError(
         f'Matches must have 1 <= min_match <= max_match, got {min_match} and {max_match}.'

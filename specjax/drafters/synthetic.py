@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import randomness
+from specjax import tree as tree_lib
 from specjax import types
+from specjax.drafters import base
 
 Array = jax.Array
 
@@ -22,7 +24,7 @@ _HIT, _CHILD = 0x5A17, 0x5A18
 
 
 @struct.dataclass
-class SyntheticDrafter:
+class SyntheticDrafter(base.Shaped, base.Stateless):
   """Proposes the reference's tokens along one path of a fixed tree.
 
   Each level keeps to the reference with probability `acceptance`, independently by
@@ -34,8 +36,7 @@ class SyntheticDrafter:
     reference_lengths: [B] int32; beyond them every proposal is wrong.
     acceptance: [] float32 in [0, 1].
     keys: [B, 2] uint32.
-    parents: static, parents of nodes 1 … N.
-    wrong_offset: static, added to a right token (modulo V) to make a wrong one.
+    shape: static, of the tree.
     target_vocab_size: static, V.
   """
 
@@ -43,22 +44,13 @@ class SyntheticDrafter:
   reference_lengths: Array
   acceptance: Array
   keys: Array
-  parents: tuple[int, ...] = struct.field(pytree_node=False)
+  shape: tree_lib.StaticTree = struct.field(pytree_node=False)
   target_vocab_size: int = struct.field(pytree_node=False)
-  feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
-  vocab_size: int | None = struct.field(pytree_node=False, default=None)
 
   @property
-  def num_nodes(self) -> int:
-    return len(self.parents)
-
-  @property
-  def is_chain(self) -> bool:
-    return self.parents == tuple(range(len(self.parents)))
-
-  @property
-  def depth(self) -> int:
-    return int(_depths(self.parents).max())
+  def parents(self) -> tuple[int, ...]:
+    """Of nodes 1 … N."""
+    return self.shape.parents
 
   def init(self, *, batch_size: int, cache_length: int, max_append: int) -> Any:
     """As `specjax.types.Drafter.init`."""
@@ -66,19 +58,14 @@ class SyntheticDrafter:
     if batch_size != self.reference.shape[0]:
       raise ValueError(
           f'The synthetic drafter has references for {self.reference.shape[0]} rows, the '
-          f'batch has {batch_size}. Give one reference a row.'
+          f'batch has {batch_size}. Give one reference per row.'
       )
     return ()
-
-  def prefill(self, state, *, tokens, num_new, features):
-    """As `specjax.types.Drafter.prefill`."""
-    del tokens, num_new, features
-    return state
 
   def propose(self, context: types.Context, state):
     """As `specjax.types.Drafter.propose`."""
     batch = context.lengths.shape[0]
-    depths = _depths(self.parents)[1:]
+    depths = np.asarray(self.shape.depths[1:], np.int32)
     levels = jnp.arange(self.depth)
     positions = context.lengths[:, None] + levels
     inside = positions < self.reference_lengths[:, None]
@@ -88,11 +75,11 @@ class SyntheticDrafter:
     hit = jnp.cumprod((hit & inside).astype(jnp.int32), axis=1).astype(bool)
 
     # Node numbers that carry the reference's token, level by level.
-    children = _children(self.parents)
-    counts = jnp.asarray([len(c) for c in children])
-    table = np.zeros((len(children), max(1, max(map(len, children)))), np.int32)
-    for node, list_ in enumerate(children):
-      table[node, : len(list_)] = list_
+    children = self.shape.children
+    counts = jnp.asarray([len(of_node) for of_node in children])
+    table = np.zeros((len(children), max(map(len, children))), np.int32)
+    for node, of_node in enumerate(children):
+      table[node, : len(of_node)] = of_node
     table = jnp.asarray(table)
     choice = self._uniform(positions, _CHILD)
     node = jnp.zeros((batch,), jnp.int32)
@@ -109,39 +96,13 @@ class SyntheticDrafter:
     # Siblings are wrong in different ways, so that no two of them are the same token.
     offset = 1 + jnp.arange(self.num_nodes) % (self.target_vocab_size - 1)
     wrong = (level_token + offset) % self.target_vocab_size
-    parents = jnp.broadcast_to(jnp.asarray(self.parents, jnp.int32), (batch, self.num_nodes))
-    proposal = types.Proposal(
-        tokens=jnp.where(carries, level_token, wrong),
-        parents=parents,
-        valid=jnp.ones((batch, self.num_nodes), bool),
-        law=None,
-        rows=parents,
-        kind=types.ONE_HOT,
-    )
-    return proposal, state, context
-
-  def update(self, state, verification, context):
-    """As `specjax.types.Drafter.update`."""
-    del verification, context
-    return state
+    parents = jnp.broadcast_to(jnp.asarray(self.parents, jnp.int32), wrong.shape)
+    tokens = jnp.where(carries, level_token, wrong)
+    return base.chosen(tokens, jnp.bool_(True), parents=parents), state, context
 
   def _uniform(self, positions: Array, purpose: int) -> Array:
     source = randomness.KeySource(self.keys, jnp.full_like(positions[:, 0], purpose))
     return source.uniform(randomness.DRAFT, positions)
-
-
-def _depths(parents: tuple[int, ...]) -> np.ndarray:
-  depths = np.zeros(len(parents) + 1, np.int32)
-  for node, parent in enumerate(parents, start=1):
-    depths[node] = depths[parent] + 1
-  return depths
-
-
-def _children(parents: tuple[int, ...]) -> list[list[int]]:
-  children = [[] for _ in range(len(parents) + 1)]
-  for node, parent in enumerate(parents, start=1):
-    children[parent].append(node)
-  return children
 
 
 def synthetic(
@@ -151,6 +112,7 @@ def synthetic(
     acceptance: float,
     vocab_size: int,
     num_speculative_tokens: int | None = None,
+    tree: Any = None,
     parents: tuple[int, ...] | None = None,
     seed: int = 0,
 ) -> SyntheticDrafter:
@@ -162,26 +124,20 @@ def synthetic(
     acceptance: probability in [0, 1] that a level keeps to the reference.
     vocab_size: V of the target.
     num_speculative_tokens: K, for a chain.
-    parents: parents of nodes 1 … N, for a tree, instead of K.
+    tree: instead of K, a tree as `specjax.drafters.model_tree` takes it, but not a dynamic one.
+    parents: instead, the parents of nodes 1 … N.
     seed: of the drafter's own choices.
 
   Returns:
     The drafter.
 
   Raises:
-    ValueError: if `acceptance` is outside [0, 1], or not exactly one of K >= 1 and
-      `parents` (each smaller than its node's number) is given.
+    ValueError: if `acceptance` is outside [0, 1], or not exactly one of K >= 1, a static tree
+      and `parents` (each smaller than its node's number) is given.
   """
   if not 0.0 <= acceptance <= 1.0:
     raise ValueError(f'acceptance must be in [0, 1], got {acceptance}.')
-  if (num_speculative_tokens is None) == (parents is None):
-    raise ValueError('Give either num_speculative_tokens (a chain) or parents (a tree).')
-  if parents is None:
-    if num_speculative_tokens < 1:
-      raise ValueError(f'num_speculative_tokens must be at least 1, got {num_speculative_tokens}.')
-    parents = tuple(range(num_speculative_tokens))
-  if not parents or any(not 0 <= p < node for node, p in enumerate(parents, start=1)):
-    raise ValueError(f'Each node needs a parent with a smaller number, got parents={parents}.')
+  shape = _shape(num_speculative_tokens, tree, parents)
   reference = jnp.asarray(reference, jnp.int32)
   if reference_lengths is None:
     reference_lengths = jnp.full(reference.shape[:1], reference.shape[1], jnp.int32)
@@ -190,6 +146,23 @@ def synthetic(
       reference_lengths=jnp.asarray(reference_lengths, jnp.int32),
       acceptance=jnp.float32(acceptance),
       keys=randomness.row_keys(seed + jnp.arange(reference.shape[0])),
-      parents=tuple(parents),
+      shape=shape,
       target_vocab_size=vocab_size,
   )
+
+
+def _shape(num_speculative_tokens: int | None, tree: Any, parents) -> tree_lib.StaticTree:
+  """The tree that is given in one of three ways; raises as `synthetic`."""
+  given = (num_speculative_tokens, tree, parents)
+  if sum(value is not None for value in given) != 1:
+    raise ValueError('Give either num_speculative_tokens (a chain), or tree or parents (a tree).')
+  if num_speculative_tokens is not None:
+    tree = (1,) * base.check_num_speculative_tokens(num_speculative_tokens)
+  if tree is not None:
+    shape = tree_lib.as_tree(tree)
+    if not isinstance(shape, tree_lib.StaticTree):
+      raise ValueError('The synthetic drafter has no confidence to grow a dynamic tree by.')
+    return shape
+  if not parents or any(not 0 <= p < node for node, p in enumerate(parents, start=1)):
+    raise ValueError(f'Each node needs a parent with a smaller number, got parents={parents}.')
+  return tree_lib.StaticTree(tuple(parents))

@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.drafters import base
 from specjax.models import LanguageModel
 
 _ABSENT = -1
@@ -167,11 +168,11 @@ def is_padding(first: int, second: int) -> bool:
 
 
 def fit(drafter: Any, vocab_size: int) -> Any:
-  """A drafter for a target of `vocab_size` ids.
+  """A drafter for a target of `vocab_size` ids, with all members of the contract.
 
   Args:
-    drafter: a `specjax.types.Drafter`. One that can has `for_vocabulary(vocab_size)`, which
-      is called where the sizes differ by padding.
+    drafter: a `specjax.types.Drafter`, which `specjax.drafters.base.complete` completes. Where
+      the sizes differ by padding it is asked `for_vocabulary(vocab_size)`.
     vocab_size: V of the target.
 
   Returns:
@@ -181,11 +182,13 @@ def fit(drafter: Any, vocab_size: int) -> Any:
     ValueError: if the vocabularies differ, and not by padding, or the drafter cannot change its
       own.
   """
+  drafter = base.complete(drafter)
   size = drafter.vocab_size
   if size is None or size == vocab_size:
     return drafter
-  if is_padding(size, vocab_size) and hasattr(drafter, 'for_vocabulary'):
-    return drafter.for_vocabulary(vocab_size)
+  other = drafter.for_vocabulary(vocab_size) if is_padding(size, vocab_size) else None
+  if other is not None:
+    return other
   raise ValueError(
       f'The drafter has a vocabulary of {size} tokens, the target of {vocab_size}. Both must be '
       "the same, but for the padding of a draft model's: use a draft trained with the target's "

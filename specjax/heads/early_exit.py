@@ -103,10 +103,7 @@ class EarlyExit:
     """Draft logits [..., V] float32 of the stream [..., width] at the exit."""
     if not self.config.mlp_width:
       return target_lib.logits(target, stream)
-    output = self.module.apply({'params': self.params}, stream)
-    kernel = target_lib.head_kernel(target)
-    raw = layers.dense(output, kernel, jnp.float32)
-    return layers.soft_cap(raw, target.module.config.logit_soft_cap)
+    return target_lib.output_logits(target, self.module.apply({'params': self.params}, stream))
 
 
 def init_params(module: ExitAdapter, key: Array, target: LanguageModel) -> Any:
@@ -151,6 +148,6 @@ def put_back(cache: kv_cache.KVCache, first: kv_cache.KVCache) -> kv_cache.KVCac
 
 
 def plain_exit(target: LanguageModel, exit_layer: int) -> EarlyExit:
-  """An exit without an adapter: the target's norm and head right behind a layer."""
+  """An exit without an adapter: the target's norm and head right after a layer."""
   config = ExitConfig(exit_layer=exit_layer, target=target.module.config)
   return EarlyExit(ExitAdapter(config, target.module.dtype, target.module.param_dtype))

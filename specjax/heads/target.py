@@ -1,11 +1,13 @@
 """What heads take from their target besides features: its final norm, head and embedding."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.models import layers
 from specjax.models import LanguageModel
+from specjax.models import layers
 from specjax.models import quantization
 
 Array = jax.Array
@@ -25,14 +27,20 @@ def head_kernel(target: LanguageModel) -> Array:
 
 def logits(target: LanguageModel, stream: Array) -> Array:
   """The target's logits [..., V] float32 of its last residual stream [..., width]."""
-  normed = layers.dense(final_norm(target, stream), head_kernel(target), jnp.float32)
-  return layers.soft_cap(normed, target.module.config.logit_soft_cap)
+  return output_logits(target, final_norm(target, stream))
 
 
-def embed(target: LanguageModel, tokens: Array) -> Array:
-  """The target's embeddings [..., width] of tokens [...], in its compute dtype."""
+def output_logits(target: LanguageModel, normed: Array) -> Array:
+  """What the target's output head makes of `normed` [..., width]: logits [..., V] float32."""
+  raw = layers.dense(normed, head_kernel(target), jnp.float32)
+  return layers.soft_cap(raw, target.module.config.logit_soft_cap)
+
+
+def embed(target: LanguageModel, tokens: Array, *, dtype: Any = None) -> Array:
+  """The target's embeddings [..., width] of tokens [...]; in its compute dtype where None."""
   cfg = target.module.config
-  embedded = target.params['embedding'][tokens].astype(target.module.dtype)
+  dtype = target.module.dtype if dtype is None else dtype
+  embedded = target.params['embedding'][tokens].astype(dtype)
   if cfg.embedding_scale != 1.0:
     embedded = embedded * jnp.asarray(cfg.embedding_scale, embedded.dtype)
   return embedded

@@ -3,9 +3,10 @@
 from specjax.models import presets
 from specjax.models.config import RopeScaling, TransformerConfig
 from specjax.models.hf import load_config, load_eos_ids, load_hf, load_tokenizer, save_hf
-from specjax.models.language_model import LanguageModel, fast_width
+from specjax.models.language_model import LanguageModel
 from specjax.models.placement import abstract_params, init_params, place
 from specjax.models.transformer import Output, Transformer
+from specjax.models.widths import fast_width
 
 __all__ = [
     'LanguageModel',

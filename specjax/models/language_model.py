@@ -3,8 +3,6 @@
 from typing import Any
 
 from flax import struct
-import jax
-import jax.numpy as jnp
 
 from specjax.models.transformer import Output
 
@@ -45,13 +43,3 @@ class LanguageModel:
     return self.module.init_cache(
         batch_size=batch_size, cache_length=cache_length, max_append=max_append
     )
-
-
-def fast_width(model: LanguageModel) -> int:
-  """The narrowest pass that is not slower than a wider one: 2 for bfloat16 on CPU, else 1.
-
-  XLA's CPU products of a single bfloat16 row take a path about ten times slower.
-  """
-  dtype = getattr(model.module, 'dtype', None)
-  on_cpu = jax.default_backend() == 'cpu'
-  return 2 if on_cpu and dtype is not None and jnp.dtype(dtype) == jnp.bfloat16 else 1

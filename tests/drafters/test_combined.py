@@ -2,6 +2,8 @@
 
 import functools
 
+from flax import struct
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from specjax import drafters
 from specjax import generation
 from specjax import types
 from specjax import verify
+from specjax.drafters import base
 from tests.support import exact_laws
 from tests.support import tiny
 from tests.support import tiny_heads
@@ -101,7 +104,7 @@ def test_a_head_drafts_the_same_whoever_drafted_before():
 def test_rounds_are_counted_by_who_drafted():
   output = run('chain')
   by_free = (output.trace.valid.sum(-1) > 3) & (output.trace.starts > 0)
-  np.testing.assert_array_equal(output.drafter_state.free_rounds, by_free.sum(-1))
+  np.testing.assert_array_equal(output.drafter_state.num_free_rounds, by_free.sum(-1))
   assert 0 < by_free.sum() < output.stats.rounds.sum()
 
 
@@ -123,13 +126,53 @@ CASES = {
 }
 
 
-class Unable:
-  """A drafter whose proposals everybody has to wait for."""
+@struct.dataclass
+class Counting:
+  """A user's drafter of the version before: counts on from the root, and what it was asked for."""
 
-  vocab_size = tiny.VOCAB
+  num_nodes: int = struct.field(pytree_node=False, default=2)
+  depth: int = struct.field(pytree_node=False, default=2)
+  is_chain: bool = struct.field(pytree_node=False, default=True)
+  feature_layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
+  vocab_size: int | None = struct.field(pytree_node=False, default=tiny.VOCAB)
 
-  def propose(self, context, state):
-    raise NotImplementedError
+  def init(self, *, batch_size, cache_length, max_append):
+    return jnp.zeros((2, batch_size), jnp.int32)
+
+  def prefill(self, state, *, tokens, num_new, features):
+    return state.at[0].add(num_new)
+
+  def propose(self, context, state, *, active=None):
+    root = jnp.take_along_axis(context.tokens, context.lengths[:, None] - 1, axis=1)
+    tokens = (root + 1 + jnp.arange(2)) % tiny.VOCAB
+    return base.chosen(tokens, True), state.at[1].add(active & ~context.done), context
+
+  def update(self, state, verification, context):
+    return state
+
+
+def test_a_users_drafter_of_the_version_before_goes_on_working():
+  free = drafters.suffix(vocab_size=tiny.VOCAB, num_speculative_tokens=3)
+  with pytest.warns(DeprecationWarning) as warned:
+    drafter = drafters.combined(free, Counting())
+  messages = [str(each.message) for each in warned]
+  assert len(messages) == 2 and 'takes no target' in messages[0] and 'active' in messages[1]
+  output = generation.generate(
+      tiny.target(), tiny.PROMPTS, drafter=drafter, rule=verify.greedy(), **OPTIONS
+  )
+  np.testing.assert_array_equal(output.tokens, plain(verify.greedy()).tokens)
+  num_read, asked = output.drafter_state.learned
+  np.testing.assert_array_equal(num_read, output.prompt_lengths - 1)
+  rounds = output.stats.rounds - output.drafter_state.num_free_rounds
+  np.testing.assert_array_equal(asked, rounds)
+  assert (asked > 0).all() and (asked < output.stats.rounds).any()
+
+
+def test_a_drafter_that_has_everything_stays_what_it_is():
+  for learned in ('chain', 'tree', *HEADS):
+    drafter = make(learned)
+    assert base.complete(drafter) is drafter
+    assert base.complete(drafter.free) is drafter.free
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -147,8 +190,6 @@ def test_refusals():
   branching = drafters.suffix(vocab_size=tiny.VOCAB, tree=(2, 1))
   with pytest.raises(ValueError, match='proposes a chain'):
     drafters.combined(branching, learned)
-  with pytest.raises(ValueError, match='Unable cannot be the learned drafter'):
-    drafters.combined(drafters.suffix(vocab_size=tiny.VOCAB), Unable())
   with pytest.raises(ValueError, match='vocabularies of 9 and 64'):
     drafters.combined(drafters.suffix(vocab_size=9), learned)
 

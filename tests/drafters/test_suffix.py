@@ -43,7 +43,9 @@ def first_round(drafter, context):
   state = drafter.init(batch_size=batch, cache_length=size, max_append=8)
   # Half by prefill, the rest in the first round.
   half = context.lengths // 2
-  state = drafter.prefill(state, tokens=context.tokens, num_new=half, features=None)
+  state = drafter.prefill(
+      state, target=None, tokens=context.tokens, num_new=half, features=None
+  )
   proposal, state, _ = drafter.propose(context, state)
   return proposal, state
 

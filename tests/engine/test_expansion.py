@@ -199,7 +199,7 @@ def propose(siblings, tree=PATHS, **settings):
   def first_round(context, cache):
     num_new = context.lengths - 1
     cache = drafter.prefill(
-        cache, tokens=context.tokens[:, :16], num_new=num_new, features=None
+        cache, target=None, tokens=context.tokens[:, :16], num_new=num_new, features=None
     )
     return drafter.propose(context, cache)[0]
 
@@ -228,8 +228,8 @@ def test_no_level_is_read_where_no_row_wants_a_tree(shape):
   @jax.jit
   def levels(active):
     drafted = expansion.expand(
-        context, jnp.zeros((2, 5)), step, jnp.int32(0), shape=tree_lib.as_tree(shape),
-        active=active,
+        context.replace(active=active), jnp.zeros((2, 5)), step, jnp.int32(0),
+        shape=tree_lib.as_tree(shape),
     )
     return drafted.state, drafted.proposal.valid.any(-1)
 
