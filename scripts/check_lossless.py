@@ -153,10 +153,8 @@ def plain(dtype: str, rule: str, width: int | None = None):
 
 def shape_like(drafter) -> tuple[int, ...]:
   """Parents of a static tree as large and as deep as the drafter's."""
-  if hasattr(drafter, 'parents'):
-    return drafter.parents
-  shape = getattr(getattr(drafter, 'learned', drafter), 'shape', None)
-  if getattr(shape, 'parents', None) is not None and len(shape.parents) == drafter.num_nodes:
+  shape = getattr(drafter, 'learned', drafter).shape
+  if isinstance(shape, tree_lib.StaticTree) and shape.num_nodes == drafter.num_nodes:
     return shape.parents
   # One branch, and the other nodes beside its first one.
   return (*range(drafter.depth), *[0] * (drafter.num_nodes - drafter.depth))

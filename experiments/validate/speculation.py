@@ -1,7 +1,6 @@
 """Step 4: speculation on the 8B model beside its forecast, r(m), and the loop's overhead o."""
 
 import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,8 @@ from experiments.validate import plain as plain_lib
 from experiments.validate import profile as profile_lib
 from experiments.validate import switches as switches_lib
 from specjax import drafters
+from specjax import tree
 from specjax.analysis import theory
-from specjax.analysis import timed_programs
 
 DRAFT = 'Llama-3.2-1B'
 ACCEPTANCE = 0.8
@@ -56,9 +55,8 @@ def run(step: context_lib.Context) -> None:
   work.append((f'a round at K={lengths[0]}', _profile, lengths[0]))
   work += [(f'K={k}', _synthetic, tuple(range(k))) for k in lengths[1:]]
   for nodes, depth in trees:
-    tree = types.SimpleNamespace(num_nodes=nodes, depth=depth)
-    parents = timed_programs.parents_of_equal_cost(tree)
-    work.append((f'tree of {nodes} nodes', _synthetic, parents))
+    shape = tree.evenly(nodes, depth).parents
+    work.append((f'tree of {nodes} nodes', _synthetic, shape))
   work += [(f'r({m})', _width, m) for m in widths]
   work += [_drafted_item(k, draft) for k in lengths[1:]]
   done = 0

@@ -28,6 +28,7 @@ from specjax import verify
 from specjax.analysis import records
 from specjax.analysis import timed_programs
 from specjax.analysis.costs import MODEL, Calibration, Candidate, RuleCosts, TreeCosts
+from specjax.drafters import vocabulary
 from specjax.models import fast_width
 from specjax.models import LanguageModel
 
@@ -121,6 +122,7 @@ def calibrate(
     raise ValueError(
         f'Trees are to be calibrated under {sorted(unknown)}; the rules are {sorted(rounds_of)}.'
     )
+  trees = {key: vocabulary.fit(each, target.vocab_size) for key, each in trees.items()}
   widths = _widths(largest) if widths is None else widths
   needed = {k + 1 for lengths in rounds_of.values() for k in lengths}
   widths = tuple(sorted({*widths, width, largest + 1, *needed}))

@@ -34,15 +34,9 @@ def parents_of_equal_cost(drafter: Any) -> tuple[int, ...]:
   They are the drafter's own where its tree is static. Of a tree whose shape changes from round to
   round, the nodes are spread evenly over the levels.
   """
-  shape = getattr(drafter, 'shape', None)
-  if isinstance(shape, tree_lib.StaticTree):
-    return shape.parents
-  parents, before, start = [], [0], 1
-  for level in np.array_split(np.arange(drafter.num_nodes), drafter.depth):
-    parents += [before[index % len(before)] for index in range(len(level))]
-    before = list(range(start, start + len(level)))
-    start += len(level)
-  return tuple(parents)
+  if isinstance(drafter.shape, tree_lib.StaticTree):
+    return drafter.shape.parents
+  return tree_lib.evenly(drafter.num_nodes, drafter.depth).parents
 
 
 def rounds_and_passes(target, prompts, request, width, widths, rules, makers, rounds_of, trees):
