@@ -31,7 +31,7 @@ class Case:
     target: the target's module.
     draft: the draft model's, or an EAGLE head.
     depth: tokens of the longest branch: K of a chain.
-    num_nodes: drafted tokens a round.
+    num_nodes: drafted tokens per round.
   """
 
   where: chips.Slice
@@ -44,7 +44,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-  """Bytes a chip."""
+  """Bytes per chip."""
 
   weights: int
   draft_weights: int
@@ -196,7 +196,7 @@ def _compile(config, case: Case, setup, state):
 
 
 def _memory(config, case: Case, sizes: _Sizes, arguments, compiled, prefill, message):
-  """Bytes a chip: what is used, what is left, and what to do where that is less than nothing."""
+  """Bytes per chip: what is used, what is left, and what to do where that is less than nothing."""
   hbm = case.where.chip.hbm_bytes
   # Where nothing was compiled: what the compiled loops of this model need, and a little.
   loop = 0.05 * sizes.caches if compiled is None else compiled.temporary_bytes
@@ -222,7 +222,7 @@ def _memory(config, case: Case, sizes: _Sizes, arguments, compiled, prefill, mes
 
 
 def _times(config, case: Case, sizes: _Sizes) -> dict[str, Any]:
-  """Steps and tokens a second by roofline."""
+  """Steps and tokens per second by roofline."""
   where, context = case.where, config.context
   target = _model(case.target.config, case.layouts.target, sizes.weights, sizes.cache, config)
   layout = case.layouts.draft
@@ -328,7 +328,7 @@ def advice(config, case: Case, missing: float, sizes: _Sizes, message: str | Non
   where, weights, caches = case.where, sizes.weights + sizes.draft_weights, sizes.caches
   parts = []
   if missing > 0:
-    parts.append(f'it lacks {missing / 1e9:.2f} GB a chip')
+    parts.append(f'it lacks {missing / 1e9:.2f} GB per chip')
   if message:
     parts.append(f'the compiler says: {message}')
   room = where.chip.hbm_bytes - (weights + 0.02 * where.chip.hbm_bytes)

@@ -112,8 +112,8 @@ def predict(
   Args:
     calibration: of `calibrate`.
     settings: of the method, with its K.
-    rates: conditional acceptance rates, one a depth.
-    num_drafted: mean draft steps a round of a draft model that may stop early.
+    rates: conditional acceptance rates, one per depth.
+    num_drafted: mean draft steps per round of a draft model that may stop early.
     free_share: of a combination, the share of rounds that its free part drafted.
   """
   rule, name, length = case_of(settings)
@@ -137,7 +137,7 @@ def best_length(
 
 
 def steps_of(settings: ConfigDict, proposed_at: np.ndarray, num_rounds: int) -> float:
-  """Mean draft steps a round, of a chain.
+  """Mean draft steps per round, of a chain.
 
   Args:
     settings: of the method.

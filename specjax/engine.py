@@ -19,6 +19,7 @@ from specjax import sampling as sampling_lib
 from specjax import sharding
 from specjax import tree as tree_lib
 from specjax.cache import kv_cache
+from specjax.models import widths
 from specjax.randomness import KeySource
 from specjax.stats import (
     LENGTH,
@@ -50,7 +51,7 @@ class DecodeState:
     done: [B] bool.
     finish: [B] int32, why a row ended (`RUNNING`, `STOP_TOKEN`, …).
     keys: [B, 2] uint32.
-    target_cache: `lengths - 1` positions a row.
+    target_cache: `lengths - 1` positions per row.
     drafter: the drafter's state.
     history: what penalties and constraints have seen.
     features: [B, D + 1, F] of the tokens committed last.
@@ -93,7 +94,7 @@ class Setup:
   Attributes:
     target: a `specjax.models.LanguageModel`.
     drafter: a `specjax.types.Drafter`.
-    sampling: settings, one entry a row.
+    sampling: settings, one entry per row.
     stop_tokens: [n] int32, padded with -1.
     rule: static, a verification rule.
     width: static, tokens a target pass reads, at least N + 1; more is padding. Plain
@@ -276,17 +277,16 @@ def _score(setup: Setup, state: DecodeState, context: Context, proposal: Proposa
   else:
     paths, depths = tree_lib.paths(proposal.parents, drafter.depth)
   tokens = jnp.concatenate([state.roots[:, None], proposal.tokens], axis=1)
-  padding = ((0, 0), (0, setup.width - num_rows))
   positions = tree_mask = None
   if not drafter.is_chain:
-    positions = state.lengths[:, None] - 1 + jnp.pad(depths, padding)
-    tree_mask = jnp.pad(tree_lib.ancestor_mask(paths), (*padding, padding[1]))
+    positions, tree_mask = state.lengths[:, None] - 1 + depths, tree_lib.ancestor_mask(paths)
+  padded = widths.pad_pass(tokens, positions, tree_mask, width=setup.width)
   out = setup.target(
-      jnp.pad(tokens, padding),
-      positions,
+      padded.tokens,
+      padded.positions,
       context.target_cache,
-      tree_mask=tree_mask,
-      num_new=None if setup.width == num_rows else jnp.full_like(state.lengths, num_rows),
+      tree_mask=padded.tree_mask,
+      num_new=padded.num_new,
       feature_layers=drafter.feature_layers,
   )
   return _Scores(

@@ -118,7 +118,7 @@ def mix(first: Array, second: Array, counter: Array) -> Array:
   """uint32 bits of a counter under two uint32 keys; elementwise, kernels call it too.
 
   Three rounds of multiply and shift with the constants of Wellons' triple32 (2018, "Prospecting
-  for hash functions"), the second key put in behind the first round: 13 operations a number,
+  for hash functions"), the second key put in after the first round: 13 operations a number,
   where Threefry takes 110. For fixed keys it maps counters one to one.
   """
   x = counter + first

@@ -75,7 +75,7 @@ class StaticTree:
     return len(set(self.parents)) - 1
 
   def levels(self) -> tuple[Level, ...]:
-    """One `Level` a depth, from 1 on."""
+    """One `Level` per depth, from 1 on."""
     levels, first = [], 1
     for depth in range(1, self.depth + 1):
       parents = [p for p in self.parents if self.depths[p] == depth - 1]
@@ -100,7 +100,7 @@ class DynamicTree:
   Attributes:
     num_nodes: N, how many nodes are kept.
     depth: D, levels that are expanded.
-    width: nodes that are expanded a level, and children that each of them gets.
+    width: nodes that are expanded per level, and children that each of them gets.
   """
 
   num_nodes: int

@@ -2,7 +2,7 @@
 
 SuffixDecoding (Oliaro et al. 2024, 2411.04975) asks a suffix tree two things: where does the
 longest suffix of the text so far occur, and how often was it followed by what. Here the
-answer is kept as one number a position of the text, the length of the match that ends there:
+answer is kept as one number per position of the text, the length of the match that ends there:
 a new token adds one where it agrees and sets zero elsewhere, so it is one comparison over the
 text, in place and without pointers, and a match of any length is exact.
 """

@@ -70,7 +70,7 @@ def token_texts(tokenizer: Any) -> dict[bytes, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Translated:
-  """A draft's module behind two tables; used as the module of a `LanguageModel`.
+  """A draft's module between two tables; used as the module of a `LanguageModel`.
 
   `params` holds `draft`, the draft's own; `read` [V] int32, the draft's token that is read for
   each of the target's; `said` [V] int32, the draft's token for each of the target's, or -1.

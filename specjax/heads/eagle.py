@@ -119,7 +119,7 @@ class HeadOutput(NamedTuple):
   Attributes:
     hidden: [B, T, width]: the output, and the feature to draft on with; normed where the
       head's config has `norm_output`.
-    cache: the cache, `num_new` pairs a row longer; None when none was given.
+    cache: the cache, `num_new` pairs per row longer; None when none was given.
   """
 
   hidden: Array
@@ -286,7 +286,7 @@ class EagleHead(nn.Module):
       num_new: Array | None = None,
       own_features: bool = False,
   ) -> HeadOutput:
-    """Reads T pairs a row behind what the cache holds.
+    """Reads T pairs per row, after what the cache holds.
 
     Args:
       embedded: [B, T, width], embeddings of the tokens one ahead.

@@ -1,6 +1,6 @@
 """Attention over a long cache by kernels that read no slot beyond a row's length.
 
-The new tokens of a call lie behind the cache and may be a tree; what lies before is seen by all of
+The new tokens of a call lie after the cache and may be a tree; what lies before is seen by all of
 them. So the kernel needs no mask: the T * R queries that share a key-value head go through it as
 one block, over the first `before` slots, and come back with their log-sum-exps. The few new slots
 are attended to in jnp, under the mask, and the two parts are merged: with parts p of outputs o_p
@@ -45,7 +45,7 @@ def attend(
     keys: [B, G, S, hd], S a multiple of 16.
     values: [B, G, S, hd].
     mask: [B, T, S] bool, as for `specjax.models.transformer.attend`; every slot before
-      `slots[:, 0]` is taken to be visible, every slot behind `slots` not to be.
+      `slots[:, 0]` is taken to be visible, every slot after `slots` not to be.
     slots: [B, P + T] int32, consecutive: where the new tokens and the P nodes of their tree that
       came before them lie.
     implementation: 'cudnn' or 'pallas'.

@@ -52,7 +52,7 @@ class TransformerConfig:
     logit_soft_cap: bound on logits, or None.
     sliding_window: number of positions that a local layer sees, itself included; None
       when there are no local layers.
-    local_layers: one flag a layer, True where the layer is local. Empty means none, or
+    local_layers: one flag per layer, True where the layer is local. Empty means none, or
       all when `sliding_window` is set.
     max_positions: longest sequence that the model was made for.
     kv_repeats: copies that are kept of every key-value head, in weights and cache, so that
@@ -98,7 +98,7 @@ class TransformerConfig:
       )
     if self.local_layers and len(self.local_layers) != self.num_layers:
       raise ValueError(
-          f'local_layers needs one flag a layer: {self.num_layers} layers, '
+          f'local_layers needs one flag per layer: {self.num_layers} layers, '
           f'{len(self.local_layers)} flags.'
       )
     if any(self.local_layers) and self.sliding_window is None:

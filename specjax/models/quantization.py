@@ -1,4 +1,4 @@
-"""Weights in eight bits: one scale an output, activations as they are.
+"""Weights in eight bits: one scale per output, activations as they are.
 
 Half the bytes of bfloat16 are read in a pass. The model is another one: losslessness is with
 respect to the quantised target, whose own plain decoding speculative decoding reproduces.

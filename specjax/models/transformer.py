@@ -32,7 +32,7 @@ class Output(NamedTuple):
     logits: [B, T, V] float32, raw (soft-capped where the family does so).
     features: [B, T, sum of widths], the residual stream after each of the layers asked
       for, side by side; width 0 when none was asked for.
-    cache: the cache, `num_new` tokens a row longer; None when none was given.
+    cache: the cache, `num_new` tokens per row longer; None when none was given.
   """
 
   logits: Array
@@ -290,7 +290,7 @@ class Transformer(nn.Module):
       feature_layers: tuple[int, ...] = (),
       with_logits: bool = True,
   ) -> Output:
-    """Reads T new tokens a row behind what the cache holds.
+    """Reads T new tokens per row, after what the cache holds.
 
     Args:
       tokens: [B, T] int32.
@@ -301,7 +301,7 @@ class Transformer(nn.Module):
         (itself included); None means causal. Everything in the cache is visible by length.
         A tree that is read level by level gives [B, T, P + T]: the P tokens that the cache
         took last are nodes of it too, and come first; `positions` is then [B, P + T].
-      num_new: [B] int32, how many of the T tokens are real; the rest are padding behind
+      num_new: [B] int32, how many of the T tokens are real; the rest are padding after
         them. None means all.
       feature_layers: residual streams to return: after how many layers, 0 … L. They come
         in increasing order, whatever the order here.
@@ -450,7 +450,7 @@ def visible(
     tree_mask: [B, T, T] bool among the new tokens, [B, T, P + T], or None for causal.
 
   Returns:
-    [B, T, num_slots] bool, at least one True a row, so that every softmax is finite; what
+    [B, T, num_slots] bool, at least one True per row, so that every softmax is finite; what
     a padding row sees does not matter, for nobody reads it.
   """
   width = positions.shape[1]

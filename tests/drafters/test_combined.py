@@ -80,25 +80,25 @@ def test_a_learned_drafter_reads_what_the_free_one_had_accepted(learned):
         sources.add(('learned', before))
       before = (by_free, int(trace.num_accepted[row, index]))
       sources.add('free' if by_free else 'learned')
-  # It drafted behind rounds of the other one in which something was accepted, and not.
+  # It drafted after rounds of the other one in which something was accepted, and not.
   assert 'free' in sources
   assert any(s[1] is not None and s[1][0] and s[1][1] > 0 for s in sources if len(s) == 2)
 
 
 def test_a_head_drafts_the_same_whoever_drafted_before():
-  """What a fresh pass would say, in rounds behind those of the free drafter too."""
+  """What a fresh pass would say, in rounds after those of the free drafter too."""
   output = run('eagle3')
-  trace, behind_free = output.trace, 0
+  trace, after_free = output.trace, 0
   for row in range(2):
     rounds = np.flatnonzero(trace.starts[row])
     by_free = trace.valid[row, rounds].sum(-1) > tiny_heads.K
-    behind = [turn for turn in range(1, len(rounds)) if by_free[turn - 1] and not by_free[turn]]
-    for turn in behind[:2]:
+    after = [turn for turn in range(1, len(rounds)) if by_free[turn - 1] and not by_free[turn]]
+    for turn in after[:2]:
       length = trace.starts[row, rounds[turn]]
       expected = tiny_heads.fresh_chain('eagle3', output.tokens[row, :length].tolist())
       assert trace.tokens[row, rounds[turn]].tolist()[: tiny_heads.K] == expected, (row, turn)
-      behind_free += 1
-  assert behind_free
+      after_free += 1
+  assert after_free
 
 
 def test_rounds_are_counted_by_who_drafted():

@@ -21,7 +21,7 @@ OPTIONS = dict(max_new_tokens=40, prefill_chunk=8)
 
 
 def propose(drafter, rows, mode='greedy'):
-  """The first proposal after `rows`, and the state behind it."""
+  """The first proposal after `rows`, and the state after it."""
   batch, size = len(rows), 32
   tokens = np.zeros((batch, size), np.int32)
   for row, text in enumerate(rows):

@@ -82,7 +82,7 @@ class TestTheory:
       assert mean == tolerance.approx((1 - alpha ** (k + 1)) / (1 - alpha))
 
   def test_conditional_rates_give_back_the_measured_mean(self):
-    accepted = np.random.default_rng(0).integers(0, 5, size=200)  # tokens a round, K = 4
+    accepted = np.random.default_rng(0).integers(0, 5, size=200)  # tokens per round, K = 4
     accepted_at = [(accepted > d).sum() for d in range(4)]
     rates = theory.conditional_rates(accepted_at, 200)
     assert theory.expected_tokens(rates, 4) == tolerance.approx(1 + accepted.mean())

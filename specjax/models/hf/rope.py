@@ -1,7 +1,7 @@
 """Rotary settings of a Hugging Face `config.json`, read and written in both spellings.
 
 transformers 5 and newer keep them in `rope_parameters`, one set for all layers or, for
-Gemma 3, one a kind of layer; older releases in `rope_theta`, `rope_scaling` and
+Gemma 3, one per kind of layer; older releases in `rope_theta`, `rope_scaling` and
 `rope_local_base_freq`. Files with both are common, and ours have both.
 """
 
