@@ -40,7 +40,7 @@ DRAFTERS = (
 # Those that a combination is made of.
 FREE = ('suffix', 'ngram')
 LEARNED = ('model', 'model_tree', *build_head_drafters.KINDS)
-RULES = ('auto', *verify.choice.NAMES)
+RULES = ('auto', *verify.NAMES)
 DTYPES = ('auto', 'bfloat16', 'float32', 'float16')
 LOGPROBS = ('', 'raw', 'controlled')
 # Prompts are text: of a model with a vision tower the language model alone is loaded.

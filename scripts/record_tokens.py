@@ -163,7 +163,7 @@ def main(_):
   out.write_text(json.dumps(found, indent=0), encoding='utf-8')
   if not FLAGS.against:
     return
-  before = json.loads(pathlib.Path(FLAGS.against).read_text(encoding='utf-8'))
+  before = json.loads(pathlib.Path(FLAGS.against).read_text(encoding='utf-8-sig'))
   differing = [name for name, row in found.items() if before.get(name) != row]
   missing = [] if FLAGS.only else [name for name in before if name not in found]
   print(f'{len(found)} rows, {len(differing)} differ: {differing}; missing: {missing}')

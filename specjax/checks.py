@@ -274,7 +274,7 @@ def _rule(rule: Any, sampling: types.Sampling, drafter: Any) -> Any:
   if not is_rule or not decides or inspect.isclass(rule) or rule.mode not in _MODES:
     raise ValueError(
         'rule must be one of specjax.verify, such as verify.block(), its name '
-        f'({", ".join(map(repr, verify.choice.NAMES))}), or one of your own as '
+        f'({", ".join(map(repr, verify.NAMES))}), or one of your own as '
         f'specjax.verify.Rule describes it; got {_kind(rule)}.'
     )
   if not drafter.is_chain and not rule.handles_trees:

@@ -46,7 +46,7 @@ def heat(*temperatures):
     (dict(sampling=heat(1, 1, 1), rule=verify.greedy()), 'greedy'),
     (dict(sampling=heat(1, 1, 1), rule='coupled', drafter=TREE), 'coupled'),
     (dict(), 'greedy'),
-    *[(dict(rule=name), getattr(verify, name)().name) for name in verify.choice.NAMES],
+    *[(dict(rule=name), getattr(verify, name)().name) for name in verify.NAMES],
 ])
 def test_the_rule_that_decides(options, wanted):
   assert checked(**options).rule.name == wanted

@@ -220,8 +220,8 @@ class TestResuming:
 class AcceptsAll(type(verify.rejection())):
   """The rejection rule, but whatever is drafted stays."""
 
-  def accept_probs(self, target_law, proposal):
-    return jnp.ones(proposal.tokens.shape)
+  def prob(self, numbers):
+    return jnp.ones_like(numbers.target)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -145,13 +145,13 @@ def test_the_output_law_is_the_targets(kind, shape):
 def test_each_row_has_its_own_rule():
   """So that a wrong one among several is seen."""
 
-  class KeepsTheTarget(type(verify.recursive())):
+  class StruckOut(type(verify.recursive())):
 
-    def residual(self, law, draft):
-      return law
+    def residual(self, scale, share, whole):
+      return scale, share
 
   shape = SHAPES['with replacement']
-  found = errors(make('medusa', **shape), (verify.traversal(), KeepsTheTarget(name='wrong')))
+  found = errors(make('medusa', **shape), (verify.traversal(), StruckOut(name='wrong')))
   tolerance.assert_close(found['traversal'], 0.0, tolerance.of_expectation(3))
   assert found['wrong'] > exact_laws.SEEN, found
 

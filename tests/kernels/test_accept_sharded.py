@@ -24,7 +24,8 @@ class TestSharded:
   @pytest.mark.parametrize('function, message', [
       # Decisions exactly, log-probabilities to an ulp or two, for all rules and settings.
       ('compare_with_one_device', 'eight equal one'),
-      ('compare_engines', 'engines agree'),
+      ('compare_block_engines', 'engines agree'),
+      ('compare_coupled_engines', 'engines agree'),
   ])
   def test_eight_devices_equal_one(self, function, message):
     environment = dict(os.environ, JAX_NUM_CPU_DEVICES='8', JAX_PLATFORMS='cpu')

@@ -64,29 +64,28 @@ def compare_with_one_device():
   print('eight equal one')
 
 
-def compare_engines():
+def compare_engines(rule: str):
   """The engine's default on a mesh, and one device."""
   target = tiny.model(0, num_layers=1, num_heads=8)
   draft = LanguageModel(target.module, jax.tree.map(lambda x: 1.1 * x, target.params))
   hot = sampling_lib.make(batch_size=len(tiny.PROMPTS), temperature=0.9, top_p=0.95)
   # On CPUs the default is another one at a vocabulary as small as this.
   op_rule.CPU_VOCABULARY = 0
-  for rule in ('block', 'coupled'):
-    outputs = []
-    for layout in (None, sharding.make('tensor', data=2, model=4, draft=4)):
-      models = [target, draft]
-      if layout is not None:
-        models = [place(m, x) for m, x in zip(models, (layout.target, layout.draft))]
-      with mock.patch.object(sharded, 'decide', wraps=sharded.decide) as run:
-        outputs.append(generation.generate(
-            models[0], tiny.PROMPTS, rule=getattr(verify, rule)(), max_new_tokens=10, seeds=3,
-            drafter=drafters.model(models[1], num_speculative_tokens=3), prefill_chunk=16,
-            sampling=hot,
-        ))
-      assert run.called == (layout is not None), (rule, layout)
-    np.testing.assert_array_equal(*(output.tokens for output in outputs), err_msg=rule)
-    np.testing.assert_array_equal(*(output.stats.accepted for output in outputs))
-    assert int(outputs[0].stats.accepted.sum()) > 3
+  outputs = []
+  for layout in (None, sharding.make('tensor', data=2, model=4, draft=4)):
+    models = [target, draft]
+    if layout is not None:
+      models = [place(m, x) for m, x in zip(models, (layout.target, layout.draft))]
+    with mock.patch.object(sharded, 'decide', wraps=sharded.decide) as run:
+      outputs.append(generation.generate(
+          models[0], tiny.PROMPTS, rule=getattr(verify, rule)(), max_new_tokens=10, seeds=3,
+          drafter=drafters.model(models[1], num_speculative_tokens=3), prefill_chunk=16,
+          sampling=hot,
+      ))
+    assert run.called == (layout is not None), (rule, layout)
+  np.testing.assert_array_equal(*(output.tokens for output in outputs), err_msg=rule)
+  np.testing.assert_array_equal(*(output.stats.accepted for output in outputs))
+  assert int(outputs[0].stats.accepted.sum()) > 3
   print('engines agree')
 
 
@@ -98,4 +97,8 @@ def call(target, tokens, numbers, sampling, draft, *, rule, split):
 
 
 if __name__ == '__main__':
-  {f.__name__: f for f in (compare_with_one_device, compare_engines)}[sys.argv[1]]()
+  {
+      'compare_with_one_device': compare_with_one_device,
+      'compare_block_engines': functools.partial(compare_engines, 'block'),
+      'compare_coupled_engines': functools.partial(compare_engines, 'coupled'),
+  }[sys.argv[1]]()

@@ -43,17 +43,37 @@ _PROCESSES = 'tests/sharding/test_processes.py::'
 _KILLED = 'tests/experiments/test_ablate_killed.py::'
 _RESUMED = 'tests/experiments/test_ablate.py::TestResuming::test_a_killed_sweep_goes_on'
 _ENGINE = 'the suite of the op holds each rule; in the engine two of them are enough'
+_ONE_RULE = 'the suite of the op holds each rule; in the engine one of them is enough'
+_SIBLINGS = 'what kernels do for a tree is one mass and one draw; test_accept has all kinds'
 _BOTH = 'rule x shape, of which neither knows the other; 12 s in all'
 
 # By node id, without the parameters. Seconds are of one core of an Intel Xeon at 2.6 GHz.
 TABLE: dict[str, Short] = {
     'tests/heads/test_heads_lossless.py::test_the_output_law_is_the_targets': Short(
+        ('eagle1-with replacement', 'eagle3-chain', 'medusa-dynamic', 'exit-without replacement'),
+        'head x shape, of which neither knows the other: each once; 105 s',
+    ),
+    'tests/heads/test_heads.py::test_a_chain_is_bit_for_bit_plain_decoding': Short(
+        ('eagle3', 'reduced', 'medusa', 'exit'),
+        'EAGLE-1 has a tree of its own there, an exit without an adapter is one; 6 s',
+        elsewhere=('kind',),
+    ),
+    'tests/verify/test_trees.py::test_never_shorter_than_the_first_branch': Short(
         (
-            'eagle1-with replacement', 'eagle1-dynamic', 'eagle3-chain',
-            'eagle3-without replacement', 'medusa-with replacement', 'medusa-dynamic',
-            'exit-chain', 'exit-without replacement',
+            'recursive-without_replacement-uneven', 'traversal-with_replacement-uneven',
+            'k_sequential-with_replacement-even', 'recursive-rank-uneven',
         ),
-        'head x shape: each head twice, each shape twice; 85 s',
+        'rule x siblings x shape: each level once; 12 s',
+    ),
+    'tests/verify/test_trees.py::test_the_engines_own_numbers': Short(
+        ('traversal',), 'both take their numbers by the same calls; 4 s', elsewhere=('name',)
+    ),
+    'tests/verify/test_lossless.py::test_output_law_is_the_targets': Short(
+        (
+            'rejection-draft model', 'rejection-plain', 'block-draft model', 'block-prompt lookup',
+            'block-adaptive', 'greedy-draft model',
+        ),
+        'rule x drafter, of which neither knows the other; 7 s',
     ),
     'tests/engine/test_identity.py::TestIdentical::test_chain_is_bitwise_plain': Short(
         ('greedy-model', 'coupled-adaptive', 'greedy-ngram', 'coupled-synthetic'),
@@ -71,6 +91,16 @@ TABLE: dict[str, Short] = {
     _MEMORY + 'test_many_rows_written_by_a_scatter_would_be_copied': Short(
         (), 'a counter-proof, as the ones above; 12 s',
         instead=_MEMORY + 'test_many_rows_of_narrow_heads_are_written_in_place',
+    ),
+    _MEMORY + 'test_caches_are_in_place_on_a_tpu': Short(
+        ('block chain',), 'test_a_tree_copies_narrow_heads_… compiles a tree; 8 s',
+        elsewhere=('drafter', 'rule'),
+    ),
+    'tests/sharding/test_plan.py::test_the_whole_loop_compiles_for_a_slice_in_place': Short(
+        ('tensor',),
+        'test_mesh runs the other layout, test_sharding holds its specs, test_accept_tpu_ahead '
+        'compiles for a v6e; 13 s',
+        elsewhere=('topology', 'mesh', 'reduces', 'all_of_them'),
     ),
     'tests/kernels/test_accept_tpu_ahead.py::test_compiles_for': Short(
         (
@@ -98,11 +128,29 @@ TABLE: dict[str, Short] = {
     'tests/kernels/test_accept.py::TestDefinition::test_same_tokens_in_the_engine': Short(
         ('block', 'coupled'), f'{_ENGINE}; 11 s', elsewhere=('name',)
     ),
+    'tests/kernels/test_accept.py::TestDefinition::test_law_in_the_engine': Short(
+        ('block',), 'test_accept_one_token enumerates the rejection rule; 6 s', elsewhere=('rule',)
+    ),
+    'tests/kernels/test_accept.py::TestDefinition::test_law_of_trees_in_the_engine': Short(
+        ('without_replacement', 'rank'), 'test_siblings holds the third; 5 s',
+        elsewhere=('siblings',),
+    ),
     'tests/kernels/test_accept_tpu.py::TestTpu::test_same_tokens_in_the_engine': Short(
-        ('block', 'coupled'), f'{_ENGINE}; 15 s', elsewhere=('name',)
+        ('block',), f'{_ONE_RULE}; 18 s', elsewhere=('name',)
     ),
     'tests/kernels/test_accept_gpu.py::TestMosaicGpu::test_same_tokens_in_the_engine': Short(
-        ('block', 'coupled'), f'{_ENGINE}; 15 s', elsewhere=('name',)
+        ('block',), f'{_ONE_RULE}; 19 s', elsewhere=('name',)
+    ),
+    'tests/kernels/test_accept_tpu.py::TestMosaicTpu::test_siblings': Short(
+        ('recursive-without_replacement', 'traversal-without_replacement'),
+        f'{_SIBLINGS}; 11 s', elsewhere=('kind',),
+    ),
+    'tests/kernels/test_accept_gpu.py::TestMosaicGpu::test_siblings': Short(
+        ('recursive-without_replacement',), f'{_SIBLINGS}; 9 s', elsewhere=('rule', 'kind')
+    ),
+    'tests/kernels/test_accept_sharded.py::TestSharded::test_eight_devices_equal_one': Short(
+        ('compare_with_one_device-eight equal one', 'compare_block_engines-engines agree'),
+        'the op itself is compared under both rules; 12 s', elsewhere=('function',),
     ),
     'tests/kernels/test_accept_tpu.py::TestMosaicTpu::test_one_token_is_drafted': Short(
         ('block',), 'the one with inner rows; test_accept holds the others; 14 s',

@@ -80,6 +80,8 @@ def accept(
     ValueError: shapes that do not belong together, numbers of the wrong kind, an unknown or
       impossible implementation; at trace time.
   """
+  if rule in ('greedy', 'coupled'):
+    draft_logits = draft_rows = None  # not even their sums are made
   inputs = _checked(
       target_logits, draft_tokens, rule, numbers, sampling, draft_logits, draft_is_law,
       draft_rows, valid, parents, without_replacement,

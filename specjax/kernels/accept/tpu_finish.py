@@ -149,7 +149,7 @@ def decide_and_finish(
     arrays = {name: jnp.pad(x, ((0, rows - batch), (0, 0))) for name, x in arrays.items()}
   prefetched = [*settings] if draft_rows is None else [draft_rows, *settings]
   sources = [target] if draft is None else [target, draft]
-  scalars = jax.ShapeDtypeStruct((rows,), jnp.int32)
+  counts = jax.ShapeDtypeStruct((rows,), jnp.int32)
   return pl.pallas_call(
       functools.partial(
           _chain_kernel, names=tuple(arrays), draft_is_law=draft_is_law, rule=rule, size=count,
@@ -166,7 +166,7 @@ def decide_and_finish(
               *[pltpu.SMEM((rows,), jnp.int32)] * 2,
           ],
       ),
-      out_shape=[scalars] * 3 + [jax.ShapeDtypeStruct((rows, count + 1), jnp.float32)],
+      out_shape=[counts] * 3 + [jax.ShapeDtypeStruct((rows, count + 1), jnp.float32)],
       compiler_params=tpu_fetch.parameters(size, len(sources), ('arbitrary',) * 2),
       name='accept_finish',
   )(*prefetched, scalars, *arrays.values(), *sources)
