@@ -366,7 +366,7 @@ def _dynamic(context, logits, step, state, shape: tree_lib.DynamicTree, how: str
     laws.append(children.law)
     of_row = np.repeat(np.arange(rows), width)
     flat = lambda x: x.reshape(batch, -1)
-    found = _Candidates(
+    candidates = _Candidates(
         tokens=flat(children.tokens),
         scores=flat(score[..., None] + children.scores),
         parents=number[:, of_row],
@@ -375,11 +375,11 @@ def _dynamic(context, logits, step, state, shape: tree_lib.DynamicTree, how: str
     )
     num_rows += rows
     if depth < shape.depth:
-      score, best = jax.lax.top_k(found.scores, width)
+      score, best = jax.lax.top_k(candidates.scores, width)
       num_read = width * (depth - 1)
       pick = lambda x, best=best: jnp.take_along_axis(x, best, axis=1)
       own = jnp.broadcast_to(jnp.eye(width, dtype=bool), (batch, width, width))
-      token, row = pick(found.tokens), best // width
+      token, row = pick(candidates.tokens), best // width
       of = lambda x, row=row: jnp.take_along_axis(x, row[..., None], axis=1)
       sees = jnp.concatenate([of(sees), own], axis=-1)
       frontier = Frontier(
@@ -394,8 +394,8 @@ def _dynamic(context, logits, step, state, shape: tree_lib.DynamicTree, how: str
       number = first + best
       place = jnp.broadcast_to(num_read + 1 + jnp.arange(width), (batch, width))
       at_rows = jnp.arange(batch)[:, None]
-      found = found._replace(reads=found.reads.at[at_rows, best].set(place))
-    levels.append(found)
+      candidates = candidates._replace(reads=candidates.reads.at[at_rows, best].set(place))
+    levels.append(candidates)
     first += rows * width
   candidates = _Candidates(*(jnp.concatenate(parts, axis=1) for parts in zip(*levels)))
   law = None if laws[0] is None else jnp.concatenate(laws, axis=1)

@@ -72,8 +72,9 @@ def token_texts(tokenizer: Any) -> dict[bytes, int]:
 class _Translated:
   """A draft's module between two tables; used as the module of a `LanguageModel`.
 
-  `params` holds `draft`, the draft's own; `read` [V] int32, the draft's token that is read for
-  each of the target's; `said` [V] int32, the draft's token for each of the target's, or -1.
+  `params` holds `draft`, the draft's own; `input_ids` [V] int32, the draft's token that is read
+  for each of the target's; `output_ids` [V] int32, the draft's token for each of the target's, or
+  -1.
 
   Attributes:
     module: the draft's.
@@ -95,46 +96,54 @@ class _Translated:
     """As `specjax.models.Transformer.__call__`, in the target's tokens."""
     params = variables['params']
     out = self.module.apply(
-        {'params': params['draft']}, params['read'][tokens], positions, cache, **options
+        {'params': params['draft']}, params['input_ids'][tokens], positions, cache, **options
     )
     if not out.logits.shape[-1]:
       return out
-    said = params['said']
-    logits = jnp.take(out.logits, jnp.maximum(said, 0), axis=-1)
-    return out._replace(logits=jnp.where(said == _ABSENT, -jnp.inf, logits))
+    output_ids = params['output_ids']
+    logits = jnp.take(out.logits, jnp.maximum(output_ids, 0), axis=-1)
+    return out._replace(logits=jnp.where(output_ids == _ABSENT, -jnp.inf, logits))
 
 
-def with_tables(draft: LanguageModel, *, said: np.ndarray, read: np.ndarray) -> LanguageModel:
+def with_tables(
+    draft: LanguageModel, *, output_ids: np.ndarray, input_ids: np.ndarray
+) -> LanguageModel:
   """A draft that speaks the target's vocabulary by given tables.
 
   Args:
     draft: the draft, of V' tokens.
-    said: [V] integers, the draft's token that equals each of the target's, -1 for none.
-    read: [V] integers, what the draft reads for each of them.
+    output_ids: [V] integers, the draft's token that equals each of the target's, -1 for none.
+    input_ids: [V] integers, what the draft reads for each of them.
 
   Returns:
-    A model of V tokens: its logits are the draft's, `-inf` where `said` is -1.
+    A model of V tokens: its logits are the draft's, `-inf` where `output_ids` is -1.
 
   Raises:
     ValueError: if the tables do not belong together, name tokens that are none, or give two
       tokens of the target the same one of the draft.
   """
-  said, read = np.asarray(said, np.int64), np.asarray(read, np.int64)
-  if said.shape != read.shape or said.ndim != 1:
-    raise ValueError(f'said and read must be [V] both, got {said.shape} and {read.shape}.')
-  if said.min() < _ABSENT or max(said.max(), read.max()) >= draft.vocab_size or read.min() < 0:
+  output_ids, input_ids = np.asarray(output_ids, np.int64), np.asarray(input_ids, np.int64)
+  if output_ids.shape != input_ids.shape or output_ids.ndim != 1:
+    raise ValueError(
+        f'output_ids and input_ids must be [V] both, got {output_ids.shape} and '
+        f'{input_ids.shape}.'
+    )
+  largest = max(output_ids.max(), input_ids.max())
+  if output_ids.min() < _ABSENT or input_ids.min() < 0 or largest >= draft.vocab_size:
     raise ValueError(
         f'The tables name tokens outside of the draft, which knows 0 to {draft.vocab_size - 1}.'
     )
-  known = said[said != _ABSENT]
+  known = output_ids[output_ids != _ABSENT]
   if not known.size or len(np.unique(known)) < known.size:
-    raise ValueError('said must name at least one token of the draft, and none of them twice.')
+    raise ValueError(
+        'output_ids must name at least one token of the draft, and none of them twice.'
+    )
   params = {
       'draft': draft.params,
-      'said': jnp.asarray(said, jnp.int32),
-      'read': jnp.asarray(read, jnp.int32),
+      'output_ids': jnp.asarray(output_ids, jnp.int32),
+      'input_ids': jnp.asarray(input_ids, jnp.int32),
   }
-  return LanguageModel(_Translated(draft.module, len(said)), params)
+  return LanguageModel(_Translated(draft.module, len(output_ids)), params)
 
 
 def padded(draft: LanguageModel, vocab_size: int) -> LanguageModel:
@@ -154,8 +163,8 @@ def padded(draft: LanguageModel, vocab_size: int) -> LanguageModel:
   ids = np.arange(vocab_size)
   is_shared = ids < draft.vocab_size
   # Padding is hardly ever emitted; where it is, the draft reads its first token instead.
-  said, read = np.where(is_shared, ids, _ABSENT), np.where(is_shared, ids, 0)
-  return with_tables(draft, said=said, read=read)
+  output_ids, input_ids = np.where(is_shared, ids, _ABSENT), np.where(is_shared, ids, 0)
+  return with_tables(draft, output_ids=output_ids, input_ids=input_ids)
 
 
 def is_padding(first: int, second: int) -> bool:
@@ -253,7 +262,8 @@ def translate(
       raise ValueError(
           f'same pairs {name!r} with {other!r}, but {(name, other)[ids.index(None)]!r} is no token.'
       )
-    pairs = {token: said for token, said in pairs.items() if said != ids[1]} | {ids[0]: ids[1]}
+    others = {token: drafted for token, drafted in pairs.items() if drafted != ids[1]}
+    pairs = others | {ids[0]: ids[1]}
   smaller = min(len(ours), len(theirs))
   if len(pairs) < max(min_overlap * smaller, 1):
     share = 100 * len(pairs) / max(smaller, 1)
@@ -263,19 +273,20 @@ def translate(
         f'min_overlap asks for {100 * min_overlap:g} %. A draft that can say so little of what the '
         'target says is seldom accepted: take one with a closer tokenizer, or lower min_overlap.'
     )
-  said, read = _tables(pairs, ours, draft_tokenizer, (target_vocab_size, draft.vocab_size))
-  return with_tables(draft, said=said, read=read)
+  sizes = (target_vocab_size, draft.vocab_size)
+  output_ids, input_ids = _tables(pairs, ours, draft_tokenizer, sizes)
+  return with_tables(draft, output_ids=output_ids, input_ids=input_ids)
 
 
 def _tables(pairs: dict[int, int], ours: dict[bytes, int], draft_tokenizer, sizes: tuple[int, int]):
-  """The tables `said` and `read` of `with_tables`; sizes of target and draft."""
-  said = np.full(sizes[0], _ABSENT)
-  said[list(pairs)] = list(pairs.values())
-  read = said.copy()
+  """The tables `output_ids` and `input_ids` of `with_tables`; sizes of target and draft."""
+  output_ids = np.full(sizes[0], _ABSENT)
+  output_ids[list(pairs)] = list(pairs.values())
+  input_ids = output_ids.copy()
   pieces = functools.partial(draft_tokenizer.encode, add_special_tokens=False)
   for text, token in ours.items():
-    if said[token] == _ABSENT:
-      found = pieces(text.decode(errors='replace')).ids
-      read[token] = found[-1] if found and found[-1] < sizes[1] else _ABSENT
+    if output_ids[token] == _ABSENT:
+      ids = pieces(text.decode(errors='replace')).ids
+      input_ids[token] = ids[-1] if ids and ids[-1] < sizes[1] else _ABSENT
   # What has no pieces at all is read as some token that both have.
-  return said, np.where(read == _ABSENT, next(iter(pairs.values())), read)
+  return output_ids, np.where(input_ids == _ABSENT, next(iter(pairs.values())), input_ids)

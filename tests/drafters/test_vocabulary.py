@@ -65,7 +65,7 @@ def test_texts_of_tokens():
 
 
 def tables(model: LanguageModel) -> tuple[np.ndarray, np.ndarray]:
-  return np.asarray(model.params['said']), np.asarray(model.params['read'])
+  return np.asarray(model.params['output_ids']), np.asarray(model.params['input_ids'])
 
 
 def test_translation_by_texts():
@@ -108,7 +108,9 @@ def renumbered(share: float) -> LanguageModel:
   said = np.argsort(order)
   read = said.copy()
   said[np.random.default_rng(1).permutation(tiny.VOCAB)[int(share * tiny.VOCAB) :]] = -1
-  return vocabulary.with_tables(LanguageModel(base.module, params), said=said, read=read)
+  return vocabulary.with_tables(
+      LanguageModel(base.module, params), output_ids=said, input_ids=read
+  )
 
 
 @pytest.mark.parametrize('rule, make', [
@@ -131,7 +133,7 @@ def test_output_is_plain_decodings(rule, make):
 def test_output_law_is_the_targets(rule):
   """Two of three tokens are known; the draft has two of its own."""
   draft = vocabulary.with_tables(
-      testing.table_model(vocab_size=4, seed=9), said=[2, -1, 0], read=[2, 3, 0]
+      testing.table_model(vocab_size=4, seed=9), output_ids=[2, -1, 0], input_ids=[2, 3, 0]
   )
   drafter = drafters.model(draft, num_speculative_tokens=2)
   laws = exact_laws.output_laws(rule, drafter, max_new_tokens=3)
@@ -174,4 +176,4 @@ def test_nothing_in_common_is_refused():
 ])
 def test_tables_that_make_no_sense(said, read, message):
   with pytest.raises(ValueError, match=message):
-    vocabulary.with_tables(testing.table_model(vocab_size=4), said=said, read=read)
+    vocabulary.with_tables(testing.table_model(vocab_size=4), output_ids=said, input_ids=read)

@@ -20,9 +20,9 @@ PROMPT = (0, 1, 0)
 INF = np.inf
 TARGET = testing.table_model(seed=1)
 SMALL = testing.table_model(vocab_size=2, seed=9)
-DRAFT = vocabulary.with_tables(SMALL, said=[0, 1, -1], read=[0, 1, 0])
+DRAFT = vocabulary.with_tables(SMALL, output_ids=[0, 1, -1], input_ids=[0, 1, 0])
 # The same program, and another token that it does not know.
-OTHER_DRAFT = vocabulary.with_tables(SMALL, said=[0, -1, 1], read=[0, 0, 1])
+OTHER_DRAFT = vocabulary.with_tables(SMALL, output_ids=[0, -1, 1], input_ids=[0, 0, 1])
 # What may follow: 0, then the unknown token; 1, another known one, then the unknown one; or the
 # unknown token twice; and then anything, and so on from the start.
 GRAMMAR = constraints.TokenAutomaton.create([
