@@ -48,6 +48,17 @@ def pytest_collection_modifyitems(config, items):
   items[:] = short_run.ordered(items)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+  """Leaves out, and says so, what an old JAX cannot read of a program that libtpu compiled."""
+  try:
+    return (yield)
+  except Exception as error:
+    if type(error).__name__ == 'UnreadableProgram' and jax.__version_info__ < (0, 11):
+      pytest.skip(f'NOT TESTED: {error}')
+    raise
+
+
 def pytest_unconfigure(config):
   if folder := config.stash.get(_CACHE, None):
     folder.cleanup()

@@ -7,6 +7,7 @@ the compiler's own facts: bytes per chip, what is aliased, every collective, and
 from collections.abc import Sequence
 import dataclasses
 import functools
+import importlib.metadata
 import os
 import time
 from typing import Any
@@ -38,6 +39,26 @@ _ENVIRONMENT = {
 
 class DoesNotFit(Exception):
   """The compiler refused the program: it needs more memory than a chip has."""
+
+
+class UnreadableProgram(ValueError):
+  """This JAX cannot read the text of a program that this libtpu compiled."""
+
+
+def text_of(compiled: Any) -> str:
+  """The optimised program of a compiled function.
+
+  Raises:
+    UnreadableProgram: where libtpu is newer than JAX can read.
+  """
+  try:
+    return compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    raise UnreadableProgram(
+        f'JAX {jax.__version__} cannot read a program that libtpu '
+        f"{importlib.metadata.version('libtpu')} compiled ({str(error).splitlines()[0][:160]}): "
+        'take the newest JAX, which needs Python 3.12 or newer.'
+    ) from error
 
 
 @functools.cache
@@ -168,6 +189,7 @@ def compile_program(
 
   Raises:
     DoesNotFit: with the compiler's message.
+    UnreadableProgram: as `text_of`.
   """
   lowered = function.lower(*arguments)
   started = time.perf_counter()
@@ -178,7 +200,7 @@ def compile_program(
       raise DoesNotFit(str(error)) from error
     raise
   seconds = time.perf_counter() - started
-  memory, text = compiled.memory_analysis(), compiled.as_text()
+  memory, text = compiled.memory_analysis(), text_of(compiled)
   return Compiled(
       argument_bytes=memory.argument_size_in_bytes,
       temporary_bytes=memory.temp_size_in_bytes,

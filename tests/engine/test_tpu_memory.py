@@ -145,7 +145,7 @@ PADDED_SLOTS = re.compile(SLOTS + r'\{(3,)?2,1,0:')  # the heads along the lanes
 def test_a_tree_copies_narrow_heads_neither_for_its_levels_nor_for_its_path():
   loop = tree_of_narrow_heads()
   assert loop.memory_analysis().temp_size_in_bytes < 0.25 * PADDED
-  text = loop.as_text()
+  text = ahead.text_of(loop)
   assert re.search(SLOTS, text) and not PADDED_SLOTS.search(text)
 
 
@@ -155,7 +155,7 @@ def test_a_tree_read_by_a_gather_or_left_to_the_compiler_would_copy_them(monkeyp
         buffer, first[:, None] + offsets
     )
     patch.setattr(cache_rows, 'read_at', gather)
-    assert PADDED_SLOTS.search(tree_of_narrow_heads().as_text())
+    assert PADDED_SLOTS.search(ahead.text_of(tree_of_narrow_heads()))
   monkeypatch.setattr(cache_rows, 'LANES', 1)
   jax.clear_caches()
   assert tree_of_narrow_heads().memory_analysis().temp_size_in_bytes > PADDED
