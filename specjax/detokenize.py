@@ -58,6 +58,12 @@ class Detokenizer:
       return self._emit(len(self._ids), text)
     if len(self._ids) - self._num_out < _MOST_OPEN:
       return ''
+    # A decoder writes one U+FFFD for as many bytes as begin a character: the text is cut where
+    # both parts together are what the whole is.
+    for end in range(self._num_out + 1, len(self._ids)):
+      broken = self._decode(self._ids[:end])
+      if broken + self._decode(self._ids[end:]) == text:
+        return self._emit(end, broken)
     return self._emit(self._num_out + 1, self._decode(self._ids[: self._num_out + 1]))
 
   def flush(self) -> str:
