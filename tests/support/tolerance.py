@@ -90,7 +90,7 @@ def of_law(law) -> float:
   return of_expectation(max(map(len, law)), size=max(law.values()))
 
 
-def of_logits(config, *, size, positions=64, dtype='float32'):
+def of_logits(config, *, size, positions=64, per_term=1, dtype='float32'):
   """Of logits of `size` (their largest) by two programs that add in other orders.
 
   The terms of a dot product have either sign, so that its partial sums are no larger than its
@@ -102,11 +102,14 @@ def of_logits(config, *, size, positions=64, dtype='float32'):
     config: a `TransformerConfig`.
     size: the largest logit's size.
     positions: over how many the attention sums.
+    per_term: roundings of each term of a sum; more than one where the programs also make the
+      terms in different ways.
     dtype: of the pass.
   """
   heads = config.num_heads * config.head_dim
   layer = 2 * config.width + config.head_dim + positions + heads + config.mlp_width
-  return chained(config.num_layers * layer + config.width, size=size, dtype=dtype)
+  length = per_term * (config.num_layers * layer + config.width)
+  return chained(length, size=size, dtype=dtype)
 
 
 def of_logprobs(config, *, size, temperature=1.0, positions=64, dtype='float32'):
