@@ -125,17 +125,19 @@ def decide(rule: ChainRule, rows: rows_lib.Rows, source: Any) -> tuple[types.Ver
   proposal = rows.proposal
   batch, size = proposal.tokens.shape
   scan = rows.scan(chain_surplus=rule.chain_surplus)
-  valid = valid_prefix(proposal.valid, scan.draft)
+  num_valid = valid_length(proposal.valid, scan.draft)
   progress, probs = Progress.start((batch,)), jnp.zeros((batch, size), jnp.float32)
   if size:
-    numbers = numbers_of(scan, valid)
+    numbers = numbers_of(scan, num_valid)
     probs = rule.prob(numbers)
     flips, source = source.flip(probs, purpose=randomness.ACCEPT)
     for index in range(size):
       here = jax.tree.map(lambda x, index=index: x[:, index], numbers)
       progress = rule.step(progress, here, flips[:, index], index + 1)
     probs = rule.accept_probs(probs)
-  is_bonus = progress.count == jnp.sum(valid, axis=1)
+  # Made once: fused into what runs over the vocabulary, the steps would be made for every entry.
+  progress = jax.lax.optimization_barrier(progress)
+  is_bonus = progress.count == num_valid
   token, last, source = rows.draw(_draw(rule, progress, is_bonus, proposal), source)
   return types.Verification(
       num_accepted=progress.count,
@@ -159,13 +161,14 @@ def _draw(rule: ChainRule, progress: Progress, is_bonus: Array, proposal: types.
   return rows_lib.Draw(node=progress.count, scale=scale, share=share, without=without)
 
 
-def numbers_of(scan: rows_lib.Scan, valid: Array) -> Numbers:
-  """The numbers [B, N] of all tokens of a chain."""
+def numbers_of(scan: rows_lib.Scan, num_valid: Array) -> Numbers:
+  """The numbers [B, N] of all tokens of a chain, the first `num_valid` [B] of which are valid."""
   zeros = jnp.zeros(scan.target.shape, jnp.float32)
   has_surplus = scan.prefix is not None
+  nodes = jnp.arange(1, zeros.shape[1] + 1)
   return Numbers(
-      valid=valid,
-      next_valid=jnp.pad(valid[:, 1:], ((0, 0), (0, 1))),
+      valid=nodes <= num_valid[:, None],
+      next_valid=nodes < num_valid[:, None],
       target=scan.target,
       draft=scan.draft,
       prefix=scan.prefix if has_surplus else zeros,
@@ -182,10 +185,14 @@ def is_drawn(draft: Array) -> Array:
   return draft > -jnp.inf
 
 
-def valid_prefix(valid: Array, draft: Array) -> Array:
-  """[B, N] bool, the prefix of `valid` tokens that were drawn (`is_drawn`)."""
-  kept = tree.prefix_length(valid & is_drawn(draft))
-  return jnp.arange(valid.shape[1]) < kept[:, None]
+def valid_length(valid: Array, draft: Array) -> Array:
+  """How many tokens of a chain are valid, [B] int32: the prefix that was drawn (`is_drawn`).
+
+  Args:
+    valid: [B, N] bool, as the drafter has it.
+    draft: [B, N] float32, the tokens' log-probabilities under the laws that they were drawn from.
+  """
+  return tree.prefix_length(valid & is_drawn(draft))
 
 
 def chain_path(num_accepted: Array, size: int) -> Array:

@@ -76,13 +76,13 @@ class MosaicTpuRows(rows_lib.Rows):
         _float32(inputs.draft), draft_is_law=inputs.draft_is_law, rule=rule,
     )
     scan = self._scan_of(numbers, given, rule.chain_surplus)
-    valid = chains.valid_prefix(inputs.proposal.valid, scan.draft)
+    num_valid = chains.valid_length(inputs.proposal.valid, scan.draft)
     return types.Verification(
         num_accepted=count[:batch],
         next_token=token[:batch],
         log_probs=log_probs[:batch],
         is_bonus=is_bonus[:batch] > 0,
-        accept_probs=rule.accept_probs(rule.prob(chains.numbers_of(scan, valid))),
+        accept_probs=rule.accept_probs(rule.prob(chains.numbers_of(scan, num_valid))),
         path=chains.chain_path(count[:batch], size),
     ), source
 
