@@ -3,12 +3,13 @@ r"""Records the tokens of every drafter under every rule, to compare after a cha
     python scripts/record_tokens.py --out=runs/tokens/before.json
     python scripts/record_tokens.py --out=runs/tokens/after.json --against=runs/tokens/before.json
 
-Every drafter meets every rule that takes what it drafts, greedy and at temperature 1, on held-out
-prompts of the shipped pair in float32: once as rules run on a vocabulary of this size, and with
-`--implementation` through that implementation of `specjax.kernels.accept`. A refactoring leaves
-each row's tokens as they were; where it orders sums in another way, a difference must be one of
-rounding, which `scripts/check_lossless.py` tells from a fault. Rounding differs between processors,
-so a file is only compared on the machine that made it. Exits with 1 where a row differs.
+Every drafter meets every rule, greedy and at temperature 1, on held-out prompts of the shipped pair
+in float32; what a rule refuses is recorded as refused. Rules run as they do on a vocabulary of this
+size, or with `--implementation` through that implementation of `specjax.kernels.accept`. A
+refactoring leaves each row as it was; where it orders sums in another way, a difference must be one
+of rounding, which `scripts/check_lossless.py` tells from a fault. Rounding differs between
+processors, so a file is only compared on the machine that made it. Exits with 1 where a row
+differs.
 
 `--only` takes names of drafters, with commas. It takes about ten minutes on two cores.
 """
@@ -39,13 +40,6 @@ flags.DEFINE_string('implementation', None, 'Rules that the op knows run through
 flags.DEFINE_string('out', 'runs/tokens/tokens.json', 'Where the tokens go.')
 flags.DEFINE_string('against', None, 'A file of before.')
 
-CHAIN_RULES = (
-    'greedy', 'rejection', 'block', 'recursive', 'k_sequential', 'traversal', 'coupled', 'typical'
-)
-TREE_RULES = ('greedy', 'recursive', 'k_sequential', 'traversal', 'coupled')
-# Nodes that are chosen have one-hot laws, which k-sequential does not take.
-CHOSEN_TREE_RULES = ('greedy', 'recursive', 'traversal', 'coupled')
-CHOSEN_CHAIN_RULES = tuple(rule for rule in CHAIN_RULES if rule != 'k_sequential')
 WIDTHS = (3, 2, 1)
 TREE = (0, 0, 0, 1, 1, 2, 4, 5, 7)
 
@@ -75,8 +69,8 @@ def run(drafter: Any, rule: Any, temperature: float) -> specjax.GenerateOutput:
   )
 
 
-def all_drafters() -> dict[str, tuple[Any, tuple[str, ...]]]:
-  """(drafter of a rule's name, rules) by name."""
+def all_drafters() -> dict[str, Any]:
+  """Every drafter by name."""
   pair = load()
   target, draft, vocab_size = pair.target, pair.draft, pair.target.vocab_size
   eagle = functools.partial(drafters.eagle, pair.head('eagle3'), target)
@@ -85,56 +79,42 @@ def all_drafters() -> dict[str, tuple[Any, tuple[str, ...]]]:
   look_up = drafters.suffix(vocab_size=vocab_size, num_speculative_tokens=6, min_match=3)
   reference = run(None, verify.greedy(), 0.0)
   chain, tree = dict(num_speculative_tokens=4), dict(tree=WIDTHS)
+  grown = drafters.dynamic_tree(num_nodes=12, depth=4, width=3)
   made = {
-      'plain': (None, CHAIN_RULES),
-      'model': (drafters.model(draft, **chain), CHAIN_RULES),
-      'model, adaptive': (drafters.model(draft, min_confidence=0.3, **chain), CHAIN_RULES),
-      'ngram': (drafters.ngram(**chain), CHOSEN_CHAIN_RULES),
-      'suffix': (drafters.suffix(vocab_size=vocab_size, **chain), CHOSEN_CHAIN_RULES),
-      'suffix tree': (
-          drafters.suffix(vocab_size=vocab_size, tree=(2, 2, 1, 1)), CHOSEN_TREE_RULES
-      ),
-      'EAGLE-3': (eagle(**chain), CHAIN_RULES),
-      'Medusa': (medusa(**chain), CHAIN_RULES),
-      'early exit': (early_exit(**chain), CHAIN_RULES),
-      'suffix or model': (
-          drafters.combined(look_up, drafters.model(draft, **chain)), CHAIN_RULES[:3] + ('coupled',)
-      ),
-      'model tree, dynamic': (
-          drafters.model_tree(draft, tree=drafters.dynamic_tree(num_nodes=12, depth=4, width=3)),
-          CHOSEN_TREE_RULES,
-      ),
-      'EAGLE-3 tree, dynamic': (
-          eagle(tree=drafters.dynamic_tree(num_nodes=12, depth=4, width=3)), CHOSEN_TREE_RULES
-      ),
-      'synthetic tree': (
-          drafters.synthetic(
-              reference.tokens, reference_lengths=reference.lengths, acceptance=0.8,
-              vocab_size=vocab_size, parents=TREE,
-          ),
-          CHOSEN_TREE_RULES,
+      'plain': None,
+      'model': drafters.model(draft, **chain),
+      'model, adaptive': drafters.model(draft, min_confidence=0.3, **chain),
+      'ngram': drafters.ngram(**chain),
+      'suffix': drafters.suffix(vocab_size=vocab_size, **chain),
+      'suffix tree': drafters.suffix(vocab_size=vocab_size, tree=(2, 2, 1, 1)),
+      'EAGLE-3': eagle(**chain),
+      'Medusa': medusa(**chain),
+      'early exit': early_exit(**chain),
+      'suffix or model': drafters.combined(look_up, drafters.model(draft, **chain)),
+      'model tree, dynamic': drafters.model_tree(draft, tree=grown),
+      'EAGLE-3 tree, dynamic': eagle(tree=grown),
+      'synthetic tree': drafters.synthetic(
+          reference.tokens, reference_lengths=reference.lengths, acceptance=0.8,
+          vocab_size=vocab_size, parents=TREE,
       ),
   }
   for how in ('without_replacement', 'with_replacement'):
-    rules = TREE_RULES if how == 'with_replacement' else CHOSEN_TREE_RULES
     name = f'tree, {how.replace("_", " ")}'
-    made[f'model {name}'] = (drafters.model_tree(draft, siblings=how, **tree), rules)
-    made[f'EAGLE-3 {name}'] = (eagle(siblings=how, **tree), rules)
-    made[f'Medusa {name}'] = (medusa(siblings=how, **tree), rules)
-    made[f'early exit {name}'] = (early_exit(siblings=how, **tree), rules)
-  made['suffix or model tree'] = (
-      drafters.combined(look_up, drafters.model_tree(draft, **tree)), CHOSEN_TREE_RULES
-  )
+    made[f'model {name}'] = drafters.model_tree(draft, siblings=how, **tree)
+    made[f'EAGLE-3 {name}'] = eagle(siblings=how, **tree)
+    made[f'Medusa {name}'] = medusa(siblings=how, **tree)
+    made[f'early exit {name}'] = early_exit(siblings=how, **tree)
+  made['suffix or model tree'] = drafters.combined(look_up, drafters.model_tree(draft, **tree))
   return made
 
 
 def rows() -> Iterator[tuple[str, dict]]:
   """A name and what came out, for every drafter, rule and temperature."""
-  for drafter_name, (drafter, rules) in all_drafters().items():
+  for drafter_name, drafter in all_drafters().items():
     if FLAGS.only and drafter_name not in FLAGS.only:
       continue
-    for name in rules:
-      rule = getattr(verify, name)()
+    for name in verify.NAMES:
+      rule = verify.named(name)
       if FLAGS.implementation:
         if rule.name not in accept.RULES:
           continue
@@ -142,7 +122,7 @@ def rows() -> Iterator[tuple[str, dict]]:
       for temperature in (0.0, 1.0):
         try:
           output = run(drafter, rule, temperature)
-        except ValueError as error:
+        except ValueError as error:  # what it refuses is recorded, too
           yield f'{drafter_name}, {name}, T = {temperature:g}', dict(refused=str(error))
           continue
         yield f'{drafter_name}, {name}, T = {temperature:g}', dict(

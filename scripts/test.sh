@@ -45,7 +45,7 @@ fi
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 "$PYTHON" -m ruff check .
 if [ -n "$everything" ]; then
-  say "Everything: some 30 minutes on two cores of an AMD EPYC, 15 without it."
+  say "Everything: 22 minutes on two cores of an AMD EPYC, 16 without it."
   export SPECJAX_TEST_EVERYTHING=1
 fi
 # A module's tests share what it compiles, so that they go to one worker. Modules begin in the order

@@ -63,7 +63,7 @@ class _Finder(abc.MetaPathFinder, abc.Loader):
 
   def exec_module(self, module):
     old = module.__name__
-    _warn(old, MODULES[old])
+    warn(old, MODULES[old])
     # What stands in `sys.modules` afterwards is what the import returns.
     sys.modules[old] = importlib.import_module(MODULES[old])
 
@@ -81,13 +81,14 @@ def names(package: str) -> Callable[[str], Any]:
     if name not in NAMES[package]:
       raise AttributeError(f'module {package!r} has no attribute {name!r}')
     new = NAMES[package][name]
-    _warn(f'{package}.{name}', f'{new}.{name}')
+    warn(f'{package}.{name}', f'{new}.{name}')
     return getattr(importlib.import_module(new), name)
 
   return get
 
 
-def _warn(old: str, new: str) -> None:
+def warn(old: str, new: str) -> None:
+  """Warns that `old` is now `new`, at the line that called the function that calls this."""
   warnings.warn(
       f'{old} is now {new}; the old name goes with the next version.',
       DeprecationWarning,

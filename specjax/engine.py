@@ -35,6 +35,7 @@ from specjax.stats import (
 )
 from specjax.types import Context, History, Proposal, Sampling, Verification
 from specjax.verify import rule as rule_lib
+from specjax.verify import whole
 
 Array = jax.Array
 PyTree = Any
@@ -311,28 +312,31 @@ def _verify(
       path=_gather(scores.tokens, scores.paths),
       path_valid=scores.paths > 0,
   )
-  lawless = _lawless(setup, scores.logits, controlled)
+  lawless = _lawless(rule, setup.sampling, scores.logits, controlled)
   proposal = _usable(proposal, lawless, is_chain=setup.drafter.is_chain)
   rule.check(proposal)
+  rows = rule.rows(controlled, sampling=setup.sampling, proposal=proposal)
   verification, _ = rule.decide(
-      rule.rows(controlled, sampling=setup.sampling, proposal=proposal),
+      rows,
       positions=state.lengths[:, None] + scores.depths,
       source=context.sampler.source,
   )
   # Rules know nodes, not depths: what is beyond the deepest path is zero.
   path = verification.path[:, : setup.drafter.depth]
-  asked = setup.logprobs == 'controlled' or state.trace is not None
+  law = None
+  if setup.logprobs == 'controlled' or state.trace is not None:
+    has_law = rule.mode == 'sample' and isinstance(rows, whole.WholeRows)
+    law = rows.law() if has_law else sampling_lib.law(controlled, setup.sampling)
   return _Decision(
       proposal=proposal,
       verification=verification.replace(path=path),
       lawless=lawless,
-      law=sampling_lib.law(controlled, setup.sampling) if asked else None,
+      law=law,
   )
 
 
-def _lawless(setup: Setup, raw: Array, controlled: Array) -> Array:
+def _lawless(rule: Any, sampling: Sampling, raw: Array, controlled: Array) -> Array:
   """Why nothing can be drawn from a row, [B, N + 1]: a reason to end, `RUNNING` where it can."""
-  sampling, rule = setup.sampling, rule_lib.as_rule(setup.rule)
   best = top = jnp.max(raw, axis=-1)
   if sampling.constraint is not None or sampling.logit_bias is not None:
     best = jnp.max(controlled, axis=-1)

@@ -6,11 +6,11 @@ and before anything is drawn, so the output's law does not notice.
 """
 
 from typing import Any
-import warnings
 
 from flax import struct
 import jax.numpy as jnp
 
+from specjax import _moved
 from specjax import tree as tree_lib
 from specjax import types
 from specjax.drafters import base
@@ -39,11 +39,7 @@ class CombinedState:
   @property
   def free_rounds(self) -> Array:
     """The old name of `num_free_rounds`, for one version."""
-    warnings.warn(
-        'free_rounds is now num_free_rounds; the old name goes with the next version.',
-        DeprecationWarning,
-        stacklevel=2,
-    )
+    _moved.warn('CombinedState.free_rounds', 'CombinedState.num_free_rounds')
     return self.num_free_rounds
 
 

@@ -87,17 +87,12 @@ class KSequential(siblings.TreeRule):
           lambda walk: self._try(walk, rows, proposal, heights),
           walk,
       )
-    has_child = jnp.any(proposal.valid & (proposal.parents == walk.node[:, None]), axis=1)
     token, source = walk.source.draw(
         jnp.log(walk.law), purpose=randomness.NEXT, node=walk.node
     )
-    inside = jnp.arange(proposal.num_nodes) < walk.num_accepted[:, None]
-    return types.Verification(
-        num_accepted=walk.num_accepted,
-        path=jnp.where(inside, walk.path, 0),
-        next_token=token,
-        is_bonus=~has_child,
-        accept_probs=walk.accept_probs,
+    return siblings.decision(
+        proposal, node=walk.node, next_token=token, path=walk.path,
+        num_accepted=walk.num_accepted, accept_probs=walk.accept_probs,
     ), source
 
   def _try(self, walk: _Walk, rows: rows_lib.Rows, proposal, heights: Array) -> _Walk:

@@ -151,6 +151,32 @@ class Rows:
     del source, positions
 
 
+def draw_weights(
+    target: Array, draft: Array | None, *, scale: Array, share: Array, without: Array, ids: Array
+) -> Array:
+  """max(scale * target - share * draft, 0) without struck tokens: a draw's weights, [P, X].
+
+  Args:
+    target: [P, X] float32, probabilities of some tokens under the target's law.
+    draft: [P, X] float32, under the draft's; None where tokens were chosen.
+    scale: [P] float32, as in `Draw`, and so are `share` [P] and `without` [P, C].
+    ids: [X] or [P, X] int32, the tokens.
+  """
+  weights = scale[:, None] * target
+  if draft is not None:
+    share = share[:, None]
+    # Where none of it is taken, the draft may have no law at all (NaN).
+    weights = jnp.where(share > 0, jnp.maximum(weights - share * draft, 0.0), weights)
+  return strike(weights, without, ids)
+
+
+def strike(weights: Array, without: Array, ids: Array) -> Array:
+  """`weights` [P, X] of the tokens `ids`, 0 at the tokens `without` [P, C]."""
+  for column in range(without.shape[1]):
+    weights = jnp.where(ids == without[:, column : column + 1], 0.0, weights)
+  return weights
+
+
 def child_of(proposal: types.Proposal, node: Array) -> Array:
   """The index [B] in 0 … N - 1 of the first child of `node` [B]; 0 where it has none."""
   is_child = proposal.parents == node[:, None]

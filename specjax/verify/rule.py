@@ -43,7 +43,7 @@ class Rule(Protocol):
   def rows(
       self, logits: Array, *, sampling: types.Sampling, proposal: types.Proposal
   ) -> rows_lib.Rows:
-    """The rows that the rule decides from.
+    """The rows that the rule decides from; what `decide` takes, the engine hands on unread.
 
     Args:
       logits: [B, N + 1, V], after `specjax.sampling.control`; row r follows node r, 0 the root.

@@ -156,7 +156,7 @@ def finish(
     proposal: the tree, with its valid nodes.
     scan: of the rows.
     draw: what is drawn from, at the last accepted node.
-    path: [B, N] int32, nodes on the way; entries beyond `num_accepted` are not looked at.
+    path: as for `decision`, and so are the others.
     num_accepted: [B] int32.
     accept_probs: [B, N] float32.
     source: consumed.
@@ -164,20 +164,46 @@ def finish(
   Returns:
     The decision and the source to use next.
   """
-  has_child = jnp.any(proposal.valid & (proposal.parents == draw.node[:, None]), axis=1)
   next_token, last, source = rows.draw(draw, source)
-  path = jnp.where(jnp.arange(path.shape[1]) < num_accepted[:, None], path, 0)
-  log_probs = None
+  verification = decision(
+      proposal, node=draw.node, next_token=next_token, path=path, num_accepted=num_accepted,
+      accept_probs=accept_probs,
+  )
   if last is not None:
     drafted = scan.target
     if proposal.num_nodes:
-      drafted = jnp.take_along_axis(scan.target, jnp.maximum(path - 1, 0), axis=1)
+      accepted = jnp.maximum(verification.path - 1, 0)
+      drafted = jnp.take_along_axis(scan.target, accepted, axis=1)
     log_probs = chains.emitted_log_probs(num_accepted, drafted, last)
+    verification = verification.replace(log_probs=log_probs)
+  return verification, source
+
+
+def decision(
+    proposal: types.Proposal,
+    *,
+    node: Array,
+    next_token: Array,
+    path: Array,
+    num_accepted: Array,
+    accept_probs: Array,
+) -> types.Verification:
+  """The record of a walk that ended at `node` [B], without log-probabilities.
+
+  Args:
+    proposal: the tree, with its valid nodes.
+    node: [B] int32, accepted last; 0 is the root.
+    next_token: [B] int32, the token that follows it.
+    path: [B, N] int32, nodes on the way; entries beyond `num_accepted` are not looked at.
+    num_accepted: [B] int32.
+    accept_probs: [B, N] float32.
+  """
+  has_child = jnp.any(proposal.valid & (proposal.parents == node[:, None]), axis=1)
+  inside = jnp.arange(path.shape[1]) < num_accepted[:, None]
   return types.Verification(
       num_accepted=num_accepted,
-      path=path,
+      path=jnp.where(inside, path, 0),
       next_token=next_token,
       is_bonus=~has_child,
       accept_probs=accept_probs,
-      log_probs=log_probs,
-  ), source
+  )

@@ -63,7 +63,8 @@ class WholeRows(rows_lib.Rows):
   def draft_mass(self, draw: rows_lib.Draw, scan: rows_lib.Scan) -> Array:
     """As `Rows.draft_mass`, summed."""
     del scan
-    return jnp.sum(_without(draw, jnp.exp(self._draft_row(draw.node))), axis=-1)
+    left = rows_lib.strike(jnp.exp(self._draft_row(draw.node)), draw.without, self._ids)
+    return jnp.sum(left, axis=-1)
 
   def draw(self, draw: rows_lib.Draw, source: Any):
     """As `Rows.draw`; no log-probabilities."""
@@ -89,28 +90,25 @@ class WholeRows(rows_lib.Rows):
 
   def _weights(self, draw: rows_lib.Draw, law: Array) -> Array:
     """A draw's weights [B, V], `law` [B, V] being the target's row."""
-    proposal = self.proposal
-    weights = draw.scale[:, None] * jnp.exp(law)
-    if proposal.kind != types.ONE_HOT and proposal.num_nodes:
-      share = draw.share[:, None]
-      # Where none of it is taken, the draft may have no law at all (NaN).
-      taken = jnp.maximum(weights - share * jnp.exp(self._draft_row(draw.node)), 0.0)
-      weights = jnp.where(share > 0, taken, weights)
-    return _without(draw, weights)
+    has_draft = self.proposal.kind != types.ONE_HOT and self.proposal.num_nodes
+    return rows_lib.draw_weights(
+        jnp.exp(law),
+        jnp.exp(self._draft_row(draw.node)) if has_draft else None,
+        scale=draw.scale,
+        share=draw.share,
+        without=draw.without,
+        ids=self._ids,
+    )
+
+  @property
+  def _ids(self) -> Array:
+    return jnp.arange(self.values.shape[-1], dtype=jnp.int32)
 
   def _draft_row(self, node: Array) -> Array:
     """The draft's law [B, V] that the children of `node` [B] were drawn from."""
     child = rows_lib.child_of(self.proposal, node)[:, None]
     row = jnp.take_along_axis(self.proposal.rows, child, axis=1)
     return jnp.take_along_axis(self.proposal.law, row[..., None], axis=1)[:, 0]
-
-
-def _without(draw: rows_lib.Draw, weights: Array) -> Array:
-  """`weights` [B, V], 0 at the tokens that the draw strikes out."""
-  ids = jnp.arange(weights.shape[-1], dtype=jnp.int32)
-  for column in range(draw.without.shape[1]):
-    weights = jnp.where(ids == draw.without[:, column : column + 1], 0.0, weights)
-  return weights
 
 
 def rows_of(

@@ -50,7 +50,8 @@ _NO_INTERPRETER = 'JAX interprets kernels for GPUs from 0.12 on'
 _SIBLINGS = 'what kernels do for a tree is one mass and one draw; test_accept has all kinds'
 _BOTH = 'rule x shape, of which neither knows the other; 12 s in all'
 
-# By node id, without the parameters. Seconds are of one core of an Intel Xeon at 2.6 GHz.
+# By node id, without the parameters. Seconds are of one core, of an Intel
+# Xeon at 2.6 GHz or an AMD EPYC.
 TABLE: dict[str, Short] = {
     'tests/heads/test_heads_lossless.py::test_the_output_law_is_the_targets': Short(
         ('eagle1-with replacement', 'eagle3-chain', 'medusa-dynamic', 'exit-without replacement'),

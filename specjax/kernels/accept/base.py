@@ -121,7 +121,9 @@ class Inputs:
   @property
   def flat_draft_rows(self) -> Array:
     """[B, K] int32, the row of `draft` that each token was drawn from."""
-    return self._flat(self.proposal.rows)
+    batch = self.tokens.shape[0]
+    each = 0 if self.draft is None else self.draft.shape[0] // batch
+    return self.proposal.rows + jnp.arange(batch, dtype=jnp.int32)[:, None] * each
 
   def target_rows(self, nodes: Array) -> Array:
     """[B, n] int32, the rows of `target` of nodes [B, n]."""
@@ -138,11 +140,6 @@ class Inputs:
     else:
       child = rows_lib.child_of(self.proposal, draw.node)
     return row, jnp.take_along_axis(self.flat_draft_rows, child[:, None], axis=1)[:, 0]
-
-  def _flat(self, rows: Array) -> Array:
-    batch = self.tokens.shape[0]
-    each = 0 if self.draft is None else self.draft.shape[0] // batch
-    return rows + jnp.arange(batch, dtype=jnp.int32)[:, None] * each
 
   def settings(self, rows_each: int) -> 'Settings':
     """The settings of rows, `rows_each` per sequence."""

@@ -73,23 +73,23 @@ class TileRows(rows_lib.Rows):
 
   def draw(self, draw: rows_lib.Draw, source: Any) -> tuple[Array, Array, Any]:
     """As `Rows.draw`; `base.Uniforms` are taken as they are, any other source draws by itself."""
-    masses = self._masses_of(draw)
+    rows = self.inputs.drawn_rows(draw)
+    masses = self._masses_of(rows, draw)
     is_empty = jnp.max(masses, axis=-1) == 0
     draw = draw.or_target(is_empty)
     if isinstance(source, base.Uniforms):
       masses = base.unlikely_cond(
-          jnp.any(is_empty), lambda: self._masses_of(draw), lambda: masses
+          jnp.any(is_empty), lambda: self._masses_of(rows, draw), lambda: masses
       )
-      token = self._inverse(draw, masses, source)
+      token = self._inverse(rows, draw, masses, source)
     else:
-      weights = self._weights(*self.inputs.drawn_rows(draw), draw.scale, draw.share, draw.without)
+      weights = self._weights(*rows, draw.scale, draw.share, draw.without)
       token, source = source.draw(jnp.log(weights), purpose=randomness.NEXT, node=draw.node)
-    row, _ = self.inputs.drawn_rows(draw)
-    return token, self.log_prob(self.inputs.target, self.target_laws, row, token), source
+    return token, self.log_prob(self.inputs.target, self.target_laws, rows[0], token), source
 
   def mass(self, draw: rows_lib.Draw) -> Array:
     """As `Rows.mass`."""
-    return randomness.ordered_sum(self._masses_of(draw))
+    return randomness.ordered_sum(self._masses_of(self.inputs.drawn_rows(draw), draw))
 
   def draft_mass(self, draw: rows_lib.Draw, scan: rows_lib.Scan) -> Array:
     """As `Rows.draft_mass`, summed."""
@@ -97,7 +97,7 @@ class TileRows(rows_lib.Rows):
     _, row = self.inputs.drawn_rows(draw)
     ids = self.tiles.ids(self.inputs.target.shape[-1])
     probs = _probs(self.inputs.draft[row], self.draft_laws.take(row), ids)
-    return self.tiles.total(_without(probs, draw.without, ids))
+    return self.tiles.total(rows_lib.strike(probs, draw.without, ids))
 
   def choose(self, source: Any = None, positions: Array | None = None):
     """As `Rows.choose`; the noise is that of `source.keys`."""
@@ -176,25 +176,32 @@ class TileRows(rows_lib.Rows):
     """
     return self.tiles.masses(self._weights(row, draft_row, scale, share, without))
 
-  def _masses_of(self, draw: rows_lib.Draw) -> Array:
-    """`masses` of a draw, [B, n]."""
-    rows = self.inputs.drawn_rows(draw)
+  def _masses_of(self, rows: tuple[Array, Array], draw: rows_lib.Draw) -> Array:
+    """`masses` of a draw at `rows` of target and draft, [B, n]."""
     return self.masses(*rows, draw.scale, draw.share, draw.without)
 
   def _weights(self, row, draft_row, scale, share, without) -> Array:
     """The weights [P, V_local] of `masses`."""
-    draft = None if self.inputs.draft is None else self.inputs.draft[draft_row]
-    ids = self.tiles.ids(self.inputs.target.shape[-1])
-    laws = self._laws_at(row, draft_row)
-    return _weights(self.inputs.target[row], draft, laws, scale, share, without, ids)
+    inputs = self.inputs
+    draft = None if inputs.draft is None else inputs.draft[draft_row]
+    ids = self.tiles.ids(inputs.target.shape[-1])
+    return self._weights_of(
+        inputs.target[row], row, draft, draft_row, scale=scale, share=share, without=without,
+        ids=ids,
+    )
 
-  def _laws_at(self, row: Array, draft_row: Array) -> tuple[Laws, Laws | None]:
-    draft = None if self.draft_laws is None else self.draft_laws.take(draft_row)
-    return self.target_laws.take(row), draft
+  def _weights_of(self, target, row, draft, draft_row, *, ids, **numbers) -> Array:
+    """Weights [P, X] from logits [P, X] of tokens `ids` at rows of target and draft [P]."""
+    target = _probs(target, self.target_laws.take(row), ids)
+    if draft is not None:
+      draft = _probs(draft, self.draft_laws.take(draft_row), ids)
+    return rows_lib.draw_weights(target, draft, ids=ids, **numbers)
 
-  def _inverse(self, draw: rows_lib.Draw, masses: Array, source: base.Uniforms) -> Array:
+  def _inverse(
+      self, rows: tuple[Array, Array], draw: rows_lib.Draw, masses: Array, source: base.Uniforms
+  ) -> Array:
     """Tokens [B] by inverse CDF, from the tiles' masses [B, n]."""
-    inputs, (row, draft_row) = self.inputs, self.inputs.drawn_rows(draw)
+    inputs, (row, draft_row) = self.inputs, rows
     uniform = jnp.take_along_axis(source.next_token, draw.node[:, None], axis=1)[:, 0]
     tile, goal = randomness.pick_tile(masses, uniform)
     target, first = self.tiles.tile_at(inputs.target, row, tile)
@@ -202,30 +209,13 @@ class TileRows(rows_lib.Rows):
     if inputs.draft is not None:
       draft, _ = self.tiles.tile_at(inputs.draft, draft_row, tile)
     ids = first[:, None] + jnp.arange(self.tiles.tile, dtype=jnp.int32)
-    weights = _weights(
-        target, draft, self._laws_at(row, draft_row), draw.scale, draw.share, draw.without, ids
+    weights = self._weights_of(
+        target, row, draft, draft_row, scale=draw.scale, share=draw.share, without=draw.without,
+        ids=ids,
     )
     weights = jnp.where(ids < self.tiles.vocab_size, weights, 0.0)
     token = first + randomness.pick(weights, goal)
     return self.tiles.from_holder(tile, token, inputs.target.shape[-1])
-
-
-def _weights(target: Array, draft: Array | None, laws, scale, share, without, ids) -> Array:
-  """Weights [P, X] from logits [P, X] of tokens `ids` [X] or [P, X], and their laws [P]."""
-  weights = scale[:, None] * _probs(target, laws[0], ids)
-  if draft is not None:
-    share = share[:, None]
-    # Where none of it is taken, the draft may have no law at all (NaN).
-    left = jnp.maximum(weights - share * _probs(draft, laws[1], ids), 0.0)
-    weights = jnp.where(share > 0, left, weights)
-  return _without(weights, without, ids)
-
-
-def _without(weights: Array, without: Array, ids: Array) -> Array:
-  """`weights` [P, X], 0 at the tokens `without` [P, C]."""
-  for column in range(without.shape[1]):
-    weights = jnp.where(ids == without[:, column : column + 1], 0.0, weights)
-  return weights
 
 
 def _scaled(logits: Array, laws: Laws, ids: Array) -> tuple[Array, Array]:
