@@ -13,6 +13,8 @@ the tokens are those of plain decoding; `report.html` in the workdir shows the r
     … --config.order="('draft_greedy','ngram_greedy')"                  # these rows only
     … --config.order="('draft_block','tree_traversal')" --config.calibration.enabled=False
     … --config.methods.draft_greedy.drafter.num_speculative_tokens=0    # 0: predicted best K
+    … --config.order="('own_greedy','own_sampled')" --config.drafter.kind=my_module:make \
+        --config.drafter.options='order=3'        # a drafter of your own, or my_file.py:make
 
     python -m experiments.benchmark --config=configs/benchmark_zoo.py:smoke --workdir=/tmp/smoke
 
@@ -37,6 +39,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.prompt_tokens = 128
   config.max_new_tokens = 200
   config.repetitions = 2  # of every prompt and method; medians count
+  config.fresh = False  # run finished methods again, too
 
   config.methods = ml_collections.ConfigDict({
       'draft_greedy': method('draft model', 'greedy', 0.0, 'model', 4),
@@ -59,6 +62,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       'tree_coupled': tree('draft tree', 'coupled', 1.0),
       'suffix_greedy': method('suffix', 'greedy', 0.0, 'suffix', 8),
       'combined_greedy': method('suffix or draft', 'greedy', 0.0, 'combined', 8, min_match=4),
+      # The drafter of config.drafter as it is, and above temperature 0 the rule of config.rule.
+      'own_greedy': dict(name='', rule='greedy', temperature=0.0, drafter={}),
+      'own_sampled': dict(name='', rule='', temperature=1.0, drafter={}),
+      'own_coupled': dict(name='', rule='coupled', temperature=1.0, drafter={}),
   })
   # The rows of the table; plain decoding comes first by itself.
   config.order = (

@@ -37,7 +37,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # Names of specjax.models.presets; num_layers 0 takes all.
   config.target = ml_collections.ConfigDict(dict(name='Llama-3.1-70B', num_layers=0))
   config.drafter = ml_collections.ConfigDict(
-      # model: a draft by name; eagle3: a head of the target's width (specjax.heads.presets).
+      # model: a draft by name; eagle: an EAGLE-3 head for the target (specjax.heads.presets).
       dict(
           kind='model',
           name='Llama-3.2-1B',

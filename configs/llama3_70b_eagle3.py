@@ -21,5 +21,5 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """The config; `arg` as in configs/llama3_70b.py."""
   config = llama3_70b.get_config(arg)
   config.name = config.name.replace('llama3_70b', 'llama3_70b_eagle3')
-  config.drafter.kind = 'eagle3'
+  config.drafter.kind = 'eagle'
   return config

@@ -36,6 +36,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.trace_methods = ('draft_greedy',)
   # Every program costs seconds of compilation on a CPU: predictions are left to the benchmark.
   config.calibration.enabled = False
+  config.fresh = True  # whoever starts it again wants to see it run
   if arg == 'smoke':
     benchmark_zoo.shrink(config)
   return config

@@ -19,9 +19,10 @@ losslessness before it is timed; the table has 95 % intervals over prompts, pair
 are compared. An interrupted sweep goes on with the same command. Fields are set as ever:
 
     … --config.num_prompts=32 --config.num_seeds=5 --config.prompt_file=question.jsonl
+    … --config.drafter.kind=my_module:make     # sweeps that set no drafter (rule, temperature)
 
 and a sweep of your own is a function in this file, of `param`, `prod`, `zipit` and `chain`
-(`experiments/sweep.py`).
+(`experiments/sweep.py`). `configs/lossless.py` is one without times.
 """
 
 import ml_collections
@@ -46,14 +47,25 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
         f'configs/sweeps.py takes one of {", ".join(sorted(SWEEPS))}, and smoke after a comma; '
         f'not {arg!r}.'
     )
+  config = base(f'sweep_{names[0]}')
+  SWEEPS[names[0]](config)
+  if smoke:
+    shrink(config)
+  return config
+
+
+def base(name: str) -> ml_collections.ConfigDict:
+  """What all sweeps share; a sweep sets its title, its question and its arms."""
   config = zoo.get_config()
-  config.name = f'sweep_{names[0]}'
+  config.name = name
   config.title = ''
   config.question = ''  # printed above the table
   config.arms = ()
   config.baseline = ()  # (field, value) pairs: the arm that each one is compared with
   config.x = ''  # the field along which the report plots
+  config.timing = True  # False: losslessness alone
   config.retry_failed = False
+  config.fresh = False  # run finished arms again, too
 
   # Prompts: windows over the held-out files, or rows of prompt_file (of one category).
   config.prompt_category = ''
@@ -65,9 +77,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.repetitions = 1  # timings of each run; medians count
 
   config.calibration = ml_collections.ConfigDict(dict(enabled=True, rounds=32, repetitions=5))
-  SWEEPS[names[0]](config)
-  if smoke:
-    shrink(config)
   return config
 
 

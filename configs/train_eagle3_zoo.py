@@ -29,7 +29,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """The config; `arg` is '' or 'smoke'."""
   if arg not in ('', 'smoke'):
     raise ValueError(f"configs/train_eagle3_zoo.py takes no argument or ':smoke', not {arg!r}.")
-  config = heads_config('zoo_eagle3', 'eagle3')
+  config = heads_config('zoo_eagle3', 'eagle')
   config.num_steps = 1800
   # Half as much again as the text, written by the target: what the head will be asked to predict.
   config.samples.update(num_samples=4096, with_text=True)

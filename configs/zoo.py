@@ -11,6 +11,7 @@ table of tokens/s, mean acceptance length and acceptance rate. Every field can b
     … --config.drafter.kind=model_tree --config.drafter.tree='dynamic 20,5,4'
     … --config.drafter.kind=combined --config.drafter.min_match=4     # look up, else draft
     … --config.sampling.temperature=0.8 --config.rule.name=coupled --config.num_samples=4
+    … --config.drafter.kind=my_file.py:make --config.drafter.options='order=3'  # your own
     … --config.prompt_file=question.jsonl --config.num_prompts=8       # Spec-Bench's format
     cat module.py | python -m experiments.generate --config=configs/zoo.py --config.prompt_file=-
     … --config.target.path=FOLDER --config.drafter.path=FOLDER         # Hugging Face folders
@@ -35,9 +36,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.target = ml_collections.ConfigDict(dict(name='stdlib', path=''))
   config.drafter = ml_collections.ConfigDict(
       dict(
-          # none, model, model_tree, ngram, suffix, combined, synthetic, eagle, medusa,
-          # early_exit, and these three with _tree.
+          # none, or a function of specjax.drafters: model, model_tree, ngram, suffix, combined,
+          # synthetic, eagle, medusa, early_exit; with _tree it drafts the tree below. One of your
+          # own is 'my_module:make' or 'folder/my_file.py:make'.
           kind='model',
+          options='',  # more of its arguments: 'order=3, smooth=0.1'
           num_speculative_tokens=4,
           # model: one of the pair's drafts by name ('' is its default), or a folder; heads
           # (eagle, medusa, early_exit): the pair's, or a folder.
@@ -71,8 +74,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.rule = ml_collections.ConfigDict(
       dict(
           # auto: greedy at temperature 0, else block, for trees recursive. Also rejection,
-          # traversal, k_sequential (siblings with_replacement), coupled, typical.
+          # traversal, k_sequential (siblings with_replacement), coupled, typical; or one of your
+          # own, 'my_module:make', which gets the fields below that it names.
           name='auto',
+          options='',
           epsilon=0.09,  # typical (lossy)
           delta=0.3,
       )

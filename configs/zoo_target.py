@@ -29,7 +29,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     raise ValueError(f"configs/zoo_target.py takes no argument or ':smoke', not {arg!r}.")
   config = ml_collections.ConfigDict()
   config.name = 'zoo_target'
-  config.kind = 'model'  # eagle3, medusa, early_exit train heads (configs/train_*_zoo.py)
+  config.kind = 'model'  # eagle, medusa, early_exit train heads (configs/train_*_zoo.py)
   # Of the initial weights and of the order of batches.
   config.seed = 0
   # Of activations; weights are trained in float32 and exported in export_dtype.

@@ -1,7 +1,9 @@
 """What a run shows while it runs: training progress, coloured streams, tables."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import dataclasses
+import re
 import time
 from typing import Any
 
@@ -75,6 +77,89 @@ def _line(progress: Progress) -> str:
   return f'{line}  {duration(progress.seconds_left)} left'
 
 
+@contextlib.contextmanager
+def steps(console: rich.console.Console) -> Iterator[Callable[[str], None]]:
+  """Shows which step is taken: in place on a terminal, else one line per kind of step.
+
+  Yields:
+    A function that takes a line about a step.
+  """
+  kinds = set()
+  with console.status('…') as status:
+
+    def say(line: str) -> None:
+      status.update(line)
+      # Counts and names that follow are the status line's; the kind of step is said once.
+      kind = re.split(r'[:,]| \d', line)[0].strip()
+      if not console.is_terminal and kind not in kinds:
+        kinds.add(kind)
+        console.print(f'{kind} …', highlight=False)
+
+    yield say
+
+
+@dataclasses.dataclass
+class ArmProgress:
+  """Shows which arm of a study runs and how long the others will take; a context manager.
+
+  Attributes:
+    console: where to.
+    total: arms of the study.
+    done: finished ones.
+  """
+
+  console: rich.console.Console
+  total: int
+  done: int
+  _bar: rich.progress.Progress | None = None
+  _task: Any = None
+  _label: str = ''
+  _ran: int = 0
+  _started: float = dataclasses.field(default_factory=time.monotonic)
+
+  def __enter__(self):
+    if self.console.is_terminal:
+      self._bar = rich.progress.Progress(
+          rich.progress.TextColumn('arm {task.completed}/{task.total}'),
+          rich.progress.BarColumn(),
+          rich.progress.TextColumn('{task.description}'),
+          rich.progress.TextColumn('{task.fields[left]}'),
+          console=self.console,
+      )
+      self._task = self._bar.add_task('', total=self.total, completed=self.done, left='')
+      self._bar.start()
+    return self
+
+  def __exit__(self, *error):
+    if self._bar is not None:
+      self._bar.stop()
+
+  def begin(self, label: str) -> None:
+    """An arm begins."""
+    self._label = label
+    self.say('')
+
+  def say(self, line: str) -> None:
+    """What is done with it."""
+    if self._bar is not None:
+      self._bar.update(self._task, description=f'{self._label}  {line}')
+
+  def end(self, error: str | None) -> None:
+    """It is over, with an error or without."""
+    self.done, self._ran = self.done + 1, self._ran + 1
+    seconds = (time.monotonic() - self._started) / self._ran * (self.total - self.done)
+    left = f'{duration(seconds)} left' if self.done < self.total else ''
+    if self._bar is not None:
+      self._bar.update(self._task, completed=self.done, left=left)
+      return
+    outcome = 'done' if error is None else 'failed: ' + error.splitlines()[0]
+    self.console.print(
+        f'arm {self.done}/{self.total}  {self._label}  {outcome}  {left}',
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 class TokenStream:
   """Writes a row's text as it grows, accepted draft tokens in colour.
 
@@ -142,7 +227,7 @@ def write(console: rich.console.Console, text: str, colour: str | None = None) -
 
 
 def table(rows: Sequence[dict[str, Any]], *, title: str | None = None) -> rich.table.Table:
-  """A table of rows with the same keys, which are its heads; numbers to the right.
+  """A table of rows, whose keys are its heads, in the order of their first row; numbers right.
 
   It has no frame, for its columns must fit 80 characters; only long heads may wrap.
   """
@@ -154,8 +239,9 @@ def table(rows: Sequence[dict[str, Any]], *, title: str | None = None) -> rich.t
       pad_edge=False,
       collapse_padding=True,
   )
-  for name in rows[0]:
-    number = any(isinstance(row[name], (int, float)) for row in rows)
+  names = list(dict.fromkeys(name for row in rows for name in row))
+  for name in names:
+    number = any(isinstance(row.get(name), (int, float)) for row in rows)
     result.add_column(
         name,
         justify='right' if number else 'left',
@@ -163,7 +249,7 @@ def table(rows: Sequence[dict[str, Any]], *, title: str | None = None) -> rich.t
         min_width=max(map(len, name.split()), default=0),
     )
   for row in rows:
-    result.add_row(*[_cell(value) for value in row.values()])
+    result.add_row(*[_cell(row.get(name, '')) for name in names])
   return result
 
 

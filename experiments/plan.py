@@ -9,11 +9,12 @@ memory and collectives from the compiled program, and predicts tokens per second
 
 import rich.console
 
-from experiments import build_plan
+from experiments import build
 from experiments import cli
 from experiments import display
 from experiments import plan_report
 from experiments import workdir as workdir_lib
+from experiments.runs import plans
 
 
 def run(config, workdir: str, *, console: rich.console.Console | None = None) -> list[dict]:
@@ -25,14 +26,11 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
   """
   console = rich.console.Console() if console is None else console
   results = workdir_lib.open_workdir(workdir, config)
-  names = (config.topology,) if config.topology else tuple(config.topologies)
-  if not names:
-    raise ValueError('Name a slice: --config.topology=v5p:2x2x2, or several in config.topologies.')
-  cases = [build_plan.case(config, name) for name in names]  # refusals come before compilation
+  cases = build.plan(config)  # refusals come before compilation
   rows = []
   for case in cases:
     with console.status(f'{case.where.name}: compiling …', refresh_per_second=4):
-      rows.append(build_plan.row(config, case))
+      rows.append(plans.row(case))
     results.record(rows[-1])
     _show(rows[-1], console)
   console.print(display.table([_summary(row) for row in rows]))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import html
 from typing import Any
 
-from experiments import ablate_table
+from experiments.runs import tables as ablate_table
 from experiments import charts
 from experiments import report_plots
 

@@ -13,12 +13,14 @@ import rich.console
 
 from configs import sweeps
 from experiments import ablate
-from experiments import ablate_table
-from experiments import arm_run
-from experiments import arms as arms_lib
 from experiments import build
-from experiments import lossless
 from experiments import workdir as workdir_lib
+from experiments.build import rules
+from experiments.runs import arms as arms_lib
+from experiments.runs import lossless
+from experiments.runs import run as run_lib
+from experiments.runs import runner as runner_lib
+from experiments.runs import tables
 from experiments.sweep import param, prod
 from specjax import drafters
 from specjax import sampling
@@ -58,8 +60,7 @@ def sampled(*rules):
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-  """Arms load the tiny pair, whatever the config says."""
-  monkeypatch.setattr(build, 'load', lambda config: tiny_pair.loaded())
+  tiny_pair.install(monkeypatch)
 
 
 def run(config, path, terminal=False):
@@ -79,7 +80,7 @@ def finished(tmp_path_factory):
       param('drafter.num_speculative_tokens', 2), param('rule.name', 'greedy')
   )
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, 'load', lambda config: tiny_pair.loaded())
+    tiny_pair.install(patch)
     found = run(config_of(arms, num_seeds=2), path)
   found.path = path
   return found
@@ -136,7 +137,7 @@ class TestTable:
   def test_what_is_shown(self, finished):
     for wanted in ('against the rejection rule?', 'arm 4/4', 'tokens/round', 'same law', '±'):
       assert wanted in finished.text
-    for line in ablate_table.DEFINITIONS:
+    for line in tables.DEFINITIONS:
       assert line.split(':')[0] in finished.text
 
 
@@ -164,20 +165,20 @@ class TestResuming:
 
   def test_a_killed_sweep_goes_on(self, tmp_path, monkeypatch):
     config = config_of(sampled('rejection', 'block', 'coupled'))
-    ran, real = [], arm_run.run
+    ran, real = [], run_lib.result_of
 
-    def interrupted(arm, *args):
+    def interrupted(arm, *args, **more):
       if len(ran) == 2:
         raise KeyboardInterrupt
       ran.append(arm.label)
-      return real(arm, *args)
+      return real(arm, *args, **more)
 
-    monkeypatch.setattr(arm_run, 'run', interrupted)
+    monkeypatch.setattr(run_lib, 'result_of', interrupted)
     with pytest.raises(KeyboardInterrupt):
       run(config, tmp_path)
     assert len(workdir_lib.read_rows(tmp_path)) == 2
-    noted = lambda arm, *args: ran.append(arm.label) or real(arm, *args)
-    monkeypatch.setattr(arm_run, 'run', noted)
+    noted = lambda arm, *args, **more: ran.append(arm.label) or real(arm, *args, **more)
+    monkeypatch.setattr(run_lib, 'result_of', noted)
     found = run(config, tmp_path)
     assert '2 of 3 arms are finished' in found.text
     assert len(ran) == len(set(ran)) == 3
@@ -196,14 +197,14 @@ class TestResuming:
 
   def test_a_failed_arm_is_kept_and_can_be_run_again(self, tmp_path, monkeypatch):
     config = config_of(sampled('rejection', 'coupled'))
-    real, fail = arm_run.run, [True]
+    real, fail = run_lib._run, [True]
 
     def run_arm(arm, *args):
       if fail[0] and 'rejection' in arm.label:
         raise RuntimeError('out of memory')
       return real(arm, *args)
 
-    monkeypatch.setattr(arm_run, 'run', run_arm)
+    monkeypatch.setattr(run_lib, '_run', run_arm)
     found = run(config, tmp_path)
     assert [row['status'] for row in found.rows] == ['failed', 'done']
     assert found.rows[0]['error'] == 'RuntimeError: out of memory' and 'out of memory' in found.text
@@ -238,19 +239,23 @@ class SecondBest(type(verify.greedy())):
 class TestPlantedMistakes:
 
   def test_an_arm_with_another_law_fails(self, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, 'rule', lambda config: AcceptsAll())
+    monkeypatch.setattr(rules, 'rule', lambda config: AcceptsAll())
     (row,) = run(config_of(sampled('rejection'), num_seeds=8), tmp_path).rows
     assert row['status'] == 'failed' and 'do not follow the law of the target' in row['error']
     assert 'speedup' not in row
 
   def test_an_arm_with_other_tokens_fails(self, tmp_path, monkeypatch):
-    real = build.rule
-    monkeypatch.setattr(build, 'rule', lambda config: SecondBest())
-    plain = arm_run._references
-    right = lambda settings, models, runner, method, batches: plain(
-        settings, models, runner, dataclasses.replace(method, rule=real(settings)), batches
+    monkeypatch.setattr(rules, 'rule', lambda config: SecondBest())
+    monkeypatch.setattr(
+        lossless.Case, 'references',
+        lambda case, **more: [
+            case.runner(
+                dataclasses.replace(case.method, drafter=None, rule=verify.greedy()), batch,
+                width=case.runner.width_of(case.method), **more,
+            )
+            for batch in case.batches
+        ],
     )
-    monkeypatch.setattr(arm_run, '_references', right)
     arms = prod(param('drafter.num_speculative_tokens', 2), param('rule.name', 'greedy'))
     (row,) = run(config_of(arms), tmp_path).rows
     assert row['status'] == 'failed' and 'differ from plain decoding' in row['error']
@@ -265,28 +270,42 @@ class TestPlantedMistakes:
     assert not list(tmp_path.iterdir())
 
 
-def test_trees_are_held_to_the_gap_rule():
+def test_trees_are_held_to_the_gap_rule(monkeypatch):
   """The scores are what plain decoding took the argmax of; a wrong token has too large a gap."""
   arms = prod(
       param('drafter.kind', 'model_tree'), param('drafter.tree', '2,1'),
       param('rule.name', 'coupled'), param('sampling.temperature', 0.5),
   )
-  (arm,) = arms_lib.arms_of(config_of(arms))
-  settings, loaded = arm.settings, tiny_pair.loaded()
-  prompts = [tokens for _, tokens in arm_run.prompts_of(settings, loaded)]
-  batches = arm_run._batches(settings, prompts)
-  runner = arm_run.runner_of(settings, loaded, prompts)
-  method = arm_run._method(settings, loaded)
-  plain = arm_run._references(settings, arm_run.Models(), runner, method, batches)
-  seeds = [runner.options(method, 2, batch.first)['seeds'] for batch in batches]
-  for output, numbers in zip(plain, seeds):
-    for row, scores in enumerate(lossless._scores(method, runner, output, numbers)):
+  (arm,) = build.sweep(config_of(arms)).arms
+  loaded = tiny_pair.loaded()
+  prompts = arm.prompts(loaded)
+  runner = runner_lib.runner_of(arm, loaded, prompts)
+  batches = runner_lib.batches(arm, prompts.timed)
+  method = arm.method(arm.recipe.make(loaded))
+  case = lossless.Case(runner, batches, [method] * 2, arm.plain_key, runner_lib.Session())
+  plain = case.references(logprobs='raw')
+  for output, batch in zip(plain, batches):
+    for row, scores in enumerate(lossless.scores(case, output, runner.seeds(batch))):
       assert (scores.argmax(-1) == output.new_tokens(row)).all()
-  wrong = [dataclasses.replace(output, tokens=output.tokens.copy()) for output in plain]
-  wrong[0].tokens[0, wrong[0].lengths[0] - 1] += 1
-  assert lossless.check(method, runner, plain, plain, seeds).kind == 'identical'
-  with pytest.raises(lossless.NotLosslessError, match='one by a gap of'):
-    lossless.check(method, runner, wrong, plain, seeds)
+  outputs = case.run()
+  assert lossless.check(case, outputs, law=True).kind == 'identical'
+
+  run = case.run
+
+  def wrong(last):
+    """The runs, but the last token of the first row is another one."""
+    others = run(logprobs='raw')
+    others[0].tokens[0, others[0].lengths[0] - 1] += last
+    return others
+
+  monkeypatch.setattr(lossless.Case, 'run', lambda case, **more: wrong(1))
+  with pytest.raises(lossless.NotLosslessError, match='one by a gap of') as raised:
+    lossless.check(case, wrong(1), law=True)
+  assert raised.value.check.fields == dict(
+      identical_to_plain=False, lossless='differs', flips=1
+  )
+  with pytest.raises(lossless.NotLosslessError, match='nothing explains'):
+    lossless.check(case, wrong(2), law=True)
 
 
 def test_calibrations_are_shared_and_kept(tmp_path):

@@ -1,9 +1,11 @@
 """A whole benchmark on tiny models, and what it refuses before it begins."""
 
+import dataclasses
 import io
 import json
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
@@ -13,12 +15,18 @@ from configs import benchmark_zoo
 from configs import quickstart
 from experiments import benchmark
 from experiments import build
-from experiments import forecasts
-from experiments import lossless
-from experiments import methods as methods_lib
+from experiments import workdir as workdir_lib
+from experiments.build import rules
+from experiments.runs import forecasts
+from experiments.runs import lossless
+from experiments.runs import records
+from experiments.runs import run as run_lib
+from experiments.runs import runner as runner_lib
 from specjax import verify
 from specjax.analysis import costs
+from specjax.analysis import records as analysis_records
 from specjax.analysis import theory
+from specjax.analysis import timed_programs
 from tests.support import tiny_pair
 from tests.support import tolerance
 
@@ -26,14 +34,13 @@ pytestmark = pytest.mark.usefixtures('compiled_fast')
 
 
 @pytest.fixture(scope='module')
-def loaded() -> build.Loaded:
+def loaded() -> records.Loaded:
   return tiny_pair.loaded()
 
 
 @pytest.fixture
 def tiny(loaded, monkeypatch):
-  """Benchmarks load the tiny pair, whatever the config says."""
-  monkeypatch.setattr(build, 'load', lambda config: loaded)
+  tiny_pair.install(monkeypatch)
   return loaded
 
 
@@ -49,7 +56,7 @@ def console() -> rich.console.Console:
 
 
 @pytest.fixture(scope='module')
-def finished(loaded, tmp_path_factory):
+def finished(tmp_path_factory):
   """A run of everything: calibration, streaming, timing, comparison, report."""
   path = tmp_path_factory.mktemp('run') / 'benchmark'
   order = ('draft_greedy', 'tree_greedy', 'combined_greedy', 'ngram_coupled')
@@ -57,7 +64,7 @@ def finished(loaded, tmp_path_factory):
   config.methods.ngram_coupled.drafter.num_speculative_tokens = 2
   screen = console()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, 'load', lambda config: loaded)
+    tiny_pair.install(patch)
     rows = benchmark.run(config, str(path), console=screen)
   return types.SimpleNamespace(path=path, rows=rows, text=screen.file.getvalue())
 
@@ -65,7 +72,7 @@ def finished(loaded, tmp_path_factory):
 class TestRun:
 
   def test_rows(self, finished):
-    found = [(row.name, row.rule, row.temperature) for row in finished.rows]
+    found = [(row['name'], row['rule'], row['temperature']) for row in finished.rows]
     assert found == [
         ('plain decode', 'greedy', 0.0),
         ('plain decode', 'sampling', 1.0),
@@ -74,23 +81,28 @@ class TestRun:
         ('suffix or draft', 'greedy', 0.0),
         ('prompt lookup', 'coupled', 1.0),
     ]
-    assert [row.identical_to_plain for row in finished.rows] == [None, None, *[True] * 4]
-    assert [row.flips for row in finished.rows] == [None, None, 0, 0, 0, 0]
+    assert [row['identical_to_plain'] for row in finished.rows] == [None, None, *[True] * 4]
+    assert [row['flips'] for row in finished.rows] == [None, None, 0, 0, 0, 0]
     for row in finished.rows:
-      assert row.new_tokens == 2 * 12 and row.prompts == 2 and row.seconds > 0
-      assert (row.speedup == 1.0) == (row.drafter == 'none')
-      assert (row.prediction is None) == (row.drafter == 'none')
-      assert row.mean_acceptance_length >= 1.0
-    assert finished.rows[2].target_passes <= 24
+      assert row['new_tokens'] == 2 * 12 and row['prompts'] == 2 and row['seconds'] > 0
+      assert (row['speedup'] == 1.0) == (row['drafter'] == 'none')
+      assert (row['prediction'] is None) == (row['drafter'] == 'none')
+      assert row['mean_acceptance_length'] >= 1.0
+    assert finished.rows[2]['target_passes'] <= 24
+
+  def test_rows_are_records(self, finished):
+    """Fields and their order, as every reader of `metrics.jsonl` relies on them."""
+    fields = [field.name for field in dataclasses.fields(analysis_records.Record)]
+    assert all(list(row) == fields for row in finished.rows)
 
   def test_files(self, finished):
     names = sorted(file.name for file in finished.path.iterdir())
     assert names == [
-        'calibration.json', 'config.json', 'metrics.jsonl', 'report.html', 'tensorboard',
-        'traces.json',
+        'arms', 'calibration.json', 'calibrations', 'config.json', 'metrics.jsonl', 'report.html',
+        'tensorboard', 'traces.json',
     ]
     lines = (finished.path / 'metrics.jsonl').read_text().splitlines()
-    assert [json.loads(line)['name'] for line in lines] == [row.name for row in finished.rows]
+    assert [json.loads(line)['name'] for line in lines] == [row['name'] for row in finished.rows]
     traces = json.loads((finished.path / 'traces.json').read_text())
     assert [trace['name'] for trace in traces] == ['draft model, greedy, T = 0']
     assert sum(len(each['emitted']) for each in traces[0]['rounds']) <= 12
@@ -98,7 +110,7 @@ class TestRun:
     greedy, coupled = calibration['rules']
     assert (greedy['rule'], coupled['rule']) == ('greedy', 'coupled')
     # A combination is predicted from its parts.
-    assert set(greedy['drafting']) == {'model', 'suffix', 'model behind suffix'}
+    assert set(greedy['drafting']) == {'model', 'suffix', 'model after suffix'}
     assert list(greedy['trees']) == ['model_tree 3,2,1,1'] and not coupled['trees']
     assert 'prompt lookup' in (finished.path / 'report.html').read_text()
 
@@ -108,21 +120,84 @@ class TestRun:
     assert str(finished.path) in finished.text.replace('\n', '')
 
 
+class TestResuming:
+
+  def test_a_killed_benchmark_goes_on(self, finished, tiny, tmp_path, monkeypatch):
+    """Finished methods and the calibration are read, and the rows are those of a whole run."""
+    order = ('draft_greedy', 'ngram_coupled')
+    config = config_of(order=order)
+    config.methods.ngram_coupled.drafter.num_speculative_tokens = 2
+    real, ran = run_lib.result_of, []
+
+    def stopped(arm, *args, **more):
+      if ran:
+        raise KeyboardInterrupt
+      ran.append(arm.name)
+      return real(arm, *args, **more)
+
+    monkeypatch.setattr(run_lib, 'result_of', stopped)
+    with pytest.raises(KeyboardInterrupt):
+      benchmark.run(config, str(tmp_path), console=console())
+    before = workdir_lib.read_rows(tmp_path)
+    assert [row['name'] for row in before] == ['plain decode', 'draft model']
+    monkeypatch.setattr(
+        run_lib, 'result_of', lambda arm, *args, **more: ran.append(arm.name) or real(
+            arm, *args, **more
+        )
+    )
+    monkeypatch.setattr(forecasts, 'calibrate', None)
+    rows = benchmark.run(config, str(tmp_path), console=console())
+    assert ran == ['draft model', 'prompt lookup']
+    assert [row for row in rows if row['name'] == 'draft model'] == before[1:]
+    clocks = {
+        'seconds', 'prefill_seconds', 'tokens_per_second', 'speedup', 'speedup_low',
+        'speedup_high', 'predicted_speedup', 'prediction',
+    }
+    for row in workdir_lib.read_rows(tmp_path):
+      wanted = next(
+          each for each in workdir_lib.read_rows(finished.path)
+          if all(each[key] == row[key] for key in ('name', 'rule', 'temperature'))
+      )
+      assert {k: v for k, v in row.items() if k not in clocks} == {
+          k: v for k, v in wanted.items() if k not in clocks
+      }
+    config.fresh = True
+    monkeypatch.setattr(run_lib, 'result_of', stopped)
+    with pytest.raises(KeyboardInterrupt):
+      benchmark.run(config, str(tmp_path), console=console())
+
+  def test_a_method_that_fails_is_said_to(self, tiny, tmp_path, monkeypatch):
+    config = config_of(order=('ngram_greedy', 'draft_greedy'), trace_methods=())
+    config.calibration.enabled = False
+    real = run_lib._run
+
+    def run(arm, *args):
+      if arm.recipe.kind == 'ngram':
+        raise RuntimeError('out of memory')
+      return real(arm, *args)
+
+    monkeypatch.setattr(run_lib, '_run', run)
+    screen = console()
+    rows = benchmark.run(config, str(tmp_path), console=screen)
+    assert [row.get('error') for row in rows] == [None, 'RuntimeError: out of memory', None]
+    assert 'failed: prompt lookup, greedy, T = 0: RuntimeError' in screen.file.getvalue()
+
+
 class TestForecasts:
 
-  def settings(self, key, **drafter):
+  def arm(self, key, **drafter):
     config = config_of()
     config.methods[key].drafter.update(drafter)
-    return methods_lib.method_settings(config, key)
+    return build.method(config, key)
 
   def test_a_combination_costs_what_its_parts_cost_in_their_rounds(self):
-    settings = self.settings('combined_greedy', num_speculative_tokens=4)
+    arm = self.arm('combined_greedy', num_speculative_tokens=4)
     calibration = costs.Calibration(
         dtype='float32', width=1, candidates=(), widths=(1, 5), pass_seconds=(1.0, 1.0),
         rules=(
             costs.RuleCosts(
                 rule='greedy', plain=1.0, overhead=((4, 0.0),),
-                drafting={'model behind suffix': ((4, 0.4),), 'suffix': ((4, 0.04),)},
+                drafting={'model after suffix': ((4, 0.4),), 'suffix': ((4, 0.04),)},
             ),
         ),
         batch_size=1, cache_length=64, rounds=1, repetitions=1, noise=0.0, versions={},
@@ -130,50 +205,77 @@ class TestForecasts:
     )
     # Where nothing is found, both; where everything is, the model's first step of four.
     for share, drafting in ((0.0, 0.44), (0.5, 0.04 + 0.25), (1.0, 0.04 + 0.1)):
-      found = forecasts.predict(
-          calibration, settings, [0.5] * 4, num_drafted=4, free_share=share
-      )
+      seen = forecasts.Acceptance((0.5,) * 4, num_drafted=4, free_share=share)
+      found = forecasts.predict(calibration, arm, seen, num_speculative_tokens=4)
       assert found.num_drafted * found.draft_cost == tolerance.approx(drafting)
       assert found.speedup == tolerance.approx(1.9375 / (1 + drafting))
 
   def test_what_is_predicted(self):
-    assert forecasts.is_predicted(self.settings('tree_greedy'))
-    assert forecasts.is_predicted(self.settings('combined_greedy'))
-    assert not forecasts.is_predicted(self.settings('combined_greedy', learned='model_tree'))
-    assert not forecasts.is_predicted(self.settings('draft_greedy', kind='synthetic'))
-    assert forecasts.case_of(self.settings('draft_greedy', num_speculative_tokens=4)) == (
+    predicted = lambda key, **drafter: forecasts.is_predicted(self.arm(key, **drafter).recipe)
+    assert predicted('tree_greedy') and predicted('combined_greedy')
+    assert not predicted('combined_greedy', learned='model_tree')
+    assert not predicted('draft_greedy', kind='synthetic')
+    assert forecasts.case_of(self.arm('draft_greedy', num_speculative_tokens=4)) == (
         'greedy', 'model', 4
     )
 
   def test_rounds_of_the_free_part_are_counted(self, loaded):
-    settings = dict(num_speculative_tokens=3, min_match=1)
-    config = config_of()
-    config.methods.combined_greedy.drafter.update(settings)
-    method = methods_lib.method(config, 'combined_greedy', loaded)
+    arm = self.arm('combined_greedy', num_speculative_tokens=3, min_match=1)
     runner = TestMethods().runner(loaded, max_new_tokens=40, cache_length=64)
-    found = methods_lib.acceptance(
-        runner, method, loaded.pair.prompts(2, length=8), batch_size=2, first=0
-    )
-    assert 0 < found.free_share <= 1
+    prompts = records.Prompts((), [('', tuple(t)) for t in loaded.pair.prompts(2, length=8)])
+    study = records.Study((arm,), 1, False, False, acceptance_batch=2)
+    method = arm.method(arm.recipe.make(loaded))
+    assert 0 < run_lib._acceptance(arm, method, runner, prompts, study).free_share <= 1
+
+  def test_an_open_length_is_the_fastest_that_is_predicted(self, tiny, tmp_path, monkeypatch):
+    config = config_of(order=('ngram_greedy',), trace_methods=())
+    config.methods.ngram_greedy.drafter.num_speculative_tokens = 0
+    asked = []
+
+    def best(calibration, arm, seen):
+      asked.append(len(seen.rates))
+      return 1
+
+    monkeypatch.setattr(forecasts, 'best_length', best)
+    rows = benchmark.run(config, str(tmp_path), console=console())
+    assert asked == [2]  # acceptance was learned at the largest K
+    assert rows[-1]['num_speculative_tokens'] == 1 and rows[-1]['predicted_speedup'] > 0
 
 
 class TestMethods:
 
-  def runner(self, loaded, **changes):
-    values = dict(
-        target=loaded.target, width=1, max_new_tokens=10, cache_length=48, prefill_chunk=8, seed=3
+  def runner(self, loaded, cache_length=48, **changes):
+    sizes = dict(
+        batch_size=1, max_new_tokens=10, cache_length=cache_length, prefill_chunk=8, width=1, seed=3
     )
-    return methods_lib.Runner(**(values | changes))
+    return runner_lib.Runner(loaded.target, 1, cache_length, records.Sizes(**(sizes | changes)))
+
+  def case(self, loaded, key, count):
+    """The method of a key on some prompts, one at a time."""
+    arm = build.method(config_of(), key)
+    batches = [
+        runner_lib.Batch((tuple(prompt),), row)
+        for row, prompt in enumerate(loaded.pair.prompts(count, length=8))
+    ]
+    methods = [arm.method(arm.recipe.make(loaded))] * count
+    return lossless.Case(
+        self.runner(loaded), batches, methods, arm.plain_key, runner_lib.Session()
+    )
 
   def test_acceptance_agrees_with_the_runs(self, loaded):
     config = config_of()
     config.methods.adaptive_greedy.drafter.update(num_speculative_tokens=3, min_confidence=0.1)
-    method = methods_lib.method(config, 'adaptive_greedy', loaded)
-    runner = self.runner(loaded)
-    prompts = loaded.pair.prompts(3, length=8)
-    found = methods_lib.acceptance(runner, method, prompts, batch_size=2, first=5)
+    arm = build.method(config, 'adaptive_greedy')
+    method, runner = arm.method(arm.recipe.make(loaded)), self.runner(loaded)
+    first, second, third = (tuple(tokens) for tokens in loaded.pair.prompts(3, length=8))
+    prompts = records.Prompts([('', first)] * 5, [('', each) for each in (first, second, third)])
+    study = records.Study((arm,), 1, False, False, acceptance_batch=2)
+    found = run_lib._acceptance(arm, method, runner, prompts, study)
     # The last batch is filled up with the first prompt.
-    outputs = [runner(method, prompts[:2], first=5), runner(method, [prompts[2], prompts[0]], 7)]
+    outputs = [
+        runner(method, runner_lib.Batch((first, second), 5)),
+        runner(method, runner_lib.Batch((third, first), 7)),
+    ]
     rounds = sum(output.stats.rounds.sum() for output in outputs)
     accepted = sum(output.stats.decided_at.sum() for output in outputs)
     assert theory.expected_tokens(found.rates, 3) == tolerance.approx(1 + accepted / rounds)
@@ -182,59 +284,85 @@ class TestMethods:
     assert 1 <= found.num_drafted <= 3
 
   def test_a_wrong_output_is_not_identical(self, loaded):
-    method = methods_lib.method(config_of(), 'draft_greedy', loaded)
-    runner, prompts = self.runner(loaded), loaded.pair.prompts(1, length=8)
-    output = runner(method, prompts)
-    timed = {method.key: [output]}
-    found = lossless.check_timed(runner, [method], prompts, timed)[method.key]
+    case = self.case(loaded, 'draft_greedy', 1)
+    outputs = case.run()
+    found = lossless.check(case, outputs, law=False)
     assert (found.kind, found.identical_to_plain, found.flips) == ('identical', True, 0)
-    output.tokens[0, -1 + output.lengths[0]] += 1
-    found = lossless.check_timed(runner, [method], prompts, timed)[method.key]
+    outputs[0].tokens[0, -1 + outputs[0].lengths[0]] += 1
+    with pytest.raises(lossless.NotLosslessError, match='bitwise the same') as raised:
+      lossless.check(case, outputs, law=False)
+    found = raised.value.check
     assert (found.kind, found.identical_to_plain, found.flips) == ('differs', False, 1)
 
+  def test_a_benchmark_goes_on_with_what_differs(self, tiny, tmp_path, monkeypatch):
+    """A wrong rule: its row says so, and has its times."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Shifted(type(verify.greedy())):
+      def __call__(self, *, target_law, proposal, positions, source):
+        return super().__call__(
+            target_law=jnp.roll(target_law, 1, -1), proposal=proposal, positions=positions,
+            source=source,
+        )
+
+    monkeypatch.setattr(rules, 'rule', lambda config: Shifted())
+    right = lossless.Case.references
+    monkeypatch.setattr(
+        lossless.Case, 'references', lambda case, **more: right(
+            dataclasses.replace(
+                case,
+                methods=[dataclasses.replace(each, rule=verify.greedy()) for each in case.methods],
+            ),
+            **more,
+        )
+    )
+    config = config_of(order=('draft_greedy',), trace_methods=())
+    config.calibration.enabled = False
+    row = benchmark.run(config, str(tmp_path), console=console())[-1]
+    assert (row['lossless'], row['identical_to_plain'], row['flips']) == ('differs', False, 2)
+    assert row['speedup'] > 0
+
   def test_a_tree_that_differs_is_run_again_for_the_gap_rule(self, loaded, monkeypatch):
-    method = methods_lib.method(config_of(), 'tree_greedy', loaded)
-    runner, prompts = self.runner(loaded), loaded.pair.prompts(2, length=8)
-    timed = {method.key: [runner(method, [prompt], row) for row, prompt in enumerate(prompts)]}
-    timed[method.key][1].tokens[0, -1 + timed[method.key][1].lengths[0]] += 1
-    # What it does now is right: nothing explains what was timed.
-    found = lossless.check_timed(runner, [method], prompts, timed)[method.key]
-    assert (found.kind, found.flips) == ('differs', 1)
-    seen = []
+    case = self.case(loaded, 'tree_greedy', 2)
+    outputs = case.run()
+    outputs[1].tokens[0, -1 + outputs[1].lengths[0]] += 1
+    # What it does now is right: nothing explains what came before.
+    with pytest.raises(lossless.NotLosslessError, match='nothing explains') as raised:
+      lossless.check(case, outputs, law=False)
+    assert (raised.value.check.kind, raised.value.check.flips) == ('differs', 1)
+    real, seen = case.run, []
 
-    def flipped(method, runner, outputs, references, seeds):
-      seen.extend([*outputs, *references])
-      return lossless.Check('rounding', 24, flips=1)
+    def again(case, **more):
+      seen.append(more)
+      others = real(**more)
+      others[1].tokens[0, -1 + others[1].lengths[0]] += 1
+      return others
 
-    monkeypatch.setattr(lossless, 'check', flipped)
-    found = lossless.check_timed(runner, [method], prompts, timed)[method.key]
+    monkeypatch.setattr(lossless.Case, 'run', again)
+    report = types.SimpleNamespace(holds=True, gaps=[0.1], bound=0.2)
+    monkeypatch.setattr(lossless.identity, 'gap_rule', lambda *args, **more: report)
+    found = lossless.check(case, outputs, law=False)
     assert found.fields == dict(identical_to_plain=False, lossless='rounding', flips=1)
-    assert len(seen) == 4 and all(output.logprobs is not None for output in seen)
+    assert seen == [dict(logprobs='raw')]
 
-  def test_plain_decoding_is_the_fastest_of_its_law(self, loaded):
-    config = config_of()
-    found = [
-        methods_lib.method(config, key, loaded)
-        for key in ('draft_coupled', 'draft_block', 'draft_greedy')
-    ]
-    plain = methods_lib.plain_methods(config, found)
-    assert [(each.temperature, each.rule) for each in plain] == [
-        (0.0, verify.greedy()), (1.0, verify.rejection())
-    ]
-    for method in found:
-      reference = methods_lib.plain_of(method, plain + found)
-      assert reference.drafter is None and reference.temperature == method.temperature
+  def test_plain_decoding_is_the_fastest_of_its_law(self, finished):
+    """It samples by one uniform, whatever rule the method beside it has: no noise per token."""
+    plain = {row['temperature']: row for row in finished.rows if row['drafter'] == 'none'}
+    assert sorted(plain) == [0.0, 1.0]
+    assert timed_programs.plain_rule(verify.coupled()) == verify.rejection()
+    assert timed_programs.plain_rule(verify.greedy()) == verify.greedy()
 
   def test_a_method_changes_only_its_own_fields(self):
     config = config_of()
-    settings = methods_lib.method_settings(config, 'adaptive_block')
-    assert settings.drafter.min_confidence == 0.1 and settings.drafter.max_ngram == 3
-    assert (settings.rule.name, settings.sampling.temperature) == ('block', 1.0)
+    arm = build.method(config, 'adaptive_block')
+    drafter = arm.recipe.make(tiny_pair.loaded())
+    assert (drafter.min_confidence, drafter.num_nodes) == (np.float32(0.1), 6)
+    assert (arm.rule.name, arm.temperature) == ('block', 1.0)
     assert config.drafter.min_confidence is None and config.rule.name == 'auto'
     with config.unlocked():
       config.methods.draft_greedy.drafter.lenght = 3
     with pytest.raises(ValueError, match='draft_greedy.drafter: .*lenght'):
-      methods_lib.method_settings(config, 'draft_greedy')
+      build.method(config, 'draft_greedy')
 
 
 class TestRefused:
@@ -274,9 +402,9 @@ class TestConfigs:
   def test_every_method_builds(self, module, arg, loaded):
     config = module.get_config(arg)
     for key in (*config.order, *config.trace_methods):
-      method = methods_lib.method(config, key, loaded)
-      assert method.num_speculative_tokens >= 1
-      assert (method.rule.mode == 'greedy') == (method.temperature == 0)
+      arm = build.method(config, key)
+      assert arm.recipe.make(loaded).num_nodes >= 1
+      assert (arm.rule.mode == 'greedy') == (arm.temperature == 0)
     assert config.stream_method in ('', *config.order)
 
   def test_other_arguments_are_refused(self, module):

@@ -6,7 +6,7 @@ import pathlib
 import ml_collections
 import pytest
 
-from experiments import build_training
+from experiments.build.training import optimizer
 from specjax.models import TransformerConfig
 
 FILES = sorted(pathlib.Path(__file__).parents[2].joinpath('configs').glob('[!_]*.py'))
@@ -49,5 +49,5 @@ def test_the_recipes_are_of_the_shipped_sizes(name, millions):
   shape = TransformerConfig(**config.model.to_dict())
   places = 2 if millions < 10 else 1
   assert round(shape.num_parameters / 1e6, places) == millions
-  assert build_training.optimizer(config).update is not None
+  assert optimizer(config).update is not None
   assert config.checkpoint_every % config.record_every == 0

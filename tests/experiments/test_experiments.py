@@ -23,12 +23,12 @@ from configs import zoo
 from configs import train_distill_zoo
 from experiments import build
 from experiments import cli
-from experiments import corpus
 from experiments import display
 from experiments import generate
 from experiments import prompts
 from experiments import train
 from experiments import workdir as workdir_lib
+from experiments.runs import corpus
 from specjax import engine
 from specjax import heads
 from specjax import models
@@ -183,7 +183,7 @@ def test_nothing_is_left_behind_where_nothing_was_generated(folder, tmp_path):
 @pytest.mark.parametrize(
     'fields, message',
     [
-        (dict(drafter__kind='eagel'), "config.drafter.kind must be one of 'none', 'model'"),
+        (dict(drafter__kind='eagel'), "config.drafter.kind must be one of 'none', 'combined'"),
         (dict(drafter__tree='3,x'), "must be children by depth .*got '3,x'"),
         (dict(drafter__tree='dynamic 9,1,2'), '2 candidates'),
         (dict(drafter__tree='0 1.0'), r'needs \(1,\)'),
@@ -516,18 +516,18 @@ def test_auto_dtype_follows_the_release(monkeypatch):
 # Heads.
 
 
-@pytest.mark.parametrize('kind', ['eagle3', 'medusa', 'early_exit'])
+@pytest.mark.parametrize('kind', ['eagle', 'medusa', 'early_exit'])
 def test_a_head_is_trained_by_its_recipe_and_resumes_bitwise(folder, tmp_path, kind):
   """Stored features, acceptance length measured, and the head loads again for its target."""
   deep = tmp_path / 'target'
   tiny_folders.save(deep, 3, num_layers=3, extra_files=[folder / 'tokenizer.json'])
-  recipe = {'eagle3': train_eagle3_zoo, 'medusa': train_medusa_zoo,
+  recipe = {'eagle': train_eagle3_zoo, 'medusa': train_medusa_zoo,
             'early_exit': train_early_exit_zoo}[kind]
-  config = tiny_folders.train_config(folder, recipe, num_steps=20 if kind == 'eagle3' else 10)
+  config = tiny_folders.train_config(folder, recipe, num_steps=20 if kind == 'eagle' else 10)
   config.target.path, config.corpus.tokenizer = str(deep), ''
   config.corpus.path = str(tmp_path / 'corpus')
   config.batch_size, config.evaluate_every = 4, 10
-  config.features.update(stored=kind == 'eagle3', layers=(), max_windows=8)
+  config.features.update(stored=kind == 'eagle', layers=(), max_windows=8)
   config.model.update(width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_width=16)
   if kind == 'early_exit':
     config.head.exit_layer = 1
@@ -537,10 +537,10 @@ def test_a_head_is_trained_by_its_recipe_and_resumes_bitwise(folder, tmp_path, k
   assert rows[-1]['kind'] == 'held_out' and 1.0 <= rows[-1]['acceptance_length'] <= 5.0
   assert rows[-1]['loss'] < rows[0]['loss'] and 0 < rows[-1]['acceptance_1'] < 1
   loaded = models.load_hf(deep)
-  load = {'eagle3': heads.load_eagle, 'medusa': heads.load_medusa,
+  load = {'eagle': heads.load_eagle, 'medusa': heads.load_medusa,
           'early_exit': heads.load_early_exit}[kind]
   assert load(model, loaded).config.target_width == 16
-  if kind != 'eagle3':
+  if kind != 'eagle':
     return
   assert 'Storing features of 256 tokens' in screen.file.getvalue()
   # Cut at step 10 and gone on with: the same curve to the last bit.
@@ -559,7 +559,7 @@ def test_a_head_is_trained_by_its_recipe_and_resumes_bitwise(folder, tmp_path, k
 def test_training_of_heads_that_cannot_work_is_refused(folder, tmp_path):
   config = tiny_folders.train_config(folder, train_eagle3_zoo)
   config.target.path = ''
-  with pytest.raises(ValueError, match="kind='eagle3' trains a head of a target"):
+  with pytest.raises(ValueError, match="kind='eagle' trains a head of a target"):
     train.run(config, str(tmp_path / 'a'), console=console())
   config.kind = 'other'
   with pytest.raises(ValueError, match='config.kind must be one of'):

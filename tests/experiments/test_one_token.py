@@ -8,9 +8,10 @@ import pytest
 import rich.console
 
 from configs import zoo
-from experiments import build
 from experiments import generate
 from experiments import workdir as workdir_lib
+from experiments.build import targets
+from experiments.runs import records
 from specjax import models
 from specjax import zoo as zoo_lib
 from tests.support import tiny_pair
@@ -35,8 +36,8 @@ def test_one_token_is_drafted(tmp_path, monkeypatch):
       name='tiny', target=target, drafts={'draft': draft}, tokenizer=tiny.tokenizer,
       end_of_text=0, held_out=tiny.held_out,
   )
-  loaded = build.Loaded(target, tiny.tokenizer, (0,), tiny.held_out, pair)
-  monkeypatch.setattr(build, 'load', lambda config: loaded)
+  loaded = records.Loaded(target, tiny.tokenizer, (0,), tiny.held_out, pair)
+  monkeypatch.setattr(targets, 'load', lambda config: loaded)
   config = zoo.get_config('smoke')
   config.prompt, config.max_new_tokens = 'def main():', 4
   config.drafter.kind, config.drafter.num_speculative_tokens = 'model', 1

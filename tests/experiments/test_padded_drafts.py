@@ -31,8 +31,7 @@ def folder(tmp_path):
 
 
 def config_for(folder, monkeypatch):
-  loaded = tiny_pair.loaded()
-  monkeypatch.setattr(build, 'load', lambda config: loaded)
+  tiny_pair.install(monkeypatch)
   config = zoo.get_config('smoke')
   config.dtype, config.prompt, config.max_new_tokens = 'float32', 'def add(', 8
   config.drafter.kind, config.drafter.path = 'combined', str(folder)

@@ -5,8 +5,6 @@ import ml_collections
 import pytest
 
 from configs import sweeps
-from experiments import arm_run
-from experiments import arms as arms_lib
 from experiments import build
 from experiments import sweep
 from tests.support import tiny_pair
@@ -57,12 +55,11 @@ class TestNamedSweeps:
   @pytest.mark.parametrize('smoke', ['', ',smoke'])
   def test_every_arm_can_be_run(self, name, smoke):
     made = sweeps.get_config(name + smoke)
-    arms = arms_lib.arms_of(made)
+    arms = build.sweep(made).arms
     assert made.question.endswith('?') and made.title
     for arm in arms:
-      arm_run.check(arm.settings)
-      if arm.settings.drafter.kind.endswith('_tree'):
-        assert build.tree(arm.settings.drafter.tree).num_nodes == 12
+      if arm.recipe.kind.endswith('_tree'):
+        assert build.tree(dict(arm.fields)['drafter.tree']).num_nodes == 12
     assert made.x in dict(arms[0].fields)
     if made.baseline and not smoke:
       wanted = [dict(arm.fields) for arm in arms]
@@ -79,11 +76,11 @@ class TestNamedSweeps:
 
   def test_the_order_of_arms_and_titles_are_no_part_of_a_key(self):
     made = sweeps.get_config('rule,smoke')
-    keys = [arm.key for arm in arms_lib.arms_of(made)]
+    keys = [arm.key for arm in build.sweep(made).arms]
     made.arms, made.title = made.arms[::-1], 'another'
-    assert [arm.key for arm in arms_lib.arms_of(made)] == keys[::-1]
+    assert [arm.key for arm in build.sweep(made).arms] == keys[::-1]
     made.max_new_tokens += 1
-    assert not set(keys) & {arm.key for arm in arms_lib.arms_of(made)}
+    assert not set(keys) & {arm.key for arm in build.sweep(made).arms}
 
 
 def test_a_draft_alone_can_have_eight_bits():

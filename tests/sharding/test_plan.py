@@ -5,8 +5,9 @@ import json
 import pytest
 
 from configs import llama3_70b
-from experiments import build_plan
 from experiments import plan
+from experiments.build import plans as build_plans
+from experiments.runs import plans
 from specjax import models
 from specjax.planning import chips
 from specjax.planning import compiled_text
@@ -39,8 +40,8 @@ def test_the_whole_loop_compiles_for_a_slice_in_place(topology, mesh, reduces, a
   settings.drafter.num_layers = 1
   if mesh:
     settings.compile_prefill, settings.rule.name = False, 'greedy'
-  case = build_plan.case(settings, topology)
-  row = build_plan.row(settings, case)
+  case = build_plans.case(settings, topology)
+  row = plans.row(case)
   assert row['compiled'] and row['fits']
   assert row['all_reduces_per_layer'] <= reduces
   assert row['collectives_per_layer'] <= all_of_them
@@ -61,8 +62,8 @@ def test_a_heads_loop_gathers_its_own_small_vocabulary_alone():
   tpu_ahead.devices('v5p:2x2x2')
   settings = config(topology='v5p:2x2x2', compile_prefill=False)
   settings.target.num_layers, settings.rule.name = 1, 'greedy'
-  settings.drafter.kind, settings.drafter.num_speculative_tokens = 'eagle3', 1
-  row = build_plan.row(settings, build_plan.case(settings, 'v5p:2x2x2'))
+  settings.drafter.kind, settings.drafter.num_speculative_tokens = 'eagle', 1
+  row = plans.row(build_plans.case(settings, 'v5p:2x2x2'))
   assert row['aliased_bytes'] >= row['cache_bytes']
   # Eight rows of the draft's logits; the cache of one layer has 8 million elements a chip.
   assert row['largest_gathered_elements'] == 8 * 32_000
@@ -71,23 +72,23 @@ def test_a_heads_loop_gathers_its_own_small_vocabulary_alone():
 def test_what_does_not_fit_says_by_how_much_and_what_would():
   settings = config(topology='v5e:2x2', compile=False)
   settings.target.num_layers = 80
-  row = build_plan.row(settings, build_plan.case(settings, 'v5e:2x2'))
+  row = plans.row(build_plans.case(settings, 'v5e:2x2'))
   assert not row['fits'] and row['free_bytes'] < 0
   assert 'it lacks' in row['advice'] and 'int8' in row['advice']
   settings = config(topology='v5p:2x2x2', compile=False, context=2**20)
   settings.target.num_layers = 80
-  row = build_plan.row(settings, build_plan.case(settings, 'v5p:2x2x2'))
+  row = plans.row(build_plans.case(settings, 'v5p:2x2x2'))
   assert not row['fits'] and 'leave room for a batch of' in row['advice']
 
 
-@pytest.mark.parametrize('kind', ['model', 'eagle3'])
+@pytest.mark.parametrize('kind', ['model', 'eagle'])
 def test_a_tree_is_planned_as_it_would_be_drafted(kind):
   settings = config(topology='v5p:2x2x2', compile=False)
   settings.drafter.kind, settings.drafter.tree = kind, '3,2,1'
   with pytest.raises(ValueError, match='block rule verifies chains only.*traversal'):
-    build_plan.case(settings, 'v5p:2x2x2')
+    build_plans.case(settings, 'v5p:2x2x2')
   settings.rule.name = 'traversal'
-  row = build_plan.row(settings, build_plan.case(settings, 'v5p:2x2x2'))
+  row = plans.row(build_plans.case(settings, 'v5p:2x2x2'))
   assert (row['num_nodes'], row['num_speculative_tokens'], row['tree']) == (15, 3, '3,2,1')
   assert row['target_pass_ms'] > row['target_step_ms'] > row['draft_step_ms'] > 0
 
@@ -95,13 +96,13 @@ def test_a_tree_is_planned_as_it_would_be_drafted(kind):
 def test_a_heads_weights_and_cache_are_split_as_a_drafts():
   """An eighth of each on a chip; norms and the map between vocabularies are whole."""
   settings = config(topology='v5p:2x2x2', compile=False)
-  settings.drafter.kind = 'eagle3'
-  case = build_plan.case(settings, 'v5p:2x2x2')
-  row = build_plan.row(settings, case)
+  settings.drafter.kind = 'eagle'
+  case = build_plans.case(settings, 'v5p:2x2x2')
+  row = plans.row(case)
   whole = 2 * case.draft.config.num_parameters
   assert whole / 8 <= row['draft_weight_bytes'] < 1.001 * whole / 8
   settings.target.num_layers = 1
-  smaller = build_plan.row(settings, build_plan.case(settings, 'v5p:2x2x2'))
+  smaller = plans.row(build_plans.case(settings, 'v5p:2x2x2'))
   # Three layers of cache, one of them the head's, and two: all of one size.
   assert row['cache_bytes'] / smaller['cache_bytes'] == tolerance.approx(3 / 2)
 

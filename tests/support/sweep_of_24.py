@@ -10,7 +10,7 @@ import rich.console
 
 from configs import sweeps
 from experiments import ablate
-from experiments import build
+from experiments.build import targets
 from experiments.sweep import param, prod
 from tests.support import tiny_pair
 
@@ -31,7 +31,7 @@ def config() -> ml_collections.ConfigDict:
 
 def run(workdir: str) -> list[dict]:
   """Runs what is missing of it."""
-  build.load = lambda settings: tiny_pair.loaded()
+  targets.load = lambda settings: tiny_pair.loaded()
   return ablate.run(config(), workdir, console=rich.console.Console(width=120))
 
 

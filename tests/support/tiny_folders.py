@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from configs import zoo_target
 from experiments import train
+from experiments.runs import training
 from specjax import models
 
 VOCAB = 300
@@ -46,7 +47,7 @@ def train_config(folder, module=zoo_target, **fields):
 
 
 def train_slowly(folder: str, workdir: str):
-  fit = train.train.fit
+  fit = training.train.fit
 
   def slow(record, **kwargs):
     def pause(progress):
@@ -56,7 +57,7 @@ def train_slowly(folder: str, workdir: str):
 
     return fit(record=pause, **kwargs)
 
-  train.train.fit = slow
+  training.train.fit = slow
   train.run(train_config(pathlib.Path(folder)), workdir)
 
 

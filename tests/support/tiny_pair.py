@@ -4,9 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import pytest
 import tokenizers
 
-from experiments import build
+from experiments.build import targets
+from experiments.runs import records
 from specjax import models
 from specjax import zoo
 
@@ -24,8 +26,8 @@ def language_model(seed: int) -> models.LanguageModel:
 
 
 @functools.cache
-def loaded() -> build.Loaded:
-  """What `experiments.build.load` gives."""
+def loaded() -> records.Loaded:
+  """What `experiments.build.targets.load` gives."""
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -37,4 +39,9 @@ def loaded() -> build.Loaded:
       name='tiny', target=target, drafts={'draft': draft}, tokenizer=tokenizer, end_of_text=0,
       held_out=(zoo.HeldOut('add.py', TEXT),),
   )
-  return build.Loaded(target, tokenizer, (0,), pair.held_out, pair)
+  return records.Loaded(target, tokenizer, (0,), pair.held_out, pair)
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+  """Has every config load the tiny pair, whatever it says."""
+  patch.setattr(targets, 'load', lambda config: loaded())

@@ -1,72 +1,31 @@
-"""Where the arms of a sweep are kept: a file each, whole or not at all, named by what made it.
+"""Where the results of arms are kept: a file each, whole or not at all, named by what made it.
 
 An arm's key is a digest of everything that its numbers depend on: its settings, the models'
-files, the prompt file, the library's source, the versions and the hardware. What another
-machine or version found is therefore another file, never read for this table, and a sweep
-that was killed goes on with the arms whose files are missing.
+files, the prompt file, the sources of the library and of one's own parts, the versions and the
+hardware. What another machine or version gave is therefore another file, never read for this
+table, and a run that was killed goes on with the arms whose files are missing.
 """
 
-from collections.abc import Iterable
-import dataclasses
+from collections.abc import Iterable, Mapping
 import functools
 import hashlib
 import json
 import pathlib
 from typing import Any
 
-import ml_collections
-
 import specjax
-from experiments import sweep as sweep_lib
 from experiments import workdir as workdir_lib
+from experiments.runs import records as records_lib
 from specjax.analysis import records
 
 FOLDER = 'arms'
 
-# Fields of a sweep's config that no number of an arm depends on.
-_SWEEP_ONLY = (
-    'arms', 'baseline', 'calibration', 'name', 'question', 'retry_failed', 'title', 'x',
-)  # fmt: skip
+Result = Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Arm:
-  """One arm of a sweep.
-
-  Attributes:
-    key: digest of all that its numbers depend on.
-    fields: what it changes in the config.
-    settings: the config with that.
-  """
-
-  key: str
-  fields: sweep_lib.Arm
-  settings: ml_collections.ConfigDict
-
-  @property
-  def label(self) -> str:
-    return sweep_lib.label(self.fields)
-
-
-def arms_of(config: ml_collections.ConfigDict) -> list[Arm]:
-  """The arms of `config.arms`, in order.
-
-  Raises:
-    ValueError: without an arm, for a field that does not exist, or two equal arms.
-  """
-  if not config.arms:
-    raise ValueError('config.arms is empty: a sweep needs at least one arm.')
-  found = {}
-  for fields in config.arms:
-    fields = tuple((field, value) for field, value in fields)
-    settings = sweep_lib.apply(config, fields)
-    values = {k: v for k, v in settings.to_dict().items() if k not in _SWEEP_ONLY}
-    files = _files(settings)
-    key = digest(dict(settings=values, environment=environment(), files=files))
-    if key in found:
-      raise ValueError(f'Two arms are the same: {sweep_lib.label(fields)}.')
-    found[key] = Arm(key, fields, settings)
-  return list(found.values())
+def is_done(result: Result | None) -> bool:
+  """Whether an arm has numbers."""
+  return result is not None and result['status'] == 'done'
 
 
 @functools.cache
@@ -93,14 +52,9 @@ def digest(value: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _files(settings: ml_collections.ConfigDict) -> list[list[Any]]:
-  """Digests of the files that the settings name; a model's large ones at both ends."""
-  paths = [settings.prompt_file, settings.target.path, settings.drafter.path]
-  return [[path, _file_digest(path)] for path in paths if path and path != '-']
-
-
 @functools.lru_cache(maxsize=256)
-def _file_digest(name: str) -> str:
+def file_digest(name: str) -> str:
+  """A digest of a file, or of a folder's files; of large ones at both ends."""
   path = pathlib.Path(name).expanduser()
   summed = hashlib.sha256()
   for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
@@ -122,8 +76,12 @@ class Store:
     self._workdir = workdir
     self._folder = workdir.path / FOLDER
 
-  def load(self, arm: Arm) -> dict[str, Any] | None:
-    """The arm's result, or None where there is none."""
+  def load(self, arm: records_lib.Arm) -> dict[str, Any] | None:
+    """The arm's result, or None where there is none.
+
+    Raises:
+      ValueError: if its file is not JSON.
+    """
     path = self._folder / f'{arm.key}.json'
     try:
       return json.loads(path.read_text(encoding='utf-8-sig'))
@@ -135,14 +93,14 @@ class Store:
           'its arm is run again.'
       ) from error
 
-  def save(self, arm: Arm, result: dict[str, Any]) -> None:
+  def save(self, arm: records_lib.Arm, result: Result) -> None:
     """Keeps a result, as a whole."""
     self._workdir.write_json(
         f'{FOLDER}/{arm.key}.json',
-        dict(key=arm.key, arm=arm.fields, environment=environment()) | result,
+        dict(key=arm.key, arm=arm.fields, environment=environment()) | dict(result),
     )
 
-  def others(self, arms: Iterable[Arm]) -> int:
+  def count_others(self, arms: Iterable[records_lib.Arm]) -> int:
     """How many results lie here that belong to none of these arms."""
     keys = {arm.key for arm in arms}
     return sum(path.stem not in keys for path in self._folder.glob('[!.]*.json'))

@@ -1,16 +1,16 @@
-"""From a training config to what the train loop needs: one `Task` for each kind of drafter."""
+"""From a training config to a `Task`: one for each kind of drafter."""
 
 from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 
-from experiments import build
-from experiments import build_training
+from experiments.build import drafters as drafters_build
+from experiments.build import values
+from experiments.runs import training as training_lib
 from specjax import drafters
 from specjax import heads
 from specjax import models
@@ -19,47 +19,23 @@ from specjax.heads import eagle
 from specjax.heads import early_exit
 from specjax.heads import medusa
 from specjax.heads import target as target_lib
+from specjax.training import drafts as draft_losses
 from specjax.training import heads as head_losses
+from specjax.training import losses
 
 ConfigDict = ml_collections.ConfigDict
 
-KINDS = ('model', 'eagle3', 'medusa', 'early_exit')
+# As config.drafter.kind has them.
+KINDS = ('model', 'eagle', 'medusa', 'early_exit')
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """What is trained and how it is saved.
-
-  Attributes:
-    init: key -> fresh parameters.
-    loss_fn: (params, batch) -> (loss, metrics).
-    num_parameters: of what is trained.
-    target: the frozen target, or None.
-    feature_layers: residual streams that the loss reads; () where it reads tokens alone.
-    drafter: (params, K) -> a drafter with these weights, for measuring; None without target.
-    save: (params, folder, extra_files, eos_ids) -> None.
-    train_metrics: metrics that a training step computes; None for all.
-    layout: how parameters and batches are split over devices, or None.
-  """
-
-  init: Callable[[jax.Array], Any]
-  loss_fn: Any
-  num_parameters: int
-  target: models.LanguageModel | None
-  feature_layers: tuple[int, ...]
-  drafter: Callable[[Any, int], Any] | None
-  save: Callable[..., None]
-  train_metrics: tuple[str, ...] | None = ('loss',)
-  layout: sharding.Layout | None = None
-
-
-def task(config: ConfigDict) -> Task:
+def task(config: ConfigDict) -> training_lib.Task:
   """The task of `config.kind`.
 
   Raises:
     ValueError: for an unknown kind, or a head and a target that do not fit.
   """
-  build.choice('kind', config.kind, KINDS)
+  values.choice('kind', config.kind, KINDS)
   if config.kind == 'model':
     return _model(config)
   if not config.target.path:
@@ -67,19 +43,76 @@ def task(config: ConfigDict) -> Task:
         f'config.kind={config.kind!r} trains a head of a target: give '
         '--config.target.path=FOLDER, a Hugging Face folder.'
     )
-  layouts = build.layouts(config.get('mesh'))
+  layouts = values.layouts(config.get('mesh'))
   layout = layouts and layouts.target
   target = models.load_hf(
-      config.target.path, dtype=build.dtype(config.dtype), layout=layout, **build.TEXT
+      config.target.path, dtype=values.dtype(config.dtype), layout=layout, **drafters_build.TEXT
   )
-  make = {'eagle3': _eagle3, 'medusa': _medusa, 'early_exit': _early_exit}[config.kind]
+  make = {'eagle': _eagle3, 'medusa': _medusa, 'early_exit': _early_exit}[config.kind]
   return dataclasses.replace(make(config, target), layout=layout)
 
 
-def _model(config: ConfigDict) -> Task:
-  module = build_training.module(config)
-  target = build_training.distillation_target(config)
-  loss_fn = build_training.loss(config, module, target)
+def module_of(config: ConfigDict) -> models.Transformer:
+  """The model that `config.model` describes, with float32 weights and `config.dtype`."""
+  shape = models.TransformerConfig(**config.model.to_dict())
+  layouts = values.layouts(config.get('mesh'))
+  layout = None if layouts is None else layouts.target
+  shape = sharding.fitted(shape, layout)
+  return models.Transformer(shape, dtype=values.dtype(config.dtype), layout=layout)
+
+
+def _distillation_target(config: ConfigDict) -> models.LanguageModel | None:
+  """The target that a draft is distilled from, or None where `config.target.path` is empty.
+
+  Raises:
+    ValueError: if its vocabulary is not the draft's.
+  """
+  if not config.target.path:
+    if config.distillation.kl_weight:
+      raise ValueError(
+          'config.distillation.kl_weight is set, but there is no target to distil from: give '
+          '--config.target.path=FOLDER, a Hugging Face folder.'
+      )
+    return None
+  shape = models.load_config(config.target.path, **drafters_build.TEXT)
+  if shape.vocab_size != config.model.vocab_size:
+    raise ValueError(
+        f'The target in {config.target.path} has a vocabulary of {shape.vocab_size} tokens, '
+        f'the draft of {config.model.vocab_size}. Set --config.model.vocab_size='
+        f'{shape.vocab_size}.'
+    )
+  layouts = values.layouts(config.get('mesh'))
+  return models.load_hf(
+      config.target.path,
+      dtype=values.dtype(config.dtype),
+      layout=layouts and layouts.target,
+      **drafters_build.TEXT,
+  )
+
+
+def _loss(config: ConfigDict, model: models.Transformer, target: models.LanguageModel | None):
+  """The loss of `config.distillation`: of the text alone, where there is no target."""
+  settings = config.distillation
+  losses.check_kind(settings.loss)
+  if not 0.0 <= settings.kl_weight <= 1.0:
+    raise ValueError(
+        f'config.distillation.kl_weight must be in [0, 1], got {settings.kl_weight}.'
+    )
+  if target is None:
+    return draft_losses.language_model(model, num_chunks=settings.num_chunks)
+  return draft_losses.distilled(
+      model,
+      target,
+      weight=settings.kl_weight,
+      kind=settings.loss,
+      num_chunks=settings.num_chunks,
+  )
+
+
+def _model(config: ConfigDict) -> training_lib.Task:
+  module = module_of(config)
+  target = _distillation_target(config)
+  loss_fn = _loss(config, module, target)
 
   def drafter(params, num_tokens):
     draft = models.LanguageModel(module, params)
@@ -89,12 +122,12 @@ def _model(config: ConfigDict) -> Task:
     models.save_hf(
         models.LanguageModel(module, params),
         folder,
-        dtype=build.dtype(config.export_dtype),
+        dtype=values.dtype(config.export_dtype),
         eos_ids=eos_ids,
         extra_files=extra_files,
     )
 
-  return Task(
+  return training_lib.Task(
       init=functools.partial(models.init_params, module),
       loss_fn=loss_fn,
       num_parameters=module.config.num_parameters,
@@ -112,13 +145,13 @@ def _saver(config: ConfigDict, save: Callable[..., None], of_params: Callable[[A
 
   def write(params, folder, *, extra_files, eos_ids):
     del eos_ids
-    dtype = build.dtype(config.export_dtype)
+    dtype = values.dtype(config.export_dtype)
     save(of_params(params), folder, dtype=dtype, extra_files=extra_files)
 
   return write
 
 
-def _eagle3(config: ConfigDict, target: models.LanguageModel) -> Task:
+def _eagle3(config: ConfigDict, target: models.LanguageModel) -> training_lib.Task:
   cfg = target.module.config
   settings = config.head
   shape = models.TransformerConfig(**config.model.to_dict())
@@ -129,7 +162,7 @@ def _eagle3(config: ConfigDict, target: models.LanguageModel) -> Task:
       target_vocab_size=cfg.vocab_size,
       feature_layers=chosen,
   )
-  module = heads.EagleHead(head_config, dtype=build.dtype(config.dtype), layout=target.layout)
+  module = heads.EagleHead(head_config, dtype=values.dtype(config.dtype), layout=target.layout)
   loss_fn = head_losses.eagle3(
       module,
       target,
@@ -150,7 +183,7 @@ def _eagle3(config: ConfigDict, target: models.LanguageModel) -> Task:
         heads.Eagle(module, params), target, num_speculative_tokens=num_tokens
     )
 
-  return Task(
+  return training_lib.Task(
       init=init,
       loss_fn=loss_fn,
       num_parameters=head_config.num_parameters,
@@ -161,7 +194,7 @@ def _eagle3(config: ConfigDict, target: models.LanguageModel) -> Task:
   )
 
 
-def _medusa(config: ConfigDict, target: models.LanguageModel) -> Task:
+def _medusa(config: ConfigDict, target: models.LanguageModel) -> training_lib.Task:
   cfg, settings = target.module.config, config.head
   head_config = heads.MedusaConfig(
       num_heads=settings.num_heads,
@@ -172,7 +205,7 @@ def _medusa(config: ConfigDict, target: models.LanguageModel) -> Task:
   )
   save = functools.partial(heads.save_medusa, int8=settings.int8)
   module = heads.MedusaHeads(
-      head_config, build.dtype(config.dtype), jnp.float32, target.layout
+      head_config, values.dtype(config.dtype), jnp.float32, target.layout
   )
   loss_fn = head_losses.medusa(
       module,
@@ -187,7 +220,7 @@ def _medusa(config: ConfigDict, target: models.LanguageModel) -> Task:
         heads.Medusa(module, params), target, num_speculative_tokens=num_tokens
     )
 
-  return Task(
+  return training_lib.Task(
       init=functools.partial(
           medusa.init_params, module, head=target_lib.head_kernel(target)
       ),
@@ -200,13 +233,13 @@ def _medusa(config: ConfigDict, target: models.LanguageModel) -> Task:
   )
 
 
-def _early_exit(config: ConfigDict, target: models.LanguageModel) -> Task:
+def _early_exit(config: ConfigDict, target: models.LanguageModel) -> training_lib.Task:
   cfg, settings = target.module.config, config.head
   head_config = heads.ExitConfig(
       exit_layer=settings.exit_layer, target=cfg, mlp_width=settings.mlp_width
   )
   module = heads.ExitAdapter(
-      head_config, build.dtype(config.dtype), jnp.float32, target.layout
+      head_config, values.dtype(config.dtype), jnp.float32, target.layout
   )
   if not head_config.mlp_width:
     raise ValueError('config.head.mlp_width=0 leaves nothing to train; set the adapter\'s width.')
@@ -219,7 +252,7 @@ def _early_exit(config: ConfigDict, target: models.LanguageModel) -> Task:
         heads.EarlyExit(module, params), target, num_speculative_tokens=num_tokens
     )
 
-  return Task(
+  return training_lib.Task(
       init=functools.partial(early_exit.init_params, module, target=target),
       loss_fn=loss_fn,
       num_parameters=head_config.num_parameters,

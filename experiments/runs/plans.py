@@ -1,24 +1,53 @@
-"""From a plan's config to layouts, abstract models, compiled programs and predictions."""
+"""Compiles a run for accelerators that are not here; its memory, its collectives, its times."""
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import ml_collections
 
-from experiments import build
-from specjax import drafters
 from specjax import models
 from specjax import sharding
-from specjax import verify
-from specjax.heads import eagle as heads_eagle
-from specjax.heads import presets as heads_presets
 from specjax.planning import ahead
 from specjax.planning import chips
 from specjax.planning import roofline
 
-ConfigDict = ml_collections.ConfigDict
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What is to run on each slice, and what is asked of it.
+
+  Attributes:
+    name: of the plan.
+    dtype: of weights and activations.
+    rule: the verification rule.
+    drafter: kind of drafter.
+    tree: that is drafted, in words; '' for a chain.
+    int8: weights in eight bits.
+    batch_size: rows.
+    context: tokens of prompt and output, at most.
+    prefill_chunk: tokens of a prefill pass.
+    compile: whether TPU slices are compiled for.
+    compile_prefill: the program that reads prompts, too.
+    published_step_ms: of a plain step, to compare with; 0 for none.
+    acceptances: acceptance rates to predict speed-ups for.
+    max_num_speculative_tokens: the largest K to predict for.
+  """
+
+  name: str
+  dtype: Any
+  rule: Any
+  drafter: str
+  tree: str
+  int8: bool
+  batch_size: int
+  context: int
+  prefill_chunk: int
+  compile: bool
+  compile_prefill: bool
+  published_step_ms: float
+  acceptances: tuple[float, ...]
+  max_num_speculative_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +55,22 @@ class Case:
   """One slice and what is to run on it.
 
   Attributes:
+    settings: the same on all slices.
     where: the slice.
     layouts: of target and draft.
     target: the target's module.
-    draft: the draft model's, or an EAGLE head.
+    draft: the draft model's, or a head.
+    drafter: abstract target -> the drafter, and the shapes of its weights.
     depth: tokens of the longest branch: K of a chain.
     num_nodes: drafted tokens per round.
   """
 
+  settings: Settings
   where: chips.Slice
   layouts: sharding.Layouts
   target: models.Transformer
   draft: Any
+  drafter: Callable[[models.LanguageModel], tuple[Any, Any]]
   depth: int
   num_nodes: int
 
@@ -56,94 +89,18 @@ class _Sizes:
     return self.cache + self.draft_cache
 
 
-def case(config: ConfigDict, name: str) -> Case:
-  """What `config` means on one slice.
-
-  Raises:
-    ValueError: see `specjax.sharding`.
-  """
-  where = chips.slice_of(name)
-  compiled = where.chip.is_tpu and config.compile
-  build.choice('drafter.kind', config.drafter.kind, ('model', 'eagle3'))
-  target, kind = _preset(config.target), jnp.dtype(config.dtype)
-  is_head = config.drafter.kind == 'eagle3'
-  head = _head(config, target) if is_head else None
-  draft = head.decoder if is_head else _preset(config.drafter)
-  devices = ahead.devices(name) if compiled else sharding.counted_devices(where.num_chips)
-  layouts = build.layouts(config.mesh, devices=devices, draft_heads=draft.num_kv_heads)
-  module = lambda shape, layout: models.Transformer(
-      sharding.fitted(shape, layout), dtype=kind, param_dtype=kind, layout=layout
-  )
-  if is_head:
-    made = heads_eagle.EagleHead(
-        head, dtype=kind, param_dtype=kind, layout=layouts.draft
-    )
-  else:
-    made = module(draft, layouts.draft)
-  shape = _shape(config)
-  return Case(where, layouts, module(target, layouts.target), made, shape.depth, shape.num_nodes)
-
-
-def _shape(config: ConfigDict) -> Any:
-  """The tree that is drafted; a chain is one with a single branch."""
-  if not config.drafter.tree:
-    return drafters.static_tree(widths=(1,) * config.drafter.num_speculative_tokens)
-  if not getattr(verify, config.rule.name)().handles_trees:
-    raise ValueError(
-        f'The {config.rule.name} rule verifies chains only: for config.drafter.tree='
-        f'{config.drafter.tree!r} take --config.rule.name=traversal, recursive, greedy or coupled.'
-    )
-  return build.tree(config.drafter.tree)
-
-
-def _preset(settings: ConfigDict) -> models.TransformerConfig:
-  shape = models.presets.get(settings.name)
-  if not settings.num_layers:
-    return shape
-  return dataclasses.replace(shape, num_layers=settings.num_layers)
-
-
-def _head(config: ConfigDict, target: models.TransformerConfig):
-  """The EAGLE-3 head of the target, whose layers may be fewer than published."""
-  shape = heads_presets.eagle3(config.target.name)
-  layers = heads_eagle.default_layers(target.num_layers)
-  return dataclasses.replace(shape, feature_layers=layers)
-
-
-def _drafter(config: ConfigDict, case: Case, target: models.LanguageModel):
-  """The drafter, its weights shapes, and those shapes alone."""
-  drafts = dict(num_speculative_tokens=config.drafter.num_speculative_tokens)
-  if config.drafter.tree:
-    drafts = dict(tree=_shape(config))
-  if config.drafter.kind == 'model':
-    draft = ahead.abstract_model(case.draft, int8=config.int8)
-    make = drafters.model_tree if config.drafter.tree else drafters.model
-    return make(draft, step_width=1, **drafts), draft.params
-  shape = case.draft.config
-  params = models.abstract_params(case.draft, init=heads_eagle.init_params)
-  ids = jax.ShapeDtypeStruct((shape.decoder.vocab_size,), jnp.int32)
-
-  def make(params, ids, target):
-    head = heads_eagle.Eagle(case.draft, params, draft_to_target=ids)
-    return drafters.eagle(head, target, step_width=1, **drafts)
-
-  drafter = jax.eval_shape(make, params, ids, target)
-  # Shapes that were traced have lost where they lie; these are the arrays that they stand for.
-  head = heads_eagle.Eagle(case.draft, params, draft_to_target=ids)
-  return drafter.replace(head=head), params
-
-
-def row(config: ConfigDict, case: Case) -> dict[str, Any]:
+def row(case: Case) -> dict[str, Any]:
   """Compiles where it can be, and returns the row of `metrics.jsonl`."""
-  target = ahead.abstract_model(case.target, int8=config.int8)
-  drafter, draft_params = _drafter(config, case, target)
+  settings = case.settings
+  target = ahead.abstract_model(case.target, int8=settings.int8)
+  drafter, draft_params = case.drafter(target)
   setup, state = ahead.abstract_run(
       target,
       drafter=drafter,
-      rule=getattr(verify, config.rule.name)(),
-      batch_size=config.batch_size,
-      context=config.context,
-      prefill_chunk=config.prefill_chunk,
+      rule=settings.rule,
+      batch_size=settings.batch_size,
+      context=settings.context,
+      prefill_chunk=settings.prefill_chunk,
   )
   draft_cache = getattr(state.drafter, 'cache', state.drafter)
   size = ahead.bytes_a_device
@@ -153,49 +110,50 @@ def row(config: ConfigDict, case: Case) -> dict[str, Any]:
       cache=size((state.target_cache.keys, state.target_cache.values)),
       draft_cache=size((draft_cache.keys, draft_cache.values)),
   )
-  compiled, prefill, message = _compile(config, case, setup, state)
+  compiled, prefill, message = _compile(case, setup, state)
   arguments = size((setup, state)) if compiled is None else compiled.argument_bytes
   return {
-      'name': config.name,
+      'name': settings.name,
       'topology': case.where.name,
       'chips': case.where.num_chips,
       'chip_source': case.where.chip.source,
       'mesh': mesh_text(case.layouts),
       'layout': case.layouts.target.name,
       'kv_repeats': case.target.config.kv_repeats,
-      'batch_size': config.batch_size,
-      'context': config.context,
+      'batch_size': settings.batch_size,
+      'context': settings.context,
       'num_speculative_tokens': case.depth,
-      'tree': config.drafter.tree or None,
+      'tree': settings.tree or None,
       'num_nodes': case.num_nodes,
-      'drafter': config.drafter.kind,
-      'rule': config.rule.name,
-      'int8': config.int8,
-      **_memory(config, case, sizes, arguments, compiled, prefill, message),
+      'drafter': settings.drafter,
+      'rule': settings.rule.name,
+      'int8': settings.int8,
+      **_memory(case, sizes, arguments, compiled, prefill, message),
       **_collectives(compiled, case),
       **_cycles(compiled, case.where),
-      **_times(config, case, sizes),
+      **_times(case, sizes),
   }
 
 
-def _compile(config, case: Case, setup, state):
+def _compile(case: Case, setup, state):
   """The compiled loop and prefill, or None; and the compiler's refusal, if any."""
-  if not (case.where.chip.is_tpu and config.compile):
+  settings = case.settings
+  if not (case.where.chip.is_tpu and settings.compile):
     return None, None, None
   # A chain's draft steps are a loop; the levels of a tree or of a head's chain are unrolled.
-  looped = config.drafter.kind == 'model' and not config.drafter.tree
+  looped = settings.drafter == 'model' and not settings.tree
   loops = {'draft': case.depth - 1} if looped else {}
   compiled = prefill = None
   try:
     compiled = ahead.compile_run(setup, state, loops=loops)
-    if config.compile_prefill:
-      prefill = ahead.compile_prefill(setup, state, prefill_chunk=config.prefill_chunk)
+    if settings.compile_prefill:
+      prefill = ahead.compile_prefill(setup, state, prefill_chunk=settings.prefill_chunk)
   except ahead.DoesNotFit as error:
     return compiled, prefill, str(error).strip().splitlines()[0]
   return compiled, prefill, None
 
 
-def _memory(config, case: Case, sizes: _Sizes, arguments, compiled, prefill, message):
+def _memory(case: Case, sizes: _Sizes, arguments, compiled, prefill, message):
   """Bytes per chip: what is used, what is left, and what to do where that is less than nothing."""
   hbm = case.where.chip.hbm_bytes
   # Where nothing was compiled: what the compiled loops of this model need, and a little.
@@ -216,42 +174,44 @@ def _memory(config, case: Case, sizes: _Sizes, arguments, compiled, prefill, mes
       'prefill_compile_seconds': prefill and prefill.compile_seconds,
       'free_bytes': free,
       'fits': fits,
-      'advice': None if fits else advice(config, case, -free, sizes, message),
-      'largest_fitting_batch': int(0.95 * room // (sizes.caches / config.batch_size)),
+      'advice': None if fits else advice(case, -free, sizes, message),
+      'largest_fitting_batch': int(0.95 * room // (sizes.caches / case.settings.batch_size)),
   }
 
 
-def _times(config, case: Case, sizes: _Sizes) -> dict[str, Any]:
+def _times(case: Case, sizes: _Sizes) -> dict[str, Any]:
   """Steps and tokens per second by roofline."""
-  where, context = case.where, config.context
-  target = _model(case.target.config, case.layouts.target, sizes.weights, sizes.cache, config)
+  settings = case.settings
+  where, context = case.where, settings.context
+  target = _model(case.target.config, case.layouts.target, sizes.weights, sizes.cache, settings)
   layout = case.layouts.draft
-  if config.drafter.kind == 'model':
-    draft = _model(case.draft.config, layout, sizes.draft_weights, sizes.draft_cache, config)
+  if settings.drafter == 'model':
+    draft = _model(case.draft.config, layout, sizes.draft_weights, sizes.draft_cache, settings)
   else:
     shape = case.draft.config
     draft = roofline.Model(
         config=shape.decoder,
         num_parameters=shape.num_parameters,
         weight_bytes=sizes.draft_weights,
-        cache_bytes=sizes.draft_cache / (config.batch_size / layout.ways('batch')),
+        cache_bytes=sizes.draft_cache / (settings.batch_size / layout.ways('batch')),
         ways=layout.ways('heads'),
         rows_ways=layout.ways('batch'),
     )
   milliseconds = lambda model, width: 1e3 * roofline.step(
-      model, where, batch_size=config.batch_size, width=width, context=context
+      model, where, batch_size=settings.batch_size, width=width, context=context
   ).seconds
-  chunk = config.prefill_chunk
-  common = dict(context=context, max_num_speculative_tokens=config.max_num_speculative_tokens)
+  chunk = settings.prefill_chunk
+  common = dict(context=context, max_num_speculative_tokens=settings.max_num_speculative_tokens)
   predictions = roofline.predict(
-      target, draft, where, batch_size=config.batch_size, acceptances=config.acceptances, **common
+      target, draft, where, batch_size=settings.batch_size, acceptances=settings.acceptances,
+      **common,
   )
-  middle = config.acceptances[len(config.acceptances) // 2]
+  middle = settings.acceptances[len(settings.acceptances) // 2]
   return {
       'draft_step_ms': milliseconds(draft, 1),
       'target_step_ms': milliseconds(target, 1),
       'target_pass_ms': milliseconds(target, case.num_nodes + 1),
-      'published_step_ms': config.published_step_ms or None,
+      'published_step_ms': settings.published_step_ms or None,
       'prefill_chunk': chunk,
       'prefill_seconds': 1e-3 * -(-context // chunk) * sum(
           milliseconds(model, chunk) for model in (target, draft)
@@ -269,8 +229,8 @@ def mesh_text(layouts: sharding.Layouts) -> str:
   return ' x '.join(sizes) or 'one device'
 
 
-def _model(shape, layout, weights: int, cache: int, config: ConfigDict) -> roofline.Model:
-  item = jnp.dtype(config.dtype).itemsize
+def _model(shape, layout, weights: int, cache: int, settings: Settings) -> roofline.Model:
+  item = jnp.dtype(settings.dtype).itemsize
   if not shape.tie_embeddings:
     # Rows are looked up; the table is not read.
     weights -= shape.vocab_size * shape.width * item // layout.ways('vocab')
@@ -278,7 +238,7 @@ def _model(shape, layout, weights: int, cache: int, config: ConfigDict) -> roofl
   return roofline.Model(
       config=shape,
       weight_bytes=weights,
-      cache_bytes=cache / (config.batch_size / rows_ways),
+      cache_bytes=cache / (settings.batch_size / rows_ways),
       ways=layout.ways('heads'),
       rows_ways=rows_ways,
       collectives_a_layer=6.0 if layout.ways('slots') > 1 else 2.0,
@@ -286,7 +246,7 @@ def _model(shape, layout, weights: int, cache: int, config: ConfigDict) -> roofl
 
 
 def _collectives(compiled: ahead.Compiled | None, case: Case) -> dict[str, Any]:
-  """Collectives of the target's layers, a layer, and the largest array that is gathered."""
+  """Collectives of the target's layers, per layer, and the largest array that is gathered."""
   if compiled is None:
     names = ('all_reduces_per_layer', 'collectives_per_layer', 'collective_bytes_per_layer')
     return dict.fromkeys((*names, 'largest_gathered_elements', 'collectives'))
@@ -323,8 +283,9 @@ def _cycles(compiled: ahead.Compiled | None, where: chips.Slice) -> dict[str, fl
   return dict(zip(names, (ms('draft'), ms('score'), ms('verify', 'commit', 'other'))))
 
 
-def advice(config, case: Case, missing: float, sizes: _Sizes, message: str | None) -> str:
+def advice(case: Case, missing: float, sizes: _Sizes, message: str | None) -> str:
   """By how much it does not fit, and what would."""
+  settings = case.settings
   where, weights, caches = case.where, sizes.weights + sizes.draft_weights, sizes.caches
   parts = []
   if missing > 0:
@@ -332,12 +293,12 @@ def advice(config, case: Case, missing: float, sizes: _Sizes, message: str | Non
   if message:
     parts.append(f'the compiler says: {message}')
   room = where.chip.hbm_bytes - (weights + 0.02 * where.chip.hbm_bytes)
-  slots = config.batch_size * config.context * room / (1.05 * caches)
+  slots = settings.batch_size * settings.context * room / (1.05 * caches)
   if slots >= 256:
-    rows, length = int(slots // config.context), int(slots // config.batch_size)
+    rows, length = int(slots // settings.context), int(slots // settings.batch_size)
     parts.append(
-        f'weights leave room for a batch of {rows} at context {config.context}, or for context '
-        f'{length} at batch {config.batch_size}'
+        f'weights leave room for a batch of {rows} at context {settings.context}, or for context '
+        f'{length} at batch {settings.batch_size}'
     )
   else:
     more = -(-where.num_chips * (weights + caches) * 1.05 // where.chip.hbm_bytes)

@@ -1,0 +1,35 @@
+"""From a config to objects: the only readers of configs.
+
+What comes out are the library's own objects and the records of `experiments.runs.records`; nothing
+that runs them sees a config.
+"""
+
+from experiments.build.drafters import draft, recipe
+from experiments.build.rules import rule, sampling
+from experiments.build.generations import generation
+from experiments.build.plans import plan
+from experiments.build.requests import check
+from experiments.build.studies import benchmark, method, streamed, sweep
+from experiments.build.targets import load
+from experiments.build.training import training
+from experiments.build.values import choice, dtype, layouts, tree
+
+__all__ = [
+    'benchmark',
+    'check',
+    'choice',
+    'draft',
+    'dtype',
+    'generation',
+    'layouts',
+    'load',
+    'method',
+    'plan',
+    'recipe',
+    'rule',
+    'sampling',
+    'streamed',
+    'sweep',
+    'training',
+    'tree',
+]

@@ -1,0 +1,81 @@
+"""From a config to a generation: prompts, samples, and how they are decoded."""
+
+import functools
+
+import ml_collections
+
+from experiments import prompts as prompts_lib
+from experiments.build import drafters as drafters_lib
+from experiments.build import requests
+from experiments.build import rules
+from experiments.build import targets
+from experiments.runs import generation as generation_lib
+from experiments.runs import records
+from specjax import checks
+from specjax.stopping import as_strings
+
+ConfigDict = ml_collections.ConfigDict
+
+
+def generation(config: ConfigDict) -> generation_lib.Generation:
+  """What `experiments.generate` runs.
+
+  Raises:
+    ValueError: if the config or a prompt cannot be run.
+    FileNotFoundError: if a model or a prompt file is missing.
+  """
+  requests.check(config)
+  loaded = targets.load(config)
+  recipe = drafters_lib.recipe(config)
+  stops = tuple(config.stop_tokens) + (loaded.stop_tokens if config.stop_at_end else ())
+  rule = rules.rule(config)
+  return generation_lib.Generation(
+      loaded=loaded,
+      recipe=recipe,
+      method=records.Method(
+          rule=rule,
+          temperature=config.sampling.temperature,
+          sampling=functools.partial(rules.sampling, config),
+          kind='none' if recipe is None else recipe.kind,
+      ),
+      prompts=tuple(_prompts(config, loaded)),
+      num_samples=config.num_samples,
+      batch_size=1 if config.stream else config.batch_size,  # a stream shows one row at a time
+      seed=config.seed,
+      streams=config.stream,
+      rounds_per_chunk=config.rounds_per_chunk,
+      keeps_trace=config.trace,
+      stop_strings=as_strings(config.stop_strings),
+      options=dict(
+          rule=rule,
+          max_new_tokens=config.max_new_tokens,
+          stop_tokens=stops,
+          stop_strings=as_strings(config.stop_strings),
+          tokenizer=loaded.tokenizer,
+          logprobs=config.logprobs or None,
+          width=config.width,
+          cache_length=config.cache_length,
+          prefill_chunk=config.prefill_chunk,
+      ),
+  )
+
+
+def _prompts(config: ConfigDict, loaded: records.Loaded) -> list[prompts_lib.Prompt]:
+  is_own = config.prompt or config.prompt_file
+  texts = prompts_lib.texts(
+      prompt=config.prompt,
+      file=config.prompt_file,
+      held_out=loaded.held_out,
+      held_out_name=config.held_out,
+  )
+  prompts = prompts_lib.encode(
+      texts,
+      loaded.tokenizer,
+      max_tokens=config.prompt_tokens if is_own else config.held_out_tokens,
+      num_prompts=config.num_prompts,
+  )
+  # All of them before the first is generated, and by name.
+  for prompt in prompts:
+    length, name = len(prompt.tokens), f'The prompt {prompt.name}'
+    checks.positions(loaded.target, length, config.max_new_tokens, name=name)
+  return prompts

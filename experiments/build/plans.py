@@ -1,0 +1,136 @@
+"""From a plan's config to the cases that are compiled and predicted (`experiments.runs.plans`)."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from experiments.build import values
+from experiments.runs import plans
+from specjax import drafters
+from specjax import models
+from specjax import sharding
+from specjax import verify
+from specjax.heads import eagle as heads_eagle
+from specjax.heads import presets as heads_presets
+from specjax.planning import ahead
+from specjax.planning import chips
+
+ConfigDict = ml_collections.ConfigDict
+
+
+def plan(config: ConfigDict) -> list[plans.Case]:
+  """What a config means on each of its slices.
+
+  Raises:
+    ValueError: for a slice, model or layout that does not exist or does not go together.
+  """
+  names = (config.topology,) if config.topology else tuple(config.topologies)
+  if not names:
+    raise ValueError('Name a slice: --config.topology=v5p:2x2x2, or several in config.topologies.')
+  return [case(config, name) for name in names]
+
+
+def case(config: ConfigDict, name: str) -> plans.Case:
+  """What `config` means on one slice.
+
+  Raises:
+    ValueError: see `specjax.sharding`.
+  """
+  where = chips.slice_of(name)
+  compiled = where.chip.is_tpu and config.compile
+  values.choice('drafter.kind', config.drafter.kind, ('model', 'eagle'))
+  values.choice('rule.name', config.rule.name, verify.NAMES)
+  target, kind = _preset(config.target), jnp.dtype(config.dtype)
+  is_head = config.drafter.kind == 'eagle'
+  head = _head(config, target) if is_head else None
+  draft = head.decoder if is_head else _preset(config.drafter)
+  devices = ahead.devices(name) if compiled else sharding.counted_devices(where.num_chips)
+  layouts = values.layouts(config.mesh, devices=devices, draft_heads=draft.num_kv_heads)
+  module = lambda shape, layout: models.Transformer(
+      sharding.fitted(shape, layout), dtype=kind, param_dtype=kind, layout=layout
+  )
+  if is_head:
+    draft_module = heads_eagle.EagleHead(
+        head, dtype=kind, param_dtype=kind, layout=layouts.draft
+    )
+  else:
+    draft_module = module(draft, layouts.draft)
+  shape = _shape(config)
+  drafts = dict(num_speculative_tokens=config.drafter.num_speculative_tokens)
+  if config.drafter.tree:
+    drafts = dict(tree=shape)
+  make = _eagle if is_head else functools.partial(_model, config.int8)
+  fields = (
+      'name', 'int8', 'batch_size', 'context', 'prefill_chunk', 'compile', 'compile_prefill',
+      'published_step_ms', 'max_num_speculative_tokens',
+  )
+  return plans.Case(
+      settings=plans.Settings(
+          dtype=kind,
+          rule=verify.named(config.rule.name),
+          drafter=config.drafter.kind,
+          tree=config.drafter.tree,
+          acceptances=tuple(config.acceptances),
+          **{field: config[field] for field in fields},
+      ),
+      where=where,
+      layouts=layouts,
+      target=module(target, layouts.target),
+      draft=draft_module,
+      drafter=functools.partial(make, draft_module, drafts),
+      depth=shape.depth,
+      num_nodes=shape.num_nodes,
+  )
+
+
+def _shape(config: ConfigDict) -> Any:
+  """The tree that is drafted; a chain is one with a single branch."""
+  if not config.drafter.tree:
+    return drafters.static_tree(widths=(1,) * config.drafter.num_speculative_tokens)
+  if not verify.named(config.rule.name).handles_trees:
+    raise ValueError(
+        f'The {config.rule.name} rule verifies chains only: for config.drafter.tree='
+        f'{config.drafter.tree!r} take --config.rule.name=traversal, recursive, greedy or coupled.'
+    )
+  return values.tree(config.drafter.tree)
+
+
+def _preset(settings: ConfigDict) -> models.TransformerConfig:
+  shape = models.presets.get(settings.name)
+  if not settings.num_layers:
+    return shape
+  return dataclasses.replace(shape, num_layers=settings.num_layers)
+
+
+def _head(config: ConfigDict, target: models.TransformerConfig):
+  """The EAGLE-3 head of the target, whose layers may be fewer than published."""
+  shape = heads_presets.eagle3(config.target.name)
+  layers = heads_eagle.default_layers(target.num_layers)
+  return dataclasses.replace(shape, feature_layers=layers)
+
+
+def _model(int8: bool, module: models.Transformer, drafts: dict[str, Any], target: Any):
+  """The drafter of an abstract draft model, and the shapes of its weights."""
+  del target
+  draft = ahead.abstract_model(module, int8=int8)
+  make = drafters.model_tree if 'tree' in drafts else drafters.model
+  return make(draft, step_width=1, **drafts), draft.params
+
+
+def _eagle(module: heads_eagle.EagleHead, drafts: dict[str, Any], target: models.LanguageModel):
+  """The drafter of an abstract EAGLE head, and the shapes of its weights."""
+  params = models.abstract_params(module, init=heads_eagle.init_params)
+  ids = jax.ShapeDtypeStruct((module.config.decoder.vocab_size,), jnp.int32)
+
+  def make(params, ids, target):
+    head = heads_eagle.Eagle(module, params, draft_to_target=ids)
+    return drafters.eagle(head, target, step_width=1, **drafts)
+
+  drafter = jax.eval_shape(make, params, ids, target)
+  # Shapes that were traced have lost where they lie; these are the arrays that they stand for.
+  head = heads_eagle.Eagle(module, params, draft_to_target=ids)
+  return drafter.replace(head=head), params

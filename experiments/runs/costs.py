@@ -1,0 +1,80 @@
+"""What rounds cost, for the arms of a study: one calibration for arms of one shape."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import json
+
+from experiments import workdir as workdir_lib
+from experiments.runs import arms as arms_lib
+from experiments.runs import forecasts
+from experiments.runs import records
+from experiments.runs import runner as runner_lib
+from specjax.analysis import costs as costs_lib
+
+FOLDER = 'calibrations'
+
+Say = Callable[[str], None]
+
+
+def of_arms(
+    arms: Sequence[records.Arm],
+    settings: records.Costs | None,
+    session: runner_lib.Session,
+    workdir: workdir_lib.Workdir,
+    say: Say,
+) -> dict[str, costs_lib.Calibration]:
+  """The calibration of every arm that can be predicted, measured or read.
+
+  Args:
+    arms: those that are wanted.
+    settings: how to measure; None gives nothing.
+    session: loads targets.
+    workdir: keeps calibrations, whole or not at all.
+    say: is called with what is being measured.
+
+  Returns:
+    Calibrations by arm key.
+  """
+  groups: dict[str, list[records.Arm]] = {}
+  for arm in arms if settings is not None else ():
+    if forecasts.is_predicted(arm.recipe):
+      groups.setdefault(arm.cost_key, []).append(arm)
+  calibrations = {}
+  for key, group in groups.items():
+    # The cases of arms that are still missing would be another calibration: the key says which.
+    cases = sorted({forecasts.case_of(arm) for arm in group})
+    name = f'{FOLDER}/{key}-{arms_lib.digest(cases)[:8]}.json'
+    path = workdir.path / name
+    if path.exists():
+      calibration = costs_lib.from_json(json.loads(path.read_text(encoding='utf-8-sig')))
+    else:
+      calibration = _measure(group, settings, session, say)
+      workdir.write_json(name, dataclasses.asdict(calibration))
+    calibrations |= {arm.key: calibration for arm in group}
+  return calibrations
+
+
+def _measure(group, settings, session, say) -> costs_lib.Calibration:
+  """Measures on the arms' first batch, or on the first of the other prompts."""
+  arm = group[0]
+  loaded = session.load(arm.target)
+  prompts = arm.prompts(loaded)
+  runner = runner_lib.runner_of(arm, loaded, prompts)
+  rows = [list(tokens) for _, tokens in (prompts.other or prompts.timed)]
+  rows = rows[: arm.sizes.batch_size]
+  # Greedy rules look at no law: the settings of an arm that samples serve all.
+  sampled = next((each for each in group if each.temperature), arm)
+  return forecasts.calibrate(
+      group,
+      loaded,
+      prompts=rows,
+      max_num_speculative_tokens=settings.max_num_speculative_tokens,
+      widths=None if settings.curve else (),
+      cache_length=runner.cache_length,
+      prefill_chunk=arm.sizes.prefill_chunk,
+      dtypes=settings.dtypes,
+      sampling=sampled.sampling(len(rows)),
+      rounds=settings.rounds,
+      repetitions=settings.repetitions,
+      progress=lambda line: say(f'calibration: {line}'),
+  )
