@@ -17,8 +17,7 @@ from experiments import build
 from experiments import lossless
 from experiments import methods as methods_lib
 from experiments import prompts as prompts_lib
-from experiments import report_plots
-from experiments import report_traces
+from experiments.runs import traces as run_traces
 from specjax import generation
 from specjax.analysis import records
 from specjax.analysis import timing
@@ -167,7 +166,7 @@ def run(arm: arms_lib.Arm, models: Models, say: Callable[[str], None]) -> dict[s
       prompts=[name for name, _ in prompts],
       prompt_tokens=max(len(tokens) for _, tokens in prompts),
       **_counts(outputs, method),
-      trace=report_traces.entry(outputs[0], loaded.tokenizer, name=arm.label),
+      trace=run_traces.entry(outputs[0], loaded.tokenizer, name=arm.label),
   )
 
 
@@ -268,7 +267,7 @@ def _counts(outputs: Sequence[GenerateOutput], method: methods_lib.Method) -> di
       free_rounds=sum(output.drafter_state for output in outputs),
       expected={},
   )
-  size = report_plots.STRETCH
+  size = run_traces.STRETCH
   stretches = -(-int(max(found['tokens'])) // size)
   along = np.zeros((2, stretches), int)  # rounds that began there, tokens that they accepted
   for output in outputs:

@@ -29,6 +29,7 @@ from experiments import peers
 from experiments import prompts as prompts_lib
 from experiments import report
 from experiments import workdir as workdir_lib
+from experiments.runs import traces as traces_lib
 from specjax import detokenize
 from specjax import generation
 from specjax.analysis import calibration as calibration_lib
@@ -319,7 +320,7 @@ def _stream(config, loaded, runner: Runner, prompt, console, status) -> dict[str
 
 def _trace(output, method: Method, loaded: build.Loaded) -> dict[str, Any]:
   name = f'{method.name}, {method.rule_name}, T = {method.temperature:g}'
-  return report.trace_entry(output, loaded.tokenizer, name=name)
+  return traces_lib.entry(output, loaded.tokenizer, name=name)
 
 
 def _summary(row: records.Record, predicted: bool) -> dict[str, Any]:

@@ -1,11 +1,4 @@
-"""Makes `report.html` of a finished run from what lies in its workdir.
-
-    python -m experiments.report --workdir=runs/benchmark_zoo
-
-Reads `metrics.jsonl`, and `calibration.json`, `traces.json` and `config.json` where they are
-there. The page is one file that works without a network: no script, style, font or picture is
-loaded from anywhere. The same numbers go into `tensorboard/`, which TensorBoard reads.
-"""
+"""The report of a run: one page that works without a network, made from the files of a workdir."""
 
 from collections.abc import Mapping, Sequence
 import html
@@ -14,14 +7,11 @@ import pathlib
 import string
 from typing import Any
 
-from absl import app
-from absl import flags
-
-from experiments import report_plots
-from experiments import report_sections as sections
-from experiments import report_traces
-from experiments import tensorboard
 from experiments import workdir as workdir_lib
+from experiments.report import plots as plots_lib
+from experiments.report import sections
+from experiments.report import tensorboard
+from experiments.runs import traces as traces_lib
 from specjax import atomic
 
 CALIBRATION, TRACES = 'calibration.json', 'traces.json'
@@ -32,8 +22,6 @@ _STYLES = ('vendor/uplot/uPlot.min.css', 'assets/report.css')
 _SCRIPTS = ('vendor/uplot/uPlot.iife.min.js', 'assets/plots.js', 'assets/viewer.js')
 
 Row = Mapping[str, Any]
-
-trace_entry = report_traces.entry
 
 
 def write(workdir: workdir_lib.Workdir) -> pathlib.Path:
@@ -46,8 +34,8 @@ def write(workdir: workdir_lib.Workdir) -> pathlib.Path:
   rows = workdir_lib.read_rows(workdir.path)
   page = render(
       rows=rows,
-      calibration=_read(workdir.path / CALIBRATION),
-      traces=_read(workdir.path / TRACES) or [],
+      calibration=read_json(workdir.path / CALIBRATION),
+      traces=read_json(workdir.path / TRACES) or [],
       config=workdir.config,
   )
   tensorboard.write(workdir.path, rows, x=str((workdir.config or {}).get('x', '')))
@@ -67,14 +55,14 @@ def render(
     rows: of `metrics.jsonl`: of methods (`specjax.analysis.Record`), arms of a sweep, or
       training steps.
     calibration: a `specjax.analysis.Calibration` as JSON, or None.
-    traces: of `trace_entry`.
+    traces: of `experiments.runs.traces.entry`.
     config: of the run, shown as it is.
   """
   config = config or {}
   methods = [row for row in rows if 'tokens_per_second' in row and 'rule' in row]
   methods = [_with_round(row) for row in methods]
   steps = [row for row in rows if 'step' in row and 'loss' in row]
-  plots: list[report_plots.Plot] = []
+  plots: list[plots_lib.Plot] = []
   parts = []
   if methods:
     parts += [sections.tiles(methods, calibration), sections.table(methods)]
@@ -82,9 +70,9 @@ def render(
     parts.append(sections.categories(methods))
     parts += _of_methods(methods, str(config.get('x', '')), traces, plots)
   if calibration:
-    plots.append(report_plots.pass_costs(calibration))
+    plots.append(plots_lib.pass_costs(calibration))
     parts.append(sections.costs(calibration))
-  if steps and (plot := report_plots.losses(steps)):
+  if steps and (plot := plots_lib.losses(steps)):
     plots.append(plot)
     parts.append(sections.plot(plot, 'Loss', 'In nats per token.'))
   if traces:
@@ -110,7 +98,7 @@ def render(
 
 
 def _of_methods(
-    methods: Sequence[Row], x: str, traces: Sequence[Row], plots: list[report_plots.Plot]
+    methods: Sequence[Row], x: str, traces: Sequence[Row], plots: list[plots_lib.Plot]
 ) -> list[str]:
   """Sections about methods or arms; their plots are added to `plots`."""
   parts = [sections.speedups(methods)]
@@ -122,16 +110,16 @@ def _of_methods(
       'gain-along': 'Tokens a round, against the arm that differs in the baseline field alone; '
       'paired by prompt.',
   }
-  for plot in report_plots.along_sweep(methods, x):
+  for plot in plots_lib.along_sweep(methods, x):
     plots.append(plot)
     parts.append(sections.plot(plot, plot['y']['label'], notes[plot['id']]))
-  costs = report_plots.by_cost(methods)
+  costs = plots_lib.by_cost(methods)
   if costs:
     plots.append(costs)
     note = 'Of two drafters the higher one at the same place is better: as many tokens cost less.'
     parts.append(sections.plot(costs, 'At equal cost', note))
   parts.append(sections.terms(methods))
-  split = report_plots.round_split(methods)
+  split = plots_lib.round_split(methods)
   if split:
     plots.append(split)
     note = (
@@ -143,22 +131,22 @@ def _of_methods(
   speculative = [row for row in methods if row['num_speculative_tokens']]
   for plot, title, note, below in (
       (
-          report_plots.per_position(speculative),
+          plots_lib.per_position(speculative),
           'Acceptance by position',
           'Share of the rounds with a draft at that position that accepted up to and with it.',
           sections.acceptance(speculative),
       ),
       (
-          report_plots.histogram(speculative),
+          plots_lib.histogram(speculative),
           'Accepted tokens of a round',
           'How often exactly so many drafted tokens stayed.',
           '',
       ),
       (
-          report_plots.along_text(speculative, traces),
+          plots_lib.along_text(speculative, traces),
           'Acceptance along the text',
           f'Rounds by how many new tokens were there before, in stretches of '
-          f'{report_plots.STRETCH}.',
+          f'{traces_lib.STRETCH}.',
           '',
       ),
   ):
@@ -195,7 +183,7 @@ def _asset(name: str) -> str:
   return (_HERE / name).read_text(encoding='utf-8-sig')
 
 
-def _read(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path) -> Any:
   """A JSON file, or None where there is none."""
   if not path.exists():
     return None
@@ -203,21 +191,3 @@ def _read(path: pathlib.Path) -> Any:
     return json.loads(path.read_text(encoding='utf-8-sig'))
   except json.JSONDecodeError as error:
     raise ValueError(f'{path} is not JSON: {error}') from error
-
-
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'What is {argv[1:]}? The folder is given as --workdir=DIR.')
-  path = pathlib.Path(_WORKDIR.value)
-  try:
-    config = _read(path / workdir_lib.CONFIG)
-    print(f'Wrote {write(workdir_lib.Workdir(path=path, config=config))}.')
-  except (ValueError, OSError) as error:
-    raise SystemExit(f'error: {error}') from error
-
-
-if __name__ == '__main__':
-  _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a finished run.')
-  _CONFIG = flags.DEFINE_string('config', None, 'Not needed: the workdir has its config.json.')
-  flags.mark_flags_as_required(['workdir'])
-  app.run(main)

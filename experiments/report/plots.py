@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from experiments import sweep as sweep_lib
+from experiments.runs import traces as traces_lib
 
 Row = Mapping[str, Any]
 Plot = dict[str, Any]
-
-# Acceptance along the text is counted in stretches of so many new tokens.
-STRETCH = 16
 
 # More lines than this are hard to read at once; the others are there to be switched on.
 _SHOWN = 8
@@ -170,12 +168,13 @@ def along_text(rows: Sequence[Row], traces: Sequence[Row] = ()) -> Plot | None:
   if not rows:
     return None
   size = max(len(row['along'][0]) for row in rows)
+  stretch = traces_lib.STRETCH
   ratio = lambda row: [1 + a / r if r else None for r, a in zip(*row['along'])]
   return dict(
       id='along-text', kind='lines', reference=None,
       x=dict(
           label='new tokens before the round',
-          values=[STRETCH * index + STRETCH // 2 for index in range(size)], names=None,
+          values=[stretch * index + stretch // 2 for index in range(size)], names=None,
       ),
       y=dict(label='Tokens a round', unit=''),
       series=_by_row(rows, ratio, size),
@@ -186,10 +185,11 @@ def _along(rounds: Sequence[Row]) -> list[list[int]]:
   """Rounds, and drafted tokens that they accepted, by stretch."""
   counts, position = [], 0
   for each in rounds:
-    while len(counts) <= position // STRETCH:
+    index = position // traces_lib.STRETCH
+    while len(counts) <= index:
       counts.append([0, 0])
-    counts[position // STRETCH][0] += 1
-    counts[position // STRETCH][1] += sum(node['accepted'] for node in each['nodes'])
+    counts[index][0] += 1
+    counts[index][1] += sum(node['accepted'] for node in each['nodes'])
     position += len(each['emitted'])
   return [list(column) for column in zip(*counts)]
 

@@ -5,6 +5,9 @@ from typing import Any
 from specjax.analysis import traces as traces_lib
 from specjax.output import GenerateOutput
 
+# Acceptance along the text is counted in stretches of so many new tokens.
+STRETCH = 16
+
 
 def entry(output: GenerateOutput, tokenizer: Any, *, name: str, row: int = 0) -> dict[str, Any]:
   """A row of a traced run as JSON values.

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments import ablate_table
 from experiments import charts
-from experiments import report_plots
+from experiments.report import plots
 
 Row = Mapping[str, Any]
 
@@ -225,7 +225,7 @@ def costs(calibration: Row) -> str:
   if compared:
     compared = f' Compared for it (dtype at tokens per pass): {html.escape(compared)}.'
   return plot(
-      report_plots.pass_costs(calibration),
+      plots.pass_costs(calibration),
       'Cost of a target pass',
       f'The less a further token of a pass costs, the more drafting pays. A plain step takes '
       f'{1000 * plain:.2f} ms in {html.escape(calibration["dtype"])} at {calibration["width"]} '
@@ -235,7 +235,7 @@ def costs(calibration: Row) -> str:
   )
 
 
-def plot(made: report_plots.Plot, title: str, note: str, below: str = '') -> str:
+def plot(made: plots.Plot, title: str, note: str, below: str = '') -> str:
   """The place of a plot, which the page's script fills, with what stands below it."""
   return (
       f'<section><h2>{title}</h2><p class="muted">{note}</p><div class="plot" '
@@ -257,7 +257,7 @@ def rounds(rows: Sequence[Row]) -> str:
     numbers = [1000 * value for value in (*(parts[n] for n in heads[:3]), total, parts['measured'])]
     cells = ''.join(f'<td>{number:.3f}</td>' for number in numbers)
     cells += f'<td>{100 * (total / parts["measured"] - 1):+.0f} %</td>'
-    body.append(f'<tr><td>{html.escape(report_plots.name_of(row))}</td>{cells}</tr>')
+    body.append(f'<tr><td>{html.escape(plots.name_of(row))}</td>{cells}</tr>')
   return (
       '<details><summary>The numbers, in milliseconds a round</summary><div class="scroll"><table>'
       f'<tr>{head}</tr>{"".join(body)}</table></div></details>'
@@ -278,7 +278,7 @@ def categories(rows: Sequence[Row]) -> str:
       found = row['by_category'].get(name)
       values = {f'value{end}': found[key] for end, key in _ENDS} if found else {}
       cells += _estimate(values, 'value')
-    body.append(f'<tr><td>{html.escape(report_plots.name_of(row))}</td>{cells}</tr>')
+    body.append(f'<tr><td>{html.escape(plots.name_of(row))}</td>{cells}</tr>')
   return (
       '<section><h2>Tokens a round by kind of prompt</h2><div class="scroll"><table>'
       f'<tr>{head}</tr>{"".join(body)}</table></div></section>'

@@ -1,0 +1,1 @@
+"""Running what a config describes: arms, their times and checks, and their tables."""
