@@ -1,19 +1,57 @@
-"""The sections of a report as HTML: tiles, tables, and the places of its plots."""
+"""The sections of a report about methods and arms of sweeps, as data."""
 
-from collections.abc import Mapping, Sequence
-import html
+from collections.abc import Sequence
 from typing import Any
 
 from experiments import ablate_table
-from experiments import charts
+from experiments.report import page
 from experiments.report import plots
+from experiments.report.page import Cell, Column, Row, Section, Tile
 
-Row = Mapping[str, Any]
 
-_ENDS = (('', 'value'), ('_low', 'low'), ('_high', 'high'))
+def of_methods(
+    rows: Sequence[Row], failed: Sequence[Row], *, x: str, traces: Sequence[Row]
+) -> list[Section]:
+  """The sections about methods, or the arms of a sweep.
+
+  Args:
+    rows: of those that ran.
+    failed: of arms that did not.
+    x: the field that the sweep goes along, or ''.
+    traces: of `experiments.runs.traces.entry`.
+  """
+  rows = [_with_round(row) for row in rows]
+  below = {'round-split': _rounds(rows), 'per-position': _acceptance(rows)}
+  sections = [
+      _methods(rows),
+      _failures(failed) if failed else None,
+      _categories(rows),
+      *map(page.of_plot, plots.of_speed(rows, x)),
+      _terms(rows),
+      *(page.of_plot(plot, **below.get(plot['id'], {})) for plot in plots.of_rounds(rows, traces)),
+  ]
+  return [section for section in sections if section is not None]
+
+
+def _with_round(row: Row) -> Row:
+  """The row with the modelled and measured seconds of a round, where they follow from it."""
+  terms = row.get('prediction')
+  if row.get('round_seconds') or not terms or not row.get('speedup'):
+    return row
+  # A plain step as it was measured beside the method: one token, at batch 1.
+  plain = row['speedup'] / row['tokens_per_second']
+  return dict(row) | dict(
+      round_seconds=dict(
+          draft=terms['num_drafted'] * terms['draft_cost'] * plain,
+          verify=terms['pass_cost'] * plain,
+          rest=terms['overhead'] * plain,
+          measured=row['seconds'] / row['target_passes'],
+      )
+  )
 
 
 def machine(row: Row) -> str:
+  """Where a row was measured: device, versions and dtype."""
   hardware, versions = row.get('hardware') or {}, row.get('versions') or {}
   parts = [str(hardware.get('device', ''))]
   if hardware.get('platform') == 'cpu' and hardware.get('cpu_cores'):
@@ -22,296 +60,213 @@ def machine(row: Row) -> str:
   return ' · '.join([part for part in parts if part] + [str(row.get('dtype', ''))])
 
 
-def tiles(rows: Sequence[Row], calibration: Row | None) -> str:
-  """The numbers to take away."""
+def tiles(rows: Sequence[Row], calibration: Row | None) -> list[Tile]:
+  """The numbers to take away from methods or arms."""
   tiles = []
-  chosen = best(rows)
-  if chosen is not None:
-    tiles.append((f'{chosen["speedup"]:.2f}×', f'fastest: {_name(chosen)}'))
+  fastest = _best(rows)
+  if fastest is not None:
+    name = fastest['name'] if 'arm' in fastest else f'{fastest["name"]}, {fastest["rule"]}'
+    tiles.append(Tile(f'{fastest["speedup"]:.2f}×', f'fastest: {name}'))
   checked = [row for row in rows if row['identical_to_plain'] is not None]
   if checked:
     same = sum(row['identical_to_plain'] for row in checked)
     rounded = sum(row.get('lossless') == 'rounding' for row in checked)
     text = 'methods give the tokens of plain decoding, where tokens can be compared'
     text += f'; {rounded} of them but for rounding' if rounded else ''
-    tiles.append((f'{same + rounded} of {len(checked)}', text))
-  errors = [abs(row['predicted_speedup'] / row['speedup'] - 1) for row in rows if _predicted(row)]
-  if errors:
-    tiles.append((f'{100 * max(errors):.0f} %', 'largest difference, predicted and measured'))
+    tiles.append(Tile(f'{same + rounded} of {len(checked)}', text))
+  predicted = [row for row in rows if row.get('predicted_speedup') and row.get('speedup')]
+  if predicted:
+    largest = max(abs(row['predicted_speedup'] / row['speedup'] - 1) for row in predicted)
+    tiles.append(Tile(f'{100 * largest:.0f} %', 'largest difference, predicted and measured'))
   terms = [row['prediction']['overhead'] for row in rows if row.get('prediction')]
   if terms and calibration:
-    tiles.append((f'{100 * terms[0]:.1f} %', 'overhead of a round, in plain steps'))
-  body = ''.join(
-      f'<div class="tile"><b>{html.escape(big)}</b><span>{html.escape(small)}</span></div>'
-      for big, small in tiles
-  )
-  return f'<div class="tiles">{body}</div>'
+    tiles.append(Tile(f'{100 * terms[0]:.1f} %', 'overhead of a round, in plain steps'))
+  return tiles
 
 
-def best(rows: Sequence[Row]) -> Row | None:
+def _best(rows: Sequence[Row]) -> Row | None:
   """The fastest row that speculates."""
   sped_up = [row for row in rows if row['speedup'] and row['num_speculative_tokens']]
   return max(sped_up, key=lambda row: row['speedup'], default=None)
 
 
-def _predicted(row: Row) -> bool:
-  return bool(row.get('predicted_speedup') and row.get('speedup'))
-
-
-def table(rows: Sequence[Row]) -> str:
-  """The headline table: a row for each method, or each arm of a sweep."""
+def _methods(rows: Sequence[Row]) -> Section:
+  """The headline table: a row per method, or per arm of a sweep."""
   swept = any('arm' in row for row in rows)
-  expected = any(row.get('expected_tokens_per_round') for row in rows)
-  gains = any(row.get('gain') is not None for row in rows)
+  plain = lambda row: not row['num_speculative_tokens']
   columns = [
-      ('left', 'arm' if swept else 'method'), ('left', 'rule'), ('', 'temp.'), ('', 'tokens/s'),
-      ('left', 'speed-up'), ('', 'predicted'), ('left wrap', 'mean acceptance length'),
+      Column('arm' if swept else 'method', lambda row: row['name'], 'left'),
+      Column('rule', lambda row: row['rule'], 'left'),
+      Column('temp.', lambda row: f'{row["temperature"]:g}'),
+      Column('tokens/s', lambda row: f'{row["tokens_per_second"]:.0f}'),
+      Column(
+          'speed-up',
+          lambda row: _estimate(
+              row, 'speedup', '×', with_ends=not plain(row) and row['prompts'] > 1
+          ),
+          'left',
+      ),
+      Column('predicted', lambda row: _number(row['predicted_speedup'], '×')),
+      Column(
+          'mean acceptance length', lambda row: _estimate(row, 'mean_acceptance_length'),
+          'left wrap',
+      ),
   ]
-  columns += [('', 'expected')] if expected else []
-  columns += [('left', 'gain')] if gains else []
+  if any(row.get('expected_tokens_per_round') for row in rows):
+    columns.append(Column('expected', lambda row: _number(row.get('expected_tokens_per_round'))))
+  if any(row.get('gain') is not None for row in rows):
+    gain = lambda row: _estimate(row, 'gain', ' %', scale=100.0, digits=1)
+    columns.append(Column('gain', gain, 'left'))
   columns += [
-      ('wrap', 'drafts accepted'), ('wrap', 'target passes'), ('left wrap', 'identical to plain')
+      Column('drafts accepted', lambda row: _percent(row['draft_acceptance_rate']), 'wrap'),
+      Column('target passes', lambda row: str(row['target_passes']), 'wrap'),
+      Column('identical to plain', _identity, 'left wrap'),
   ]
-  head = ''.join(f'<th class="{style}">{name}</th>' for style, name in columns)
-  chosen, body = best(rows), []
-  for row in rows:
-    plain = not row['num_speculative_tokens']
-    cells = [
-        f'<td>{html.escape(row["name"])}</td>',
-        f'<td class="left">{html.escape(row["rule"])}</td>',
-        f'<td>{row["temperature"]:g}</td>',
-        f'<td>{row["tokens_per_second"]:.0f}</td>',
-        _estimate(row, 'speedup', '×', shown=not plain and row['prompts'] > 1),
-        f'<td>{_number(row["predicted_speedup"], "×")}</td>',
-        _estimate(row, 'mean_acceptance_length'),
-    ]
-    if expected:
-      cells.append(f'<td>{_number(row.get("expected_tokens_per_round"))}</td>')
-    if gains:
-      cells.append(_estimate(row, 'gain', ' %', scale=100.0, digits=1))
-    cells += [
-        f'<td>{_percent(row["draft_acceptance_rate"])}</td>',
-        f'<td>{row["target_passes"]}</td>',
-        _identity(row),
-    ]
-    body.append(f'<tr{" class=best" if row is chosen else ""}>{"".join(cells)}</tr>')
-  counts = sorted({row['prompts'] for row in rows}), sorted({row['new_tokens'] for row in rows})
-  said = [f'{low[0]}' if len(low) == 1 else f'{low[0]} to {low[-1]}' for low in counts]
-  return (
-      f'<section><h2>{"Arms" if swept else "Methods"}</h2><p class="muted">Prompts: {said[0]}. '
-      f'New tokens of each row: {said[1]}, decoding only (no prefill, no compilation). Small '
-      'numbers: 95 % interval over prompts. '
-      '“Same law” marks rules that draw other tokens from the same distribution.</p>'
-      f'<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div></section>'
+  return Section(
+      'Arms' if swept else 'Methods',
+      f'Prompts: {_range([row["prompts"] for row in rows])}. New tokens of each row: '
+      f'{_range([row["new_tokens"] for row in rows])}, decoding only (no prefill, no compilation). '
+      'Small numbers: 95 % interval over prompts. “Same law” marks rules that draw other tokens '
+      'from the same distribution.',
+      table=page.table(columns, rows, best=_best(rows)),
   )
 
 
-def _estimate(
-    row: Row, name: str, unit: str = '', *, shown: bool = True, scale: float = 1.0, digits: int = 2
-) -> str:
-  """A cell with a number and its interval."""
-  value, low, high = (row.get(f'{name}{end}') for end in ('', '_low', '_high'))
-  if value is None:
-    return '<td class="left">–</td>'
-  text = f'{scale * value:.{digits}f}{unit}'
-  if shown and low is not None:
-    text += f'<small>{scale * low:.{digits}f}–{scale * high:.{digits}f}</small>'
-  return f'<td class="left">{text}</td>'
+def _range(counts: Sequence[int]) -> str:
+  low, high = min(counts), max(counts)
+  return f'{low}' if low == high else f'{low} to {high}'
 
 
-def _identity(row: Row) -> str:
+def _identity(row: Row) -> Cell:
   same = row['identical_to_plain']
   if same is not None:
-    style, text = ('yes', 'yes') if same else ('no', 'no')
     if row.get('lossless') == 'rounding':
-      style, text = 'yes', f'but for rounding ({row["flips"]})'
-  else:
-    style, text = 'na', 'same law' if row['num_speculative_tokens'] else 'reference'
-    if row.get('lossless') == 'lossy':
-      style, text = 'no', 'lossy'
-  return f'<td class="left {style}">{text}</td>'
+      return Cell(f'but for rounding ({row["flips"]})', style='yes')
+    return Cell('yes', style='yes') if same else Cell('no', style='no')
+  if row.get('lossless') == 'lossy':
+    return Cell('lossy', style='no')
+  return Cell('same law' if row['num_speculative_tokens'] else 'reference', style='na')
 
 
-def speedups(rows: Sequence[Row]) -> str:
-  """Bars for methods; a sweep has its plots instead."""
-  groups = []
-  for row in rows if not any('arm' in row for row in rows) else ():
-    if not row['num_speculative_tokens'] or row['speedup'] is None:
-      continue
-    label = f'{row["name"]}, {row["rule"]}'
-    measured = charts.Bar(
-        row['speedup'], 'measured', f'{label}: measured', row['speedup_low'], row['speedup_high']
-    )
-    bars = [measured]
-    if row['predicted_speedup'] is not None:
-      bars.append(charts.Bar(row['predicted_speedup'], 'predicted', f'{label}: predicted'))
-    groups.append((label, tuple(bars)))
-  if not groups:
-    return ''
-  chart = charts.bars(groups, unit='×', reference=1.0)
-  legend = '<span><i class="measured"></i>measured, with its interval</span>'
-  title, note = 'Speed-up, measured', ''
-  if any(len(bars) > 1 for _, bars in groups):
-    legend += '<span><i class="predicted"></i>predicted</span>'
-    title = 'Speed-up, measured and predicted'
-    note = (
-        '<p class="muted">Predicted from the costs of the calibration and the acceptance on other '
-        'prompts.</p>'
-    )
-  return f'<section><h2>{title}</h2>{note}<div class="legend">{legend}</div>{chart}</section>'
+def _failures(rows: Sequence[Row]) -> Section:
+  """Arms that failed, with their errors."""
+  columns = [Column('', lambda row: row['arm']), Column('', lambda row: row['error'], 'left no')]
+  return Section('Failed arms', table=page.table(columns, rows))
 
 
-def terms(rows: Sequence[Row]) -> str:
+def _categories(rows: Sequence[Row]) -> Section | None:
+  """Tokens per round by category of prompts, where there are several."""
+  rows = [row for row in rows if row.get('by_category')]
+  if not rows:
+    return None
+
+  def column(name: str) -> Column:
+    estimate = lambda row: row['by_category'].get(name, {})
+    ends = lambda row: [estimate(row).get(end) for end in ('value', 'low', 'high')]
+    return Column(name, lambda row: _interval(*ends(row)), 'left')
+
+  names = sorted({name for row in rows for name in row['by_category']})
+  columns = [Column('arm', plots.name_of), *map(column, names)]
+  return Section('Tokens a round by kind of prompt', table=page.table(columns, rows))
+
+
+_METHOD = (
+    Column('method', lambda row: row['name']),
+    Column('rule', lambda row: row['rule'], 'left'),
+)
+
+
+def _terms(rows: Sequence[Row]) -> Section | None:
   """The formula, term by term."""
   rows = [row for row in rows if row.get('prediction')]
   if not rows:
-    return ''
-  head = '<th>method</th><th class="left">rule</th>' + ''.join(
-      f'<th>{name}</th>'
-      for name in ('E', 'steps', 'c', 'r(K+1)', 'o', 'predicted', 'measured', 'difference')
-  )
-  body = []
-  for row in rows:
-    terms = row['prediction']
-    numbers = [
-        _number(terms['tokens_per_round']), _number(terms['num_drafted']),
-        _number(terms['draft_cost'], digits=3), _number(terms['pass_cost'], digits=3),
-        _number(terms['overhead'], digits=3), _number(row['predicted_speedup'], '×'),
-        _number(row['speedup'], '×'),
-        f'{100 * (row["predicted_speedup"] / row["speedup"] - 1):+.0f} %',
-    ]
-    cells = ''.join(f'<td>{cell}</td>' for cell in numbers)
-    name, rule = html.escape(row['name']), html.escape(row['rule'])
-    body.append(f'<tr><td>{name}</td><td class="left">{rule}</td>{cells}</tr>')
-  return (
-      '<section><h2>Where the time goes</h2><p class="muted">S = E / (steps · c + r(K+1) + o): '
-      'expected tokens per round (other prompts), draft steps per round, cost of a draft step, of '
-      'the target pass over K+1 tokens, and of everything else, in plain decoding steps.</p>'
-      f'<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div></section>'
+    return None
+  term = lambda name, digits=2: lambda row: _number(row['prediction'][name], digits=digits)
+  difference = lambda row: f'{100 * (row["predicted_speedup"] / row["speedup"] - 1):+.0f} %'
+  columns = [
+      *_METHOD,
+      Column('E', term('tokens_per_round')),
+      Column('steps', term('num_drafted')),
+      Column('c', term('draft_cost', 3)),
+      Column('r(K+1)', term('pass_cost', 3)),
+      Column('o', term('overhead', 3)),
+      Column('predicted', lambda row: _number(row['predicted_speedup'], '×')),
+      Column('measured', lambda row: _number(row['speedup'], '×')),
+      Column('difference', difference),
+  ]
+  return Section(
+      'Where the time goes',
+      'S = E / (steps · c + r(K+1) + o): expected tokens per round (other prompts), draft steps '
+      'per round, cost of a draft step, of the target pass over K+1 tokens, and of everything '
+      'else, in plain decoding steps.',
+      table=page.table(columns, rows),
   )
 
 
-def acceptance(rows: Sequence[Row]) -> str:
-  """Acceptance by position as a table."""
-  rows = [row for row in rows if row['acceptance_rate_per_position']]
-  if not rows:
-    return ''
-  depth = max(len(row['acceptance_rate_per_position']) for row in rows)
-  head = '<th>method</th><th class="left">rule</th>' + ''.join(
-      f'<th style="text-align:center">{position}</th>' for position in range(1, depth + 1)
-  )
-  body = []
-  for row in rows:
-    cells = []
-    for rate in row['acceptance_rate_per_position']:
-      share = 0 if rate is None else round(70 * rate)
-      colour = f'color-mix(in srgb, var(--accepted) {share}%, transparent)'
-      cells.append(f'<td class="heat" style="background:{colour}">{_percent(rate)}</td>')
-    name, rule = html.escape(row['name']), html.escape(row['rule'])
-    body.append(f'<tr><td>{name}</td><td class="left">{rule}</td>{"".join(cells)}</tr>')
-  return (
-      '<details><summary>The numbers, in percent</summary><div class="scroll"><table>'
-      f'<tr>{head}</tr>{"".join(body)}</table></div></details>'
-  )
+def _acceptance(rows: Sequence[Row]) -> dict[str, Any]:
+  """Acceptance by position as a table below its plot."""
+  rates = lambda row: row['acceptance_rate_per_position']
+  rows = [row for row in rows if row['num_speculative_tokens'] and rates(row)]
+
+  def column(index: int) -> Column:
+    def cell(row: Row) -> Cell | None:
+      if index >= len(rates(row)):
+        return None
+      rate = rates(row)[index]
+      return Cell(_percent(rate), style='heat', share=round(70 * (rate or 0.0)))
+
+    return Column(str(index + 1), cell, 'centre')
+
+  depth = max((len(rates(row)) for row in rows), default=0)
+  columns = [*_METHOD, *map(column, range(depth))]
+  return dict(summary='The numbers, in percent', details=page.table(columns, rows))
 
 
-def costs(calibration: Row) -> str:
-  """The curve r(m), and what was compared for the fastest way of plain decoding."""
-  plain = calibration['rules'][0]['plain']
-  compared = ', '.join(
-      f'{entry["dtype"]} at {entry["width"]}: {1000 * entry["seconds"]:.2f} ms'
-      for entry in calibration['candidates']
-  )
-  if compared:
-    compared = f' Compared for it (dtype at tokens per pass): {html.escape(compared)}.'
-  return plot(
-      plots.pass_costs(calibration),
-      'Cost of a target pass',
-      f'The less a further token of a pass costs, the more drafting pays. A plain step takes '
-      f'{1000 * plain:.2f} ms in {html.escape(calibration["dtype"])} at {calibration["width"]} '
-      f'tokens per pass, cache of {calibration["cache_length"]}.{compared} Medians of '
-      f'{calibration["repetitions"]} interleaved repetitions; spread at most '
-      f'{100 * calibration["noise"]:.0f} %.',
-  )
-
-
-def plot(made: plots.Plot, title: str, note: str, below: str = '') -> str:
-  """The place of a plot, which the page's script fills, with what stands below it."""
-  return (
-      f'<section><h2>{title}</h2><p class="muted">{note}</p><div class="plot" '
-      f'data-plot="{html.escape(made["id"])}"></div>{below}</section>'
-  )
-
-
-def rounds(rows: Sequence[Row]) -> str:
-  """Where the time of a round goes: modelled parts, their sum, and the stopwatch."""
+def _rounds(rows: Sequence[Row]) -> dict[str, Any]:
+  """Where the time of a round goes, as a table below its plot: parts, sum, and the stopwatch."""
   rows = [row for row in rows if row.get('round_seconds')]
-  if not rows:
-    return ''
-  heads = ('draft', 'verify', 'rest', 'sum', 'measured', 'difference')
-  head = '<th>arm</th>' + ''.join(f'<th>{name}</th>' for name in heads)
-  body = []
-  for row in rows:
-    parts = row['round_seconds']
-    total = sum(parts[name] for name in heads[:3])
-    numbers = [1000 * value for value in (*(parts[n] for n in heads[:3]), total, parts['measured'])]
-    cells = ''.join(f'<td>{number:.3f}</td>' for number in numbers)
-    cells += f'<td>{100 * (total / parts["measured"] - 1):+.0f} %</td>'
-    body.append(f'<tr><td>{html.escape(plots.name_of(row))}</td>{cells}</tr>')
-  return (
-      '<details><summary>The numbers, in milliseconds a round</summary><div class="scroll"><table>'
-      f'<tr>{head}</tr>{"".join(body)}</table></div></details>'
-  )
+  modelled = ('draft', 'verify', 'rest')
+  total = lambda row: sum(row['round_seconds'][name] for name in modelled)
+  part = lambda name: lambda row: f'{1000 * row["round_seconds"][name]:.3f}'
+  columns = [
+      Column('arm', plots.name_of),
+      *(Column(name, part(name)) for name in modelled),
+      Column('sum', lambda row: f'{1000 * total(row):.3f}'),
+      Column('measured', part('measured')),
+      Column(
+          'difference',
+          lambda row: f'{100 * (total(row) / row["round_seconds"]["measured"] - 1):+.0f} %',
+      ),
+  ]
+  return dict(summary='The numbers, in milliseconds a round', details=page.table(columns, rows))
 
 
-def categories(rows: Sequence[Row]) -> str:
-  """Tokens a round by category of prompts, where there are several."""
-  rows = [row for row in rows if row.get('by_category')]
-  if not rows:
-    return ''
-  names = sorted({name for row in rows for name in row['by_category']})
-  head = '<th>arm</th>' + ''.join(f'<th class="left">{html.escape(name)}</th>' for name in names)
-  body = []
-  for row in rows:
-    cells = ''
-    for name in names:
-      found = row['by_category'].get(name)
-      values = {f'value{end}': found[key] for end, key in _ENDS} if found else {}
-      cells += _estimate(values, 'value')
-    body.append(f'<tr><td>{html.escape(plots.name_of(row))}</td>{cells}</tr>')
-  return (
-      '<section><h2>Tokens a round by kind of prompt</h2><div class="scroll"><table>'
-      f'<tr>{head}</tr>{"".join(body)}</table></div></section>'
-  )
+def definitions(rows: Sequence[Row]) -> list[Section]:
+  """What the columns of a sweep mean; methods have theirs beside their tables."""
+  swept = any('arm' in row for row in rows)
+  return [Section('Definitions', items=ablate_table.DEFINITIONS)] if swept else []
 
 
-def failures(rows: Sequence[Row]) -> str:
-  """Arms that failed, with their errors."""
-  if not rows:
-    return ''
-  body = ''.join(
-      f'<tr><td>{html.escape(row["arm"])}</td><td class="left no">{html.escape(row["error"])}</td>'
-      '</tr>'
-      for row in rows
-  )
-  return f'<section><h2>Failed arms</h2><div class="scroll"><table>{body}</table></div></section>'
+def _estimate(row: Row, name: str, unit: str = '', *, with_ends: bool = True, **form: Any) -> Cell:
+  """A number of a row with its interval."""
+  ends = (row.get(f'{name}{end}') if with_ends else None for end in ('_low', '_high'))
+  return _interval(row.get(name), *ends, unit=unit, **form)
 
 
-def definitions_of(rows: Sequence[Row]) -> Sequence[str]:
-  """The definitions of a sweep's columns; methods have theirs beside their tables."""
-  return ablate_table.DEFINITIONS if any('arm' in row for row in rows) else ()
-
-
-def definitions(lines: Sequence[str]) -> str:
-  """What the numbers mean."""
-  if not lines:
-    return ''
-  items = ''.join(f'<li>{html.escape(line)}</li>' for line in lines)
-  return f'<section><h2>Definitions</h2><ul>{items}</ul></section>'
-
-
-def _name(row: Row) -> str:
-  return row['name'] if 'arm' in row else f'{row["name"]}, {row["rule"]}'
+def _interval(
+    value: float | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    unit: str = '',
+    scale: float = 1.0,
+    digits: int = 2,
+) -> Cell:
+  """A number, and in small letters its interval."""
+  if value is None:
+    return Cell('–')
+  text = lambda number: f'{scale * number:.{digits}f}'
+  return Cell(text(value) + unit, small='' if low is None else f'{text(low)}–{text(high)}')
 
 
 def _number(value: float | None, unit: str = '', *, digits: int = 2) -> str:
@@ -320,5 +275,3 @@ def _number(value: float | None, unit: str = '', *, digits: int = 2) -> str:
 
 def _percent(value: float | None) -> str:
   return '–' if value is None else f'{100 * value:.0f} %'
-
-

@@ -3,6 +3,11 @@
 EVIL = '</script><script>alert(1)</script><b>&"\''
 
 
+def evil(place: str) -> str:
+  """`EVIL` with a mark by which it is found again."""
+  return f'{EVIL} in {place}'
+
+
 def row(name='draft model', rule='greedy', **changes):
   values = dict(
       name=name, rule=rule, drafter='model', temperature=0.0, num_speculative_tokens=2,
