@@ -12,7 +12,7 @@ import rich.console
 from experiments import build_plan
 from experiments import cli
 from experiments import display
-from experiments import plan_report
+from experiments import report
 from experiments import workdir as workdir_lib
 
 
@@ -41,7 +41,7 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
       'acceptance rate α.',
       highlight=False, soft_wrap=True,
   )
-  results.write(workdir_lib.REPORT, plan_report.render(rows, title=f'Plan: {config.name}'))
+  report.write(results)
   console.print(f'Written to {results.path}.', highlight=False, soft_wrap=True)
   return rows
 
@@ -105,7 +105,7 @@ def _summary(row: dict) -> dict:
       f'α={middle["acceptance"]:g} tok/s': f'{middle["speculative"]:.0f}',
       'K': middle['num_speculative_tokens'],
       'speed-up': f'{middle["speedup"]:.2f}×',
-      'pays to batch': plan_report.paying(row),
+      'pays to batch': report.plan.paying(row),
   }
 
 

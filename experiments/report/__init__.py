@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments import workdir as workdir_lib
 from experiments.report import page
+from experiments.report import plan
 from experiments.report import plots
 from experiments.report import sections
 from experiments.report import tensorboard
@@ -29,6 +30,9 @@ def write(workdir: workdir_lib.Workdir) -> pathlib.Path:
     FileNotFoundError: if there is no `metrics.jsonl`.
     ValueError: if a file is not JSON.
   """
+  path = workdir.path / workdir_lib.REPORT
+  if not workdir.writes:
+    return path
   rows = workdir_lib.read_rows(workdir.path)
   html = render(
       rows=rows,
@@ -37,7 +41,7 @@ def write(workdir: workdir_lib.Workdir) -> pathlib.Path:
       config=workdir.config,
   )
   tensorboard.write(workdir.path, rows, x=str((workdir.config or {}).get('x', '')))
-  return atomic.write(workdir.path / workdir_lib.REPORT, html)
+  return atomic.write(path, html)
 
 
 def render(
@@ -50,8 +54,8 @@ def render(
   """The page as HTML.
 
   Args:
-    rows: of `metrics.jsonl`: of methods (`specjax.analysis.Record`), arms of a sweep, or
-      steps of training.
+    rows: of `metrics.jsonl`: of methods (`specjax.analysis.Record`), arms of a sweep, steps of
+      training, or slices of a plan.
     calibration: a `specjax.analysis.Calibration` as JSON, or None.
     traces: of `experiments.runs.traces.entry`.
     config: of the run, shown as it is.
@@ -60,6 +64,7 @@ def render(
   methods = [row for row in rows if 'tokens_per_second' in row and 'rule' in row]
   failed = [row for row in rows if row.get('status') == 'failed']
   steps = [row for row in rows if 'step' in row and 'loss' in row]
+  slices = [row for row in rows if 'topology' in row]
   name = str(config.get('title') or config.get('name') or 'specjax')
   subtitle = [str(config.get('question') or '')]
   tiles, parts = [], []
@@ -67,19 +72,23 @@ def render(
     subtitle.append(sections.machine(methods[0]))
     tiles += sections.tiles(methods, calibration)
     parts += sections.of_methods(methods, failed, x=str(config.get('x', '')), traces=traces)
+  if slices:
+    subtitle.append(plan.subtitle(slices[0]))
+    tiles += plan.tiles(slices)
+    parts += plan.sections(slices)
   if calibration:
     parts.append(page.of_plot(plots.pass_costs(calibration)))
   if loss := plots.losses(steps):
     parts.append(page.of_plot(loss))
   return page.render(
-      title=name,
+      title=f'Plan: {name}' if slices else name,
       subtitle=' '.join(part for part in subtitle if part),
       tiles=tiles,
       sections=parts,
       traces=traces,
       appendix=sections.definitions(methods),
       config=config,
-      remark=_RATES,
+      remark='' if slices else _RATES,
   )
 
 

@@ -371,3 +371,29 @@ def losses(rows: Sequence[Row]) -> Plot | None:
           for index, (name, points) in enumerate(lines.items())
       ],
   )
+
+
+def plan_speedups(rows: Sequence[Row]) -> Plot:
+  """The speed-up of each slice of a plan against the acceptance rate."""
+  lines = [
+      (row, {each['acceptance']: each['speedup'] for each in row['predictions']}) for row in rows
+  ]
+  rates = sorted({rate for _, points in lines for rate in points})
+  note = (
+      'By roofline, over plain decoding of the same batch. α is the chance that a drafted token is '
+      'accepted, the same at every position.'
+  )
+  if not all(row['fits'] for row in rows):
+    note += ' Dashed: slices that have no room for the run.'
+  return dict(
+      id='plan-speedups', title='Speed-up at the best K', note=note, kind='lines', reference=1.0,
+      x=dict(label='acceptance rate α', values=rates, names=None),
+      y=dict(label='Speed-up', unit='×'),
+      series=[
+          _series(
+              row['topology'], index, [points.get(rate) for rate in rates],
+              dashed=not row['fits'], shown=index < _SHOWN,
+          )
+          for index, (row, points) in enumerate(lines)
+      ],
+  )

@@ -184,17 +184,56 @@ class TestSweep:
     assert '-5 %' in swept  # 3.5 ms modelled, 3.7 measured
 
 
+class TestPlan:
+
+  def test_its_page_is_the_reports(self, tmp_path):
+    run = workdir_lib.open_workdir(tmp_path, {'name': 'llama', 'batch_size': 8})
+    advice = 'it lacks 26.10 GB per chip; take int8 weights.'
+    for row in (
+        reports.planned(),
+        reports.planned('v5e:2x2', fits=False, advice=advice, largest_paying_batch=None),
+        reports.planned('v5p:2x2x2', compiled=True, compile_seconds=41., collectives_per_layer=2.),
+    ):
+      run.record(row)
+    page = report.write(run).read_text()
+    assert not (tmp_path / 'tensorboard').exists()  # there is no point of a curve
+    assert '<h1>Plan: llama</h1>' in page and 'Batch 8, context 512, K = 4, rule block.' in page
+    cells = Page(page).cells
+    for wanted in ('H100:8 (not compiled)', 'v5p:2x2x2', advice, '18.00', 'yes', 'no', '41', '2'):
+      assert wanted in cells, wanted
+    assert {'1000', '1750', 'K = 8'} <= {*cells, *re.findall('<small>(.*?)</small>', page)}
+    assert '64' in cells and 'all that fit (200)' in cells
+    assert '<b>2 of 3</b>' in page and '<b>2.00×</b>' in page
+    (curves,) = plots_of(page)
+    assert curves['x']['values'] == [0.5, 0.7, 0.9] and curves['reference'] == 1.0
+    assert [series['name'] for series in curves['series']] == ['H100:8', 'v5e:2x2', 'v5p:2x2x2']
+    assert [series['dashed'] for series in curves['series']] == [False, True, False]
+    assert curves['series'][0]['values'] == [1.4, 2.0, 3.5]
+
+  def test_a_tree_and_a_plan_that_fits_nowhere(self):
+    row = reports.planned(tree='3,2,1', num_nodes=15, fits=False, advice='no')
+    page = report.render(rows=[row], config={'name': 'trees'})
+    assert 'trees 3,2,1 of 15 tokens' in page and '<b>0 of 1</b>' in page
+
+
 # Where text of others can stand, with the mark that it is found by again.
 _OF_METHODS = (
     'title', 'question', 'name', 'rule', 'dtype', 'device', 'version', 'candidate', 'calibration'
 )
 _OF_ARMS = ('title', 'arm', 'rule', 'category', 'failed arm', 'error')
+_OF_PLANS = ('title', 'topology', 'advice', 'rule', 'tree')
 
 
 def evil_page(kind):
   """A page with `EVIL` wherever text of others stands."""
   evil = reports.evil
   config = dict(title=evil('title'), question=evil('question'), x=evil('x'), other=evil('other'))
+  if kind == 'plans':
+    rows = [
+        reports.planned(evil('topology'), tree=evil('tree'), rule=evil('rule'), fits=False,
+                        advice=evil('advice'))
+    ]
+    return report.render(rows=rows, config=config)
   if kind == 'arms':
     row = reports.arm(
         2, evil('rule'), arm=evil('arm'), name=evil('arm'), fields={evil('x'): evil('value')},
@@ -259,7 +298,9 @@ def planted(environment):
 
 class TestEscaping:
 
-  @pytest.mark.parametrize('kind, places', [('methods', _OF_METHODS), ('arms', _OF_ARMS)])
+  @pytest.mark.parametrize(
+      'kind, places', [('methods', _OF_METHODS), ('arms', _OF_ARMS), ('plans', _OF_PLANS)]
+  )
   def test_text_of_others_stays_text(self, kind, places):
     page = evil_page(kind)
     parsed = Page(page)
