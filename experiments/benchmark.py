@@ -52,7 +52,7 @@ def run(
     calibrations = costs.of_arms(study.arms, study.costs, session, results, say)
   if calibrations:
     calibration = next(iter(calibrations.values()))  # all methods share one
-    results.write_json(study_lib.CALIBRATION, calibration)
+    results.write_json(workdir_lib.CALIBRATION, calibration)
     _show_costs(calibration, console)
     study = build.benchmark(config, calibration)
     calibrations = {

@@ -20,6 +20,7 @@ from specjax import atomic
 from specjax.sharding import processes
 
 CONFIG, METRICS, REPORT = 'config.json', 'metrics.jsonl', 'report.html'
+CALIBRATION, TRACES = 'calibration.json', 'traces.json'
 
 
 @dataclasses.dataclass

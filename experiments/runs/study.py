@@ -20,8 +20,6 @@ from experiments.runs import run as run_lib
 from experiments.runs import runner as runner_lib
 from experiments.runs import tables
 
-CALIBRATION, TRACES = 'calibration.json', 'traces.json'
-
 Rows = list[dict[str, Any]]
 
 
@@ -91,7 +89,7 @@ def _write(workdir, arms, results, rows: Rows, publish) -> Rows:
   lines = [json.dumps(workdir_lib.to_json(row), allow_nan=False) + '\n' for row in rows]
   workdir.write(workdir_lib.METRICS, ''.join(lines))
   traces = [results[arm.key]['trace'] for arm in arms if 'trace' in (results[arm.key] or {})]
-  workdir.write_json(TRACES, traces)
+  workdir.write_json(workdir_lib.TRACES, traces)
   publish(workdir)
   return rows
 

@@ -10,7 +10,7 @@ import rich.console
 import specjax
 from experiments import display
 from experiments import prompts
-from experiments import report_traces
+from experiments.runs import traces
 from specjax import drafters
 from tests.support import scripted
 
@@ -101,7 +101,7 @@ def test_the_viewers_nodes_have_their_first_space():
       target, [script[:1]], drafter=drafters.model(target, num_speculative_tokens=2),
       max_new_tokens=4, trace=True,
   )
-  first, second = report_traces.entry(output, TOKENIZER, name='a')['rounds']
+  first, second = traces.entry(output, TOKENIZER, name='a')['rounds']
   assert first['before'] == 'cat' and second['before'] == 'r'
   assert [node['text'] for node in first['nodes']] == [' w8', ' sat']
   assert [text for text, _ in first['emitted'] + second['emitted']] == [' w8', ' sat', 'r', 'U']

@@ -1,27 +1,30 @@
-"""Workdirs, charts and the report: whole files, nothing loaded from elsewhere, all text escaped."""
+"""Workdirs and the report: whole files, nothing loaded from elsewhere, all text escaped."""
 
 import html.parser
 import json
 import re
-import xml.etree.ElementTree
 
+import jinja2
+import jinja2.nodes
+import markupsafe
 import ml_collections
 import numpy as np
 import pytest
 
-from experiments import charts
 from experiments import report
 from experiments import workdir as workdir_lib
+from experiments.report import page as page_lib
+from experiments.report import plots as plots_lib
 from tests.support import reports
 from tests.support import tolerance
 
 
 class Page(html.parser.HTMLParser):
-  """Tags with their attributes, cells of tables, and the content of scripts."""
+  """Tags with their attributes, cells of tables, the content of scripts, and all other text."""
 
   def __init__(self, text):
     super().__init__()
-    self.tags, self.cells, self.scripts, self._in = [], [], [], None
+    self.tags, self.cells, self.scripts, self.text, self._in = [], [], [], '', None
     self.feed(text)
 
   def handle_starttag(self, tag, attributes):
@@ -36,6 +39,8 @@ class Page(html.parser.HTMLParser):
   def handle_data(self, data):
     if self._in == 'script':
       self.scripts[-1] += data
+    else:
+      self.text += data
     if self._in == 'td':
       self.cells.append(data)
 
@@ -66,12 +71,9 @@ class TestReport:
     assert own.count('http://www.w3.org/2000/svg') == 1
     assert not re.search(r'@import|url\(|https?://', own.replace('http://www.w3.org/2000/svg', ''))
 
-  def test_text_is_escaped(self, page):
+  def test_nothing_is_parsed_from_text_by_the_scripts(self, page):
     parsed = Page(page)
-    assert len(parsed.scripts) == 4  # the data and three of code, none from a name or a token
     assert json.loads(parsed.scripts[0])['traces'] == [reports.TRACE]
-    assert not any(tag == 'b' and 'alert' in str(a) for tag, a in parsed.tags)
-    assert '<script>alert(1)' not in page.replace(parsed.scripts[0], '')
     assert 'innerHTML' not in page.replace(parsed.scripts[1], '')  # the library has its own
 
   def test_every_row_is_there(self, page):
@@ -82,11 +84,24 @@ class TestReport:
     assert '1.50×' in cells and '1.40×' in cells and '70 %' in cells
     assert 'None' not in page and 'nan' not in cells
 
-  def test_charts_are_whole(self, page):
-    drawn = re.findall(r'<svg.*?</svg>', page, flags=re.DOTALL)
-    assert len(drawn) == 1
-    for each in drawn:
-      xml.etree.ElementTree.fromstring(each)
+  def test_methods_have_bars_measured_and_predicted(self, page):
+    (bars,) = [plot for plot in plots_of(page) if plot['id'] == 'speedups']
+    measured, predicted = bars['series']
+    assert bars['kind'] == 'hbars' and bars['reference'] == 1.0
+    assert bars['y']['ticks'] == [0, 0.5, 1, 1.5, 2]
+    assert measured['values'] == [1.5] * 3 and predicted['values'] == [1.4] * 3
+    assert (measured['low'], measured['high'], predicted['low']) == ([1.3] * 3, [1.7] * 3, None)
+    assert bars['x']['names'][:2] == ['draft model, greedy', f'{reports.EVIL}, rejection']
+    rows = [reports.plain(), reports.row(predicted_speedup=None, prediction=None)]
+    (bars,) = [p for p in plots_of(report.render(rows=rows)) if p['id'] == 'speedups']
+    assert [series['name'] for series in bars['series']] == ['measured']
+    assert not [p for p in plots_of(report.render(rows=rows[:1])) if p['id'] == 'speedups']
+
+  @pytest.mark.parametrize('highest', [1e-4, 0.7, 1.0, 2.3, 9.9, 123.0])
+  def test_ticks_are_few_and_reach(self, highest):
+    ticks = plots_lib.nice_ticks(highest)
+    assert ticks[0] == 0 and ticks[-1] >= highest and 3 <= len(ticks) <= 7
+    assert ticks[-2] < highest
 
   def test_parts_that_are_missing_are_left_out(self):
     page = report.render(rows=[reports.plain()])
@@ -107,11 +122,11 @@ class TestReport:
   def test_is_made_anew_from_a_workdir(self, tmp_path):
     run = workdir_lib.open_workdir(tmp_path, {'name': 'a run'})
     run.record(reports.row())
-    run.write_json(report.CALIBRATION, reports.CALIBRATION)
+    run.write_json(workdir_lib.CALIBRATION, reports.CALIBRATION)
     path = report.write(run)
     assert path == tmp_path / 'report.html'
     assert 'Cost of a target pass' in path.read_text()
-    (tmp_path / report.CALIBRATION).write_text('{')
+    (tmp_path / workdir_lib.CALIBRATION).write_text('{')
     with pytest.raises(ValueError, match='is not JSON'):
       report.write(run)
     assert 'Cost of a target pass' in path.read_text()
@@ -169,24 +184,151 @@ class TestSweep:
     assert '-5 %' in swept  # 3.5 ms modelled, 3.7 measured
 
 
-class TestCharts:
+class TestPlan:
 
-  @pytest.mark.parametrize('highest', [1e-4, 0.7, 1.0, 2.3, 9.9, 123.0])
-  def test_ticks_are_few_and_reach(self, highest):
-    ticks = charts.nice_ticks(highest)
-    assert ticks[0] == 0 and ticks[-1] >= highest and 3 <= len(ticks) <= 7
-    assert ticks[-2] < highest
+  def test_its_page_is_the_reports(self, tmp_path):
+    run = workdir_lib.open_workdir(tmp_path, {'name': 'llama', 'batch_size': 8})
+    advice = 'it lacks 26.10 GB per chip; take int8 weights.'
+    for row in (
+        reports.planned(),
+        reports.planned('v5e:2x2', fits=False, advice=advice, largest_paying_batch=None),
+        reports.planned('v5p:2x2x2', compiled=True, compile_seconds=41., collectives_per_layer=2.),
+    ):
+      run.record(row)
+    page = report.write(run).read_text()
+    assert not (tmp_path / 'tensorboard').exists()  # there is no point of a curve
+    assert '<h1>Plan: llama</h1>' in page and 'Batch 8, context 512, K = 4, rule block.' in page
+    cells = Page(page).cells
+    for wanted in ('H100:8 (not compiled)', 'v5p:2x2x2', advice, '18.00', 'yes', 'no', '41', '2'):
+      assert wanted in cells, wanted
+    assert {'1000', '1750', 'K = 8'} <= {*cells, *re.findall('<small>(.*?)</small>', page)}
+    assert '64' in cells and 'all that fit (200)' in cells
+    assert '<b>2 of 3</b>' in page and '<b>2.00×</b>' in page
+    (curves,) = plots_of(page)
+    assert curves['x']['values'] == [0.5, 0.7, 0.9] and curves['reference'] == 1.0
+    assert [series['name'] for series in curves['series']] == ['H100:8', 'v5e:2x2', 'v5p:2x2x2']
+    assert [series['dashed'] for series in curves['series']] == [False, True, False]
+    assert curves['series'][0]['values'] == [1.4, 2.0, 3.5]
 
-  def test_text_is_escaped(self):
-    evil = reports.EVIL
-    drawn = charts.bars(
-        [(evil, [charts.Bar(1.0, 'measured', evil), charts.Bar(None, 'predicted', '')])],
-        unit='×', reference=1.0,
+  def test_a_tree_and_a_plan_that_fits_nowhere(self):
+    row = reports.planned(tree='3,2,1', num_nodes=15, fits=False, advice='no')
+    page = report.render(rows=[row], config={'name': 'trees'})
+    assert 'trees 3,2,1 of 15 tokens' in page and '<b>0 of 1</b>' in page
+
+
+# Where text of others can stand, with the mark that it is found by again.
+_OF_METHODS = (
+    'title', 'question', 'name', 'rule', 'dtype', 'device', 'version', 'candidate', 'calibration'
+)
+_OF_ARMS = ('title', 'arm', 'rule', 'category', 'failed arm', 'error')
+_OF_PLANS = ('title', 'topology', 'advice', 'rule', 'tree')
+
+
+def evil_page(kind):
+  """A page with `EVIL` wherever text of others stands."""
+  evil = reports.evil
+  config = dict(title=evil('title'), question=evil('question'), x=evil('x'), other=evil('other'))
+  if kind == 'plans':
+    rows = [
+        reports.planned(evil('topology'), tree=evil('tree'), rule=evil('rule'), fits=False,
+                        advice=evil('advice'))
+    ]
+    return report.render(rows=rows, config=config)
+  if kind == 'arms':
+    row = reports.arm(
+        2, evil('rule'), arm=evil('arm'), name=evil('arm'), fields={evil('x'): evil('value')},
+        by_category={evil('category'): dict(value=2.0, low=1.9, high=2.1)},
     )
-    texts = [node.text for node in xml.etree.ElementTree.fromstring(drawn).iter()]
-    assert texts.count(evil) == 2
-    drawn = charts.lines([(evil, 'measured', [(1, 2.0)])], x_label=evil, y_label=evil)
-    assert evil in [node.text for node in xml.etree.ElementTree.fromstring(drawn).iter()]
+    failed = dict(arm=evil('failed arm'), fields={}, status='failed', error=evil('error'))
+    return report.render(rows=[row, failed], config=config)
+  row = reports.row(
+      evil('name'), evil('rule'), dtype=evil('dtype'), versions={'jax': evil('version')},
+      hardware={'device': evil('device')},
+  )
+  candidate = reports.CALIBRATION['candidates'][0] | dict(dtype=evil('candidate'))
+  calibration = reports.CALIBRATION | dict(dtype=evil('calibration'), candidates=[candidate])
+  return report.render(
+      rows=[row], calibration=calibration, traces=[reports.TRACE], config=config
+  )
+
+
+# What the templates write, as it is called there.
+_VARIABLES = (
+    'title', 'subtitle', 'config', 'remark', 'item', 'tile.number', 'tile.text', 'cell.text',
+    'cell.small', 'cell.style', 'column.name', 'column.style', 'section.title', 'section.note',
+    'section.summary', 'section.plot.id', 'section.plot.kind',
+)
+
+
+def variables(environment):
+  """What the templates write, but for text of their own and what macros give."""
+
+  def name_of(node):
+    if isinstance(node, jinja2.nodes.Filter):
+      return name_of(node.node)
+    is_field = isinstance(node, jinja2.nodes.Getattr)
+    return f'{name_of(node.node)}.{node.attr}' if is_field else node.name
+
+  names = set()
+  for template in environment.list_templates(extensions=['jinja']):
+    source, *_ = environment.loader.get_source(environment, template)
+    for output in environment.parse(source).find_all(jinja2.nodes.Output):
+      own = jinja2.nodes.TemplateData, jinja2.nodes.Call
+      names |= {name_of(node) for node in output.nodes if not isinstance(node, own)}
+  return names
+
+
+def planted(environment):
+  """A page with `EVIL` in every variable of the templates."""
+  evil = reports.evil
+  cell = page_lib.Cell(evil('cell.text'), evil('cell.small'), evil('cell.style'), share=1)
+  column = page_lib.Column(evil('column.name'), lambda row: cell, evil('column.style'))
+  section = page_lib.Section(
+      title=evil('section.title'), note=evil('section.note'),
+      plot=dict(id=evil('section.plot.id'), kind=evil('section.plot.kind')),
+      table=page_lib.table([column], [{}]), summary=evil('section.summary'),
+      details=page_lib.table([column], [{}]), items=[evil('item')],
+  )
+  return page_lib.render(
+      title=evil('title'), subtitle=evil('subtitle'), sections=[section], traces=[reports.TRACE],
+      tiles=[page_lib.Tile(evil('tile.number'), evil('tile.text'))], appendix=[section],
+      config={'key': evil('config')}, remark=evil('remark'), environment=environment,
+  )
+
+
+class TestEscaping:
+
+  @pytest.mark.parametrize(
+      'kind, places', [('methods', _OF_METHODS), ('arms', _OF_ARMS), ('plans', _OF_PLANS)]
+  )
+  def test_text_of_others_stays_text(self, kind, places):
+    page = evil_page(kind)
+    parsed = Page(page)
+    assert len(parsed.scripts) == 4  # the data and three of code, none from a name or a token
+    assert '<script>alert(1)' not in page
+    assert not any('alert' in str(attributes) for _, attributes in parsed.tags)
+    for place in places:
+      assert reports.evil(place) in parsed.text, place
+    assert json.dumps(reports.evil('other')) in parsed.text  # of the config
+    series = [each for plot in plots_of(page) for each in plot['series']]
+    assert any(reports.EVIL in each['name'] for each in series)
+
+  def test_every_variable_of_the_templates_is_escaped(self):
+    ours = {'cell.share', 'data', 'script', 'styles'}  # a number, and what this package writes
+    assert variables(page_lib.ENVIRONMENT) == ours | set(_VARIABLES)
+    html = planted(page_lib.ENVIRONMENT)
+    careless = planted(page_lib.ENVIRONMENT.overlay(autoescape=False))
+    for name in _VARIABLES:
+      text = reports.evil(name)
+      text = json.dumps(text) if name == 'config' else text
+      assert str(markupsafe.escape(text)) in html and text not in html, name
+      assert text in careless, name  # which is how the check sees a mistake
+
+  def test_what_a_template_is_not_given_is_an_error(self):
+    environment = page_lib.ENVIRONMENT
+    assert environment.undefined is jinja2.StrictUndefined
+    with pytest.raises(jinja2.UndefinedError, match="'title' is undefined"):
+      environment.get_template('templates/page.html.jinja').render()
 
 
 class TestWorkdir:

@@ -118,9 +118,9 @@ class Opened:
       self.problems.append(f'asked for {request.url}')
 
   def see_all(self):
-    """Scrolls through the page: plots are drawn when they come near."""
+    """Scrolls through the page: plots are drawn when they come near, within 600 of the window."""
     height = self.page.evaluate('document.body.scrollHeight')
-    for top in range(0, height, 500):
+    for top in range(0, height, 1000):
       self.page.evaluate(f'window.scrollTo(0, {top})')
       self.page.wait_for_timeout(50)
 
@@ -171,6 +171,40 @@ def test_plots_are_drawn_and_answer(chromium, file, scheme):
   for key in plot.locator('.keys button').all():
     key.click()
   assert ink(opened.page, 'speedup-along') < before
+  assert not opened.problems
+  opened.context.close()
+
+
+def test_horizontal_bars_have_lengths_intervals_and_names(chromium, tmp_path):
+  rows = [
+      reports.plain(), reports.row(),
+      reports.row(
+          reports.EVIL, reports.evil('rule'), predicted_speedup=None, prediction=None
+      ),
+      reports.row('one prompt', speedup=0.5, speedup_low=None, speedup_high=None),
+  ]
+  path = tmp_path / 'report.html'
+  path.write_text(report.render(rows=rows), encoding='utf-8')
+  opened = Opened(chromium, path, viewport=dict(width=1200, height=900))
+  plot = opened.page.locator('[data-plot="speedups"]')
+  read = lambda selector, script: plot.locator(selector).evaluate_all(f'all => all.map({script})')
+  number = lambda name: f'e => Number(e.getAttribute("{name}"))'
+  # The axis goes to 2×, over 500 of the picture's 760.
+  assert read('rect.measured', number('width')) == [375, 375, 125]
+  assert read('rect.predicted', number('width')) == [350, 350]
+  assert read('rect.predicted', number('y')) == [25, 98]  # below the measured ones, groups apart
+  assert read('.reference', number('x1')) == [450]
+  assert read('.whisker', '(e) => [e.getAttribute("x1"), e.getAttribute("x2")]') == [
+      ['525.0', '625.0']
+  ] * 2
+  words = 'e => e.textContent'
+  assert read('.value', words) == ['1.50×', '1.40×', '1.50×', '0.50×', '1.40×']
+  assert read('.tick', words) == ['0×', '0.5×', '1×', '1.5×', '2×']
+  second = f'{reports.EVIL}, {reports.evil("rule")}'
+  assert read('.label', words) == ['draft model, greedy', second, 'one prompt, greedy']
+  assert read('title', words)[1:3] == ['draft model, greedy: predicted', f'{second}: measured']
+  assert read('.legend span', words) == ['measured, with its interval', 'predicted']
+  assert plot.locator('svg').get_attribute('aria-label') == 'Speed-up, measured and predicted'
   assert not opened.problems
   opened.context.close()
 

@@ -6,8 +6,8 @@ import struct
 from tensorboardX.proto import event_pb2
 
 from experiments import report
-from experiments import tensorboard
 from experiments import workdir as workdir_lib
+from experiments.report import tensorboard
 from tests.support import reports
 from tests.support import tolerance
 

@@ -3,6 +3,11 @@
 EVIL = '</script><script>alert(1)</script><b>&"\''
 
 
+def evil(place: str) -> str:
+  """`EVIL` with a mark by which it is found again."""
+  return f'{EVIL} in {place}'
+
+
 def row(name='draft model', rule='greedy', **changes):
   values = dict(
       name=name, rule=rule, drafter='model', temperature=0.0, num_speculative_tokens=2,
@@ -39,6 +44,23 @@ def arm(k, rule, **changes):
       round_seconds=dict(draft=1e-3, verify=2e-3, rest=5e-4, measured=3.7e-3),
   )
   return row(values['arm'], rule) | values | changes
+
+
+def planned(topology='H100:8', **changes):
+  """A row of a plan, not compiled."""
+  predictions = [
+      dict(acceptance=rate, num_speculative_tokens=k, plain=500.0, speculative=500.0 * ratio,
+           speedup=ratio)
+      for rate, k, ratio in ((0.5, 2, 1.4), (0.7, 4, 2.0), (0.9, 8, 3.5))
+  ]
+  values = dict(
+      name='a plan', topology=topology, batch_size=8, context=512, num_speculative_tokens=4,
+      tree=None, num_nodes=4, rule='block', compiled=False, compile_seconds=None,
+      collectives_per_layer=None, weight_bytes=18e9, cache_bytes=2e9, temporary_bytes=1e8,
+      free_bytes=60e9, fits=True, advice=None, largest_fitting_batch=200,
+      largest_paying_batch=64, predictions=predictions,
+  )
+  return values | changes
 
 
 CALIBRATION = dict(

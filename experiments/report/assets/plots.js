@@ -1,7 +1,15 @@
-// Draws the plots of the page with uPlot: lines with intervals, steps, and stacked bars.
-// Colours come from the style sheet, so that a plot follows light and dark.
+// Draws the plots of the page: lines with intervals, bars and stacked bars with uPlot, horizontal
+// bars as SVG. Colours come from the style sheet, so that a plot follows light and dark.
 'use strict';
 const DATA = JSON.parse(document.getElementById('data').textContent);
+
+// An element of an SVG.
+function shape(name, attributes, content) {
+  const element = document.createElementNS('http://www.w3.org/2000/svg', name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  if (content !== undefined) element.textContent = content;
+  return element;
+}
 
 (() => {
   const colours = 8;
@@ -16,6 +24,8 @@ const DATA = JSON.parse(document.getElementById('data').textContent);
     const size = Math.abs(value);
     return size >= 1000 ? value.toFixed(0) : size >= 100 ? value.toFixed(1) : size >= 1 ? value.toFixed(2) : value.toPrecision(3);
   };
+  // The same without zeros at the end of a fraction.
+  const tick = (value) => number(value).replace(/(\.\d*?)0+$/, '$1').replace(/\.$/, '');
 
   // Stacked bars are drawn from the top: each is its own value and those below it.
   function stacked(plot) {
@@ -105,7 +115,7 @@ const DATA = JSON.parse(document.getElementById('data').textContent);
     const names = plot.x.names;
     const few = plot.x.values.length <= 12;
     // On a narrow screen the names of categories would run into each other.
-    const label = (value) => (names && (names.some((name) => name.length > 8) || width < 500) ? String(value + 1) : names ? names[value] : number(value).replace(/\.0+$/, ''));
+    const label = (value) => (names && (names.some((name) => name.length > 8) || width < 500) ? String(value + 1) : names ? names[value] : tick(value));
     const padding = plot.x.values.length > 1 ? 0.06 * (Math.max(...plot.x.values) - Math.min(...plot.x.values)) : 0.5;
     const bars = uPlot.paths.bars({ size: [0.6, 48] });
     return {
@@ -118,8 +128,8 @@ const DATA = JSON.parse(document.getElementById('data').textContent);
         y: { range: () => range(plot, order) },
       },
       axes: [
-        Object.assign({ label: plot.x.label, labelSize: 20, size: 30, space: 44, values: (_, ticks) => ticks.map((tick) => (few && !plot.x.values.includes(tick) ? '' : names && names[tick] === undefined ? '' : label(tick))), splits: few ? () => plot.x.values : undefined }, axis),
-        Object.assign({ label: plot.y.label, labelSize: 22, size: 52, values: (_, ticks) => ticks.map((tick) => number(tick).replace(/\.?0+$/, '') + plot.y.unit) }, axis),
+        Object.assign({ label: plot.x.label, labelSize: 20, size: 30, space: 44, values: (_, ticks) => ticks.map((value) => (few && !plot.x.values.includes(value) ? '' : names && names[value] === undefined ? '' : label(value))), splits: few ? () => plot.x.values : undefined }, axis),
+        Object.assign({ label: plot.y.label, labelSize: 22, size: 52, values: (_, ticks) => ticks.map((value) => tick(value) + plot.y.unit) }, axis),
       ],
       series: [{}].concat(order.map((series) => {
         const colour = colourOf(series);
@@ -172,7 +182,66 @@ const DATA = JSON.parse(document.getElementById('data').textContent);
     return { box, where, readout };
   }
 
+  // Horizontal bars in a group per category, with whiskers, and a line at the reference. The
+  // picture is 760 wide and scales with its holder; a pointer that rests on a bar is told its name.
+  function horizontal(plot) {
+    const [width, left, height, gap] = [760, 200, 15, 14];
+    const { ticks, unit } = plot.y;
+    const scale = (width - left - 60) / ticks[ticks.length - 1];
+    const fixed = (value) => value.toFixed(1);
+    const at = (value) => left + value * scale;
+    const text = (x, y, content, style) => shape('text', { x: fixed(x), y: fixed(y), class: style }, content);
+    const line = (x1, y1, x2, y2, style) => shape('line', { x1: fixed(x1), y1: fixed(y1), x2: fixed(x2), y2: fixed(y2), class: style });
+    const given = (values, index) => values !== null && values[index] !== null;
+    const groups = [];
+    let y = 10;
+    plot.x.names.forEach((name, i) => {
+      const bars = plot.series.filter((series) => given(series.values, i));
+      groups.push(text(left - 12, y + (height * Math.max(bars.length, 1)) / 2 + 4, name, 'label end'));
+      for (const series of bars) {
+        const value = series.values[i];
+        const group = shape('g', {});
+        group.append(
+          shape('title', {}, `${name}: ${series.name}`),
+          shape('rect', { class: series.colour, x: left, y: fixed(y), rx: 2, width: fixed(value * scale), height: height - 2 }),
+        );
+        let end = at(value);
+        if (given(series.low, i) && given(series.high, i)) {
+          const centre = y + height / 2 - 1;
+          group.append(line(at(series.low[i]), centre, at(series.high[i]), centre, 'whisker'));
+          end = Math.max(end, at(series.high[i]));
+        }
+        group.append(text(end + 6, y + height - 4, value.toFixed(2) + unit, 'value'));
+        groups.push(group);
+        y += height;
+      }
+      y += bars.length ? gap : height + gap;
+    });
+    const bottom = y - gap + 6;
+    const svg = shape('svg', { class: 'chart', viewBox: `0 0 ${width} ${(bottom + 24).toFixed(0)}`, role: 'img', 'aria-label': plot.title });
+    svg.append(
+      ...ticks.map((value) => line(at(value), 4, at(value), bottom, 'grid')),
+      line(at(plot.reference), 4, at(plot.reference), bottom, 'reference'),
+      ...groups,
+      ...ticks.map((value) => text(at(value), bottom + 16, value + unit, 'tick middle')),
+    );
+    const keys = document.createElement('div');
+    keys.className = 'legend';
+    for (const series of plot.series) {
+      const key = document.createElement('span');
+      const mark = document.createElement('i');
+      mark.className = series.colour;
+      key.append(mark, series.low === null ? series.name : `${series.name}, with its interval`);
+      keys.append(key);
+    }
+    return [keys, svg];
+  }
+
   function draw(holder, plot) {
+    if (plot.kind === 'hbars') {
+      holder.replaceChildren(...horizontal(plot));
+      return;
+    }
     const order = drawn(plot);
     const values = [plot.x.values].concat(plot.kind === 'stack' ? stacked(plot) : plot.series.map((series) => series.values));
     const canvas = document.createElement('div');

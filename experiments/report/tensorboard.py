@@ -31,7 +31,7 @@ Point = tuple[str, str, int, float]  # run, tag, step, value
 
 
 def write(folder: pathlib.Path, rows: Sequence[Row], *, x: str = '') -> pathlib.Path:
-  """Writes the event files of rows, in the place of those that are there.
+  """Writes the event files of rows, in the place of those that are there; none without a point.
 
   Args:
     folder: the run's workdir.
@@ -42,10 +42,14 @@ def write(folder: pathlib.Path, rows: Sequence[Row], *, x: str = '') -> pathlib.
     The folder for `tensorboard --logdir`.
   """
   place = folder / FOLDER
+  curves = points(rows, x=x)
+  if not curves:
+    shutil.rmtree(place, ignore_errors=True)
+    return place
   writers: dict[str, tensorboardX.SummaryWriter] = {}
   with atomic.replacing(place) as (temporary,):
     temporary.mkdir()
-    for run, tag, step, value in points(rows, x=x):
+    for run, tag, step, value in curves:
       if run not in writers:
         writers[run] = tensorboardX.SummaryWriter(str(temporary / run))
       writers[run].add_scalar(tag, value, step)

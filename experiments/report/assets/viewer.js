@@ -13,12 +13,6 @@
     if (content !== undefined) made.textContent = content;
     return made;
   }
-  function drawn(name, attributes, content) {
-    const made = document.createElementNS('http://www.w3.org/2000/svg', name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (content !== undefined) made.textContent = content;
-    return made;
-  }
 
   // Line ends and spaces at the edge of a token would not be seen.
   const visible = (piece) => (piece === '' ? '(part of a character)' : piece.replace(/\n/g, '⏎').replace(/\t/g, '⇥').replace(/ /g, '·'));
@@ -95,10 +89,10 @@
   }
 
   function boxAt(at, style, piece, note, tall) {
-    const group = drawn('g', { class: 'node ' + style, transform: `translate(${at.x},${at.y})` });
-    group.append(drawn('rect', { width: 92, height: tall ? 34 : 20, rx: 5 }));
-    group.append(drawn('text', { x: 46, y: 14, 'text-anchor': 'middle' }, short(visible(piece), 12)));
-    if (tall && note) group.append(drawn('text', { x: 46, y: 28, 'text-anchor': 'middle', class: 'note' }, note));
+    const group = shape('g', { class: 'node ' + style, transform: `translate(${at.x},${at.y})` });
+    group.append(shape('rect', { width: 92, height: tall ? 34 : 20, rx: 5 }));
+    group.append(shape('text', { x: 46, y: 14, 'text-anchor': 'middle' }, short(visible(piece), 12)));
+    if (tall && note) group.append(shape('text', { x: 46, y: 28, 'text-anchor': 'middle', class: 'note' }, note));
     return group;
   }
 
@@ -114,14 +108,14 @@
     const columns = depth + 1 + (end ? 1 : 0);
     const rows = lines + (end && depth > places.get(tail).depth ? 1 : 0);
     const size = { width: columns * stepX, height: rows * stepY + 8 };
-    const svg = drawn('svg', { class: 'tree', viewBox: `0 0 ${size.width} ${size.height}`, width: size.width, height: size.height, role: 'img' });
-    const edge = (from, to, style) => svg.append(drawn('path', { class: 'edge ' + style, d: `M${from.x + 92},${from.y + 10} C${from.x + 102},${from.y + 10} ${to.x - 10},${to.y + 10} ${to.x},${to.y + 10}` }));
+    const svg = shape('svg', { class: 'tree', viewBox: `0 0 ${size.width} ${size.height}`, width: size.width, height: size.height, role: 'img' });
+    const edge = (from, to, style) => svg.append(shape('path', { class: 'edge ' + style, d: `M${from.x + 92},${from.y + 10} C${from.x + 102},${from.y + 10} ${to.x - 10},${to.y + 10} ${to.x},${to.y + 10}` }));
     for (const node of round.nodes) if (places.has(node.number)) edge(at(node.parent), at(node.number), fate(node));
     svg.append(boxAt(at(0), 'root', round.before, 'before', tall));
     for (const node of round.nodes) {
       if (!places.has(node.number)) continue;
       const group = boxAt(at(node.number), fate(node), node.text, `${percent(node.target)} / ${percent(node.draft)}`, tall);
-      group.append(drawn('title', {}, `${visible(node.text)}: target ${percent(node.target)}, draft ${percent(node.draft)}, accepted with ${percent(node.accept)}, ${FATES[fate(node)]}`));
+      group.append(shape('title', {}, `${visible(node.text)}: target ${percent(node.target)}, draft ${percent(node.draft)}, accepted with ${percent(node.accept)}, ${FATES[fate(node)]}`));
       svg.append(group);
     }
     if (end) {

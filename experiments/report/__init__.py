@@ -1,0 +1,105 @@
+"""The report of a run: a page that works without a network, made from the files of its workdir."""
+
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+from typing import Any
+
+from experiments import workdir as workdir_lib
+from experiments.report import page
+from experiments.report import plan
+from experiments.report import plots
+from experiments.report import sections
+from experiments.report import tensorboard
+from specjax import atomic
+
+
+_RATES = (
+    'Rates are ratios of sums over prompts. Mean acceptance length counts the bonus or recovered '
+    'token: 1 … K + 1.'
+)
+
+Row = Mapping[str, Any]
+
+
+def write(workdir: workdir_lib.Workdir) -> pathlib.Path:
+  """Writes the report of what `workdir` holds, and its event files; returns its path.
+
+  Raises:
+    FileNotFoundError: if there is no `metrics.jsonl`.
+    ValueError: if a file is not JSON.
+  """
+  path = workdir.path / workdir_lib.REPORT
+  if not workdir.writes:
+    return path
+  rows = workdir_lib.read_rows(workdir.path)
+  html = render(
+      rows=rows,
+      calibration=read_json(workdir.path / workdir_lib.CALIBRATION),
+      traces=read_json(workdir.path / workdir_lib.TRACES) or [],
+      config=workdir.config,
+  )
+  tensorboard.write(workdir.path, rows, x=str((workdir.config or {}).get('x', '')))
+  return atomic.write(path, html)
+
+
+def render(
+    *,
+    rows: Sequence[Row],
+    calibration: Row | None = None,
+    traces: Sequence[Row] = (),
+    config: Row | None = None,
+) -> str:
+  """The page as HTML.
+
+  Args:
+    rows: of `metrics.jsonl`: of methods (`specjax.analysis.Record`), arms of a sweep, steps of
+      training, or slices of a plan.
+    calibration: a `specjax.analysis.Calibration` as JSON, or None.
+    traces: of `experiments.runs.traces.entry`.
+    config: of the run, shown as it is.
+  """
+  config = config or {}
+  methods = [row for row in rows if 'tokens_per_second' in row and 'rule' in row]
+  failed = [row for row in rows if row.get('status') == 'failed']
+  steps = [row for row in rows if 'step' in row and 'loss' in row]
+  slices = [row for row in rows if 'topology' in row]
+  name = str(config.get('title') or config.get('name') or 'specjax')
+  subtitle = [str(config.get('question') or '')]
+  tiles, parts = [], []
+  if methods:
+    subtitle.append(sections.machine(methods[0]))
+    tiles += sections.tiles(methods, calibration)
+    parts += sections.of_methods(methods, failed, x=str(config.get('x', '')), traces=traces)
+  if slices:
+    subtitle.append(plan.subtitle(slices[0]))
+    tiles += plan.tiles(slices)
+    parts += plan.sections(slices)
+  if calibration:
+    parts.append(page.of_plot(plots.pass_costs(calibration)))
+  if loss := plots.losses(steps):
+    parts.append(page.of_plot(loss))
+  return page.render(
+      title=f'Plan: {name}' if slices else name,
+      subtitle=' '.join(part for part in subtitle if part),
+      tiles=tiles,
+      sections=parts,
+      traces=traces,
+      appendix=sections.definitions(methods),
+      config=config,
+      remark='' if slices else _RATES,
+  )
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """The value in a JSON file, or None where there is no file.
+
+  Raises:
+    ValueError: if it is not JSON.
+  """
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text(encoding='utf-8-sig'))
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{path} is not JSON: {error}') from error
