@@ -11,7 +11,7 @@ from experiments.validate import context as context_lib
 from scripts import check_accept_gpu
 from specjax.analysis import records
 
-_OPTIONAL = ('ml_collections', 'rich', 'tensorboardX', 'torch', 'pytest')
+_OPTIONAL = ('ml_collections', 'rich', 'tensorboardX', 'jinja2', 'torch', 'pytest')
 
 
 def run(step: context_lib.Context) -> None:

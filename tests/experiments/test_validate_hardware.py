@@ -241,7 +241,7 @@ def test_the_whole_rehearsal(bare, tmp_path):
   assert skipped.pop('attention=cudnn').startswith('RuntimeError: cuDNN')
   assert skipped == {
       'the usual verifier in torch': 'torch is not installed',
-      'benchmark_zoo': 'ml_collections not installed',
+      'benchmark_zoo': 'ml_collections, tensorboardX not installed',
       'tests of losslessness': 'pytest not installed',
   }
   names = {row['name'] for row in rows}
