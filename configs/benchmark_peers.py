@@ -2,10 +2,12 @@
 
     pip install sentencepiece==0.2.3
     python -m scripts.make_peer_pair --folder=/tmp/peers
-    python -m experiments.benchmark --config=configs/benchmark_peers.py \\
+    python -m benchmarks.peers --config=configs/benchmark_peers.py \\
         --config.peers.pair=/tmp/peers \\
         --config.peers.python=/tmp/peers-venv/bin/python \\
         --config.peers.llama_cpp=/tmp/llama.cpp/B --workdir=runs/benchmark_peers
+
+(`python -m experiments.benchmark` takes the same flags and does the same.)
 
 Runs, in bfloat16 and in float32, plain decoding and speculation with K = 4 for 200 greedy tokens
 after each of four prompts: specjax (draft model, prompt lookup), transformers (assisted,
@@ -15,8 +17,8 @@ not given is not run, and the table says so. Nothing else should run on the mach
 engines at once on two cores slow each other down many times.
 
 The table has tokens/s, ratios over the other engines, target passes (they must agree between
-engines: greedy, equal K) and GB/s of weights; `metrics.jsonl` has all of it. How to make
-the interpreter says scripts/run_transformers_peer.py, how to build llama.cpp
+engines: greedy, equal K) and GB/s of weights; `metrics.jsonl` has all of it. How to make the
+interpreter is in benchmarks/peers/run_transformers.py, how to build llama.cpp in
 scripts/make_peer_pair.py.
 
 `configs/benchmark_peers.py:smoke` shrinks it to one prompt, eight tokens and one round.

@@ -19,13 +19,13 @@ import ml_collections
 import rich.console
 
 import specjax
+from benchmarks import peers
 from experiments import build
 from experiments import cli
 from experiments import display
 from experiments import forecasts
 from experiments import lossless
 from experiments import methods as methods_lib
-from experiments import peers
 from experiments import prompts as prompts_lib
 from experiments import report
 from experiments import workdir as workdir_lib

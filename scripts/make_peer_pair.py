@@ -6,7 +6,7 @@
 Takes a few minutes and half a gigabyte. The folder then holds `target/` and `draft/` (Hugging
 Face folders in bfloat16, with tokenizer.json for specjax and transformers and
 tokenizer.model for llama.cpp), `prompts.jsonl` and `pair.json`. The weights are planted, not
-trained (`experiments/peers/pair.py` says how), the same on every machine for one version of
+trained (`benchmarks/peers/pair.py` says how), the same on every machine for one version of
 numpy and of Python's library. `configs/benchmark_peers.py` measures it.
 
 For llama.cpp, with any interpreter that has torch, transformers and sentencepiece:
@@ -31,9 +31,9 @@ from absl import app
 from absl import flags
 import jax.numpy as jnp
 
-from experiments.peers import pair
-from experiments.peers import prompts as prompts_lib
-from experiments.peers import tokenizer as tokenizer_lib
+from benchmarks.peers import pair
+from benchmarks.peers import prompts as prompts_lib
+from benchmarks.peers import tokenizer as tokenizer_lib
 from specjax import atomic
 from specjax import models
 from specjax.training import data

@@ -16,17 +16,17 @@ import rich.console
 import sentencepiece
 
 import specjax
+from benchmarks import peers
+from benchmarks.peers import hugging_face
+from benchmarks.peers import llama_cpp
+from benchmarks.peers import own
+from benchmarks.peers import pair
+from benchmarks.peers import prompts as prompts_lib
+from benchmarks.peers import rows as rows_lib
+from benchmarks.peers import runs
+from benchmarks.peers import tokenizer as tokenizer_lib
 from configs import benchmark_peers
-from experiments import peers
 from experiments import workdir as workdir_lib
-from experiments.peers import hugging_face
-from experiments.peers import llama_cpp
-from experiments.peers import own
-from experiments.peers import pair
-from experiments.peers import prompts as prompts_lib
-from experiments.peers import rows as rows_lib
-from experiments.peers import runs
-from experiments.peers import tokenizer as tokenizer_lib
 from specjax import drafters
 from specjax import models
 from specjax import verify

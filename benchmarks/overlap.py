@@ -1,6 +1,6 @@
 r"""Where a draft's law overlaps the target's at temperature 1: by text and by the target's entropy.
 
-    python scripts/measure_overlap.py --out=runs/overlap [--corpus=/usr/lib/python3.13]
+    python -m benchmarks.overlap --out=runs/overlap [--corpus=/usr/lib/python3.13]
 
 The overlap sum_x min(p(x), q(x)) is the chance that a drafted token is accepted (Leviathan et al.
 2023, corollary 3.6). It is averaged over windows of three texts: the corpus (the shipped pair was

@@ -4,7 +4,7 @@ import pathlib
 import re
 import subprocess
 
-from experiments.peers import runs
+from benchmarks.peers import runs
 from specjax import atomic
 
 _OUTTYPES = {'float32': 'f32', 'bfloat16': 'bf16'}

@@ -1,6 +1,6 @@
 """specjax beside transformers and llama.cpp: same weights, dtype, threads, K and prompts.
 
-`python -m experiments.benchmark --config=configs/benchmark_peers.py` comes here. One engine
+`python -m benchmarks.peers --config=configs/benchmark_peers.py` comes here. One engine
 runs at a time; engines take turns in rounds, and the fastest round of each prompt counts.
 """
 
@@ -12,14 +12,14 @@ from typing import Any
 
 import rich.console
 
+from benchmarks.peers import hugging_face
+from benchmarks.peers import llama_cpp
+from benchmarks.peers import own
+from benchmarks.peers import prompts as prompts_lib
+from benchmarks.peers import rows as rows_lib
+from benchmarks.peers import runs
 from experiments import display
 from experiments import workdir as workdir_lib
-from experiments.peers import hugging_face
-from experiments.peers import llama_cpp
-from experiments.peers import own
-from experiments.peers import prompts as prompts_lib
-from experiments.peers import rows as rows_lib
-from experiments.peers import runs
 from specjax import models
 from specjax import zoo
 from specjax.analysis import timing
@@ -183,7 +183,7 @@ def absent(config) -> list[str]:
   if not config.peers.python:
     lines.append(
         'transformers was not run: give an interpreter that has it, --config.peers.python=FILE '
-        '(scripts/run_transformers_peer.py says how to make one).'
+        '(benchmarks/peers/run_transformers.py says how to make one).'
     )
   if not config.peers.llama_cpp:
     lines.append(

@@ -1,6 +1,6 @@
 """Times the acceptance op beside the form that makes probabilities of every row.
 
-  python scripts/bench_accept.py [--batch=1 --num_speculative_tokens=4 --vocab_size=128256]
+    python -m benchmarks.acceptance [--batch=1 --num_speculative_tokens=4 --vocab_size=128256]
 
 All forms decide with the same inputs and numbers, in turns within one run, and must agree.
 Rows of `--workdir`/metrics.jsonl: `name`, `milliseconds` (median), `ratio` (against the all-rows
@@ -30,7 +30,7 @@ _BATCH = flags.DEFINE_integer('batch', 1, 'Sequences.')
 _SIZE = flags.DEFINE_integer('num_speculative_tokens', 4, 'Draft tokens of each.')
 _VOCAB = flags.DEFINE_integer('vocab_size', 128_256, 'Entries of a row.')
 _REPEATS = flags.DEFINE_integer('repetitions', 40, 'Timed calls of each form.')
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/bench_accept', 'Where metrics.jsonl goes.')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/acceptance', 'Where metrics.jsonl goes.')
 
 
 def inputs(batch: int, size: int, vocab_size: int, seed: int = 0):

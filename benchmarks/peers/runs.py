@@ -6,7 +6,7 @@ import pathlib
 
 import tokenizers
 
-from experiments.peers import tokenizer as tokenizer_lib
+from benchmarks.peers import tokenizer as tokenizer_lib
 
 PLAIN, DRAFT, LOOKUP = 'plain', 'draft model', 'prompt lookup'
 

@@ -8,9 +8,9 @@ import subprocess
 import tempfile
 from typing import Any
 
-from experiments.peers import runs
+from benchmarks.peers import runs
 
-_SCRIPT = pathlib.Path(__file__).parents[2] / 'scripts' / 'run_transformers_peer.py'
+_SCRIPT = pathlib.Path(__file__).with_name('run_transformers.py')
 _METHODS = {runs.PLAIN: 'plain', runs.DRAFT: 'assisted', runs.LOOKUP: 'prompt_lookup'}
 
 
@@ -43,7 +43,7 @@ class Engine:
 
 
 def request(task: runs.Task, dtype: str) -> dict[str, Any]:
-  """What scripts/run_transformers_peer.py reads."""
+  """What run_transformers.py reads."""
   return {
       'target': str(task.target),
       'draft': str(task.draft),

@@ -1,6 +1,6 @@
 """The TPU cost of the acceptance op, counted by the TPU's compiler, without a TPU.
 
-  PYTHONPATH=.:$TPU_COMPILER python scripts/cost_accept.py [--batch=8 --num_speculative_tokens=8]
+    PYTHONPATH=$TPU_COMPILER python -m benchmarks.acceptance_cost [--batch=8 --chips=v5e]
 
 ($TPU_COMPILER holds libtpu; scripts/test.sh puts it into .venv/.specjax/tpu-aot.)
 
@@ -41,7 +41,7 @@ _SIZE = flags.DEFINE_integer('num_speculative_tokens', 8, 'Draft tokens of each.
 _VOCAB = flags.DEFINE_integer('vocab_size', 128_256, 'Entries of a row.')
 _CHIPS = flags.DEFINE_list('chips', ['v5e', 'v5p', 'v6e'], 'Which chips.')
 _RULES = flags.DEFINE_list('rules', ['rejection', 'block', 'coupled'], 'Which rules.')
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/cost_accept', 'Where metrics.jsonl goes.')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/acceptance_cost', 'Where metrics.jsonl goes.')
 _ONE = flags.DEFINE_string('one', '', 'Internal: chip,rule,form,dump folder of one compilation.')
 
 TOPOLOGIES = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
@@ -200,8 +200,8 @@ def measure(chip: str, rule: str, form: str) -> dict:
         f'--vocab_size={_VOCAB.value}', f'--one={chip},{rule},{form}',
     ]
     done = subprocess.run(
-        [sys.executable, __file__, *flags_given], env=environment, capture_output=True,
-        text=True, check=False,
+        [sys.executable, '-m', 'benchmarks.acceptance_cost', *flags_given], env=environment,
+        capture_output=True, text=True, check=False,
     )
     found = re.search(r'^RESULT (.*)$', done.stdout, re.MULTILINE)
     if not found:

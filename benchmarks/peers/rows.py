@@ -5,7 +5,7 @@ import dataclasses
 import statistics
 from typing import Any
 
-from experiments.peers import runs
+from benchmarks.peers import runs
 from specjax import models
 from specjax.analysis import records
 

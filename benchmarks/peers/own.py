@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 import specjax
-from experiments.peers import runs
+from benchmarks.peers import runs
 from specjax import drafters
 from specjax import models
 from specjax import verify
