@@ -1,32 +1,31 @@
 """transformers as one of the engines, in an interpreter of its own."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 import json
 import os
 import pathlib
-import subprocess
 import tempfile
 from typing import Any
 
 from benchmarks.peers import runs
 
 _SCRIPT = pathlib.Path(__file__).with_name('run_transformers.py')
-_METHODS = {runs.PLAIN: 'plain', runs.DRAFT: 'assisted', runs.LOOKUP: 'prompt_lookup'}
+_METHODS = {'plain': runs.PLAIN, 'assisted': runs.DRAFT, 'prompt_lookup': runs.LOOKUP}
 
 
 class Engine:
-  """Runs transformers' methods of a task.
-
-  Attributes:
-    name: of the engine.
-    versions: of torch and transformers, after the first round.
-  """
+  """Runs transformers' methods on a task."""
 
   name = 'transformers'
 
   def __init__(self, task: runs.Task, dtype: str, *, python: str):
-    self._task, self._dtype, self._python = task, dtype, python
-    self.versions: dict[str, str] = {}
+    self._task, self._python = task, python
+    names = ('prompts', 'num_speculative_tokens', 'max_new_tokens', 'max_ngram', 'threads')
+    self._request = {name: getattr(task, name) for name in names} | {
+        'target': str(task.target), 'draft': str(task.draft), 'dtype': dtype,
+        'methods': list(_METHODS),
+    }
+    self.versions: dict[str, str] = {}  # of torch and transformers, after the first round
 
   def run(self) -> list[runs.Run]:
     """One round: every method and prompt.
@@ -34,75 +33,40 @@ class Engine:
     Raises:
       ValueError: if the interpreter or the script fails.
     """
+    environment = os.environ | {
+        'HF_HUB_OFFLINE': '1',  # models are folders: no hub is asked for anything
+        'OMP_NUM_THREADS': str(self._task.threads),
+        'PYTHONSAFEPATH': '1',  # none of the modules beside the script is what torch imports
+        'TOKENIZERS_PARALLELISM': 'false',
+    }
+    name = f'{_SCRIPT.name}, with torch and transformers in config.peers.python={self._python},'
     with tempfile.TemporaryDirectory() as folder:
       out = pathlib.Path(folder) / 'runs.jsonl'
-      call(self._python, request(self._task, self._dtype), out)
-      rows = [json.loads(line) for line in out.read_text(encoding='utf-8-sig').splitlines()]
-    self.versions = rows[0]['versions']
-    return parse(self._task, rows[1:])
-
-
-def request(task: runs.Task, dtype: str) -> dict[str, Any]:
-  """What run_transformers.py reads."""
-  return {
-      'target': str(task.target),
-      'draft': str(task.draft),
-      'dtype': dtype,
-      'threads': task.threads,
-      'num_speculative_tokens': task.num_speculative_tokens,
-      'max_new_tokens': task.max_new_tokens,
-      'max_ngram': task.max_ngram,
-      'methods': list(_METHODS.values()),
-      'rounds': 1,
-      'prompts': [list(prompt) for prompt in task.prompts],
-  }
-
-
-def call(python: str, asked: dict[str, Any], out: pathlib.Path) -> None:
-  """Runs the script; raises ValueError with its last words if it fails."""
-  # Folders alone are read: a hub must not be asked for anything.
-  environment = os.environ | {'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false'}
-  environment['OMP_NUM_THREADS'] = str(asked['threads'])
-  done = subprocess.run(
-      [python, str(_SCRIPT), f'--out={out}'],
-      input=json.dumps(asked),
-      capture_output=True,
-      text=True,
-      env=environment,
-      check=False,
-  )
-  if done.returncode:
-    last = '\n'.join(done.stderr.strip().splitlines()[-5:])
-    raise ValueError(
-        f'{_SCRIPT.name} failed in config.peers.python={python}; it needs torch and '
-        f'transformers there. It said:\n{last}'
-    )
+      runs.call(
+          [self._python, str(_SCRIPT), f'--out={out}'],
+          name=name, stdin=json.dumps(self._request), environment=environment,
+      )
+      first, *rows = map(json.loads, out.read_text(encoding='utf-8-sig').splitlines())
+    self.versions = first['versions']
+    return parse(self._task, rows)
 
 
 def parse(task: runs.Task, rows: Iterable[dict[str, Any]]) -> list[runs.Run]:
-  """The runs that the script's lines tell of."""
-  names = {theirs: ours for ours, theirs in _METHODS.items()}
-  found = []
+  """The runs that the script wrote.
+
+  Raises:
+    ValueError: if a row has fewer tokens than were asked for.
+  """
+  result = []
+  names = ('prompt', 'target_passes', 'timed_tokens', 'seconds', 'prefill_seconds')
   for row in rows:
     if len(row['tokens']) != task.max_new_tokens:
       raise ValueError(
           f'transformers gave {len(row["tokens"])} tokens where {task.max_new_tokens} were asked '
           'for: a token of the model ends its text.'
       )
-    found.append(
-        runs.Run(
-            method=names[row['method']],
-            prompt=row['prompt'],
-            text=task.to_bytes(row['tokens']),
-            target_passes=row['target_passes'],
-            timed_tokens=row['timed_tokens'],
-            seconds=row['seconds'],
-            prefill_seconds=row['prefill_seconds'],
-        )
-    )
-  return found
-
-
-def methods() -> Sequence[str]:
-  """What is run, in order."""
-  return tuple(_METHODS)
+    result.append(runs.Run(
+        method=_METHODS[row['method']], text=task.to_bytes(row['tokens']),
+        **{name: row[name] for name in names},
+    ))
+  return result

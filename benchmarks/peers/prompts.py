@@ -1,4 +1,4 @@
-"""Prompts for comparing engines: those whose outputs do not hang on rounding.
+"""Prompts for comparing engines: those whose continuations do not depend on rounding.
 
 Engines order sums differently. Where the largest two logits nearly tie, they may choose
 differently, and from there on compare different texts. So many prompts are tried, and those
@@ -15,14 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from experiments import workdir
 from specjax import generation
 from specjax import models
+from specjax.analysis import calibration
 from specjax.training import data
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A prompt and what greedy decoding makes of it in float32.
+  """A prompt, and how greedy decoding in float32 continues it.
 
   Attributes:
     text: as llama.cpp reads it.
@@ -42,34 +44,31 @@ class Prompt:
 def candidates(tokenizer: tokenizers.Tokenizer, *, count: int, length: int) -> list[Prompt]:
   """`count` prompts of about `length` tokens from files of Python's library that are held out.
 
-  Only texts that the tokenizer gives back unchanged are taken.
+  Only texts that the tokenizer reproduces are taken.
 
   Raises:
     ValueError: if there are not that many.
   """
-  found = []
+  encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+  prompts = []
   for start in range(0, 20_000, 2_000):
     for text in data.read_texts(data.stdlib_files(held_out=True)):
-      ids = tokenizer.encode(text[start : start + 8 * length], add_special_tokens=False).ids
-      cut = tokenizer.decode(ids[:length]).strip()
-      ids = tokenizer.encode(cut, add_special_tokens=False).ids
+      cut = tokenizer.decode(encode(text[start : start + 8 * length])[:length]).strip()
+      ids = encode(cut)
       if len(ids) >= length // 2 and tokenizer.decode(ids) == cut and cut.isascii():
-        found.append(Prompt(cut, tuple(ids)))
-      if len(found) == count:
-        return found
-  raise ValueError(f'The held-out files give {len(found)} prompts of {length} tokens, not {count}.')
+        prompts.append(Prompt(cut, tuple(ids)))
+      if len(prompts) == count:
+        return prompts
+  raise ValueError(
+      f'The held-out files give {len(prompts)} prompts of {length} tokens, not {count}.'
+  )
 
 
 def choose(
-    target: models.LanguageModel,
-    draft: models.LanguageModel,
-    prompts: Sequence[Prompt],
-    *,
-    count: int,
-    num_speculative_tokens: int,
-    new_tokens: int,
+    target: models.LanguageModel, draft: models.LanguageModel, prompts: Sequence[Prompt], *,
+    count: int, num_speculative_tokens: int, new_tokens: int,
 ) -> list[Prompt]:
-  """The `count` steadiest prompts, steadiest first.
+  """The `count` steadiest prompts, steadiest first, with `passes`, `flips` and `margin`.
 
   Args:
     target: float32, with weights that bfloat16 holds exactly.
@@ -78,45 +77,33 @@ def choose(
     count: how many.
     num_speculative_tokens: K, for `Prompt.passes`.
     new_tokens: greedy tokens after each prompt.
-
-  Returns:
-    The chosen prompts with `passes`, `flips` and `margin` set.
   """
   output = generation.decode(target, [p.tokens for p in prompts], max_new_tokens=new_tokens)
-  pairs = [(model, _low_precision(model)) for model in (target, draft)]
+  forward = jax.jit(lambda model, tokens: model(tokens).logits[0])
+  pairs = [(model, calibration.cast(model, jnp.bfloat16)) for model in (target, draft)]
   rated = []
   for row, prompt in enumerate(prompts):
-    tokens = output.tokens[row, : output.lengths[row]]
-    # The logits from which each new token was chosen.
-    logits = [
-        tuple(np.asarray(_logits(model, tokens))[len(prompt.tokens) - 1 : -1] for model in models_)
-        for models_ in pairs
-    ]
+    tokens = jnp.asarray(output.tokens[row, : output.lengths[row]])[None]
+    # The logits [n, V] from which each new token was chosen.
+    chosen_from = lambda model: np.asarray(forward(model, tokens))[len(prompt.tokens) - 1 : -1]
+    logits = [(chosen_from(high), chosen_from(low)) for high, low in pairs]
     matches = logits[1][0].argmax(-1) == output.new_tokens(row)
-    steady = [_margin_over_error(high, low) for high, low in logits]
     rated.append(
         dataclasses.replace(
             prompt,
-            passes=passes(matches, num_speculative_tokens),
+            passes=num_passes(matches, num_speculative_tokens),
             flips=sum(int((high.argmax(-1) != low.argmax(-1)).sum()) for high, low in logits),
-            margin=float(min(steady)),
+            margin=float(min(_margin_over_error(high, low) for high, low in logits)),
         )
     )
   return sorted(rated, key=lambda prompt: (prompt.flips, -prompt.margin))[:count]
 
 
-def passes(matches: Sequence[bool], num_speculative_tokens: int) -> int:
-  """Target passes of greedy speculative decoding with a chain of K drafted tokens.
+def num_passes(matches: Sequence[bool], num_speculative_tokens: int) -> int:
+  """Target passes of greedy decoding with chains of K drafted tokens.
 
-  Args:
-    matches: for each new token, whether the draft would have chosen it.
-    num_speculative_tokens: K.
-
-  Returns:
-    The number of rounds: each emits the matching tokens, K at most, and one more.
-
-  >>> passes([True, True, False, True], 2)
-  2
+  `matches` says of each new token whether the draft would have chosen it: a round emits those
+  that do, K at most, and one more. With K = 2, True, True, False, True takes 2 passes.
   """
   position = rounds = 0
   while position < len(matches):
@@ -124,6 +111,13 @@ def passes(matches: Sequence[bool], num_speculative_tokens: int) -> int:
     position += (chain + [False]).index(False) + 1
     rounds += 1
   return rounds
+
+
+def _margin_over_error(high: np.ndarray, low: np.ndarray) -> float:
+  """Smallest gap between the best two logits [n, V] over the gaps' typical error."""
+  best = np.argpartition(high, -2, axis=-1)[:, -2:]
+  gap, other = (np.diff(np.take_along_axis(x, best, -1), axis=-1)[:, 0] for x in (high, low))
+  return np.abs(gap).min() / max(float(np.std(gap - other)), 1e-30)
 
 
 def write(prompts: Sequence[Prompt], file: pathlib.Path) -> None:
@@ -134,28 +128,4 @@ def write(prompts: Sequence[Prompt], file: pathlib.Path) -> None:
 
 def read(file: pathlib.Path) -> list[Prompt]:
   """Reads what `write` wrote."""
-  rows = [json.loads(line) for line in file.read_text(encoding='utf-8-sig').splitlines()]
-  return [Prompt(**(row | {'tokens': tuple(row['tokens'])})) for row in rows]
-
-
-@jax.jit
-def _forward(model, tokens):
-  return model(tokens).logits[0]
-
-
-def _logits(model, tokens: np.ndarray) -> jax.Array:
-  return _forward(model, jnp.asarray(tokens)[None])
-
-
-def _low_precision(model: models.LanguageModel) -> models.LanguageModel:
-  """The same model in bfloat16."""
-  low = jnp.bfloat16
-  module = models.Transformer(model.module.config, dtype=low, param_dtype=low)
-  return models.LanguageModel(module, jax.tree.map(lambda x: x.astype(low), model.params))
-
-
-def _margin_over_error(high: np.ndarray, low: np.ndarray) -> float:
-  """Smallest gap between the best two logits [n, V] over the gaps' typical error."""
-  best = np.argpartition(high, -2, axis=-1)[:, -2:]
-  gap, other = (np.diff(np.take_along_axis(x, best, -1), axis=-1)[:, 0] for x in (high, low))
-  return np.abs(gap).min() / max(float(np.std(gap - other)), 1e-30)
+  return [Prompt(**row | {'tokens': tuple(row['tokens'])}) for row in workdir.read_rows(file)]

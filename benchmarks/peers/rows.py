@@ -1,7 +1,8 @@
-"""Rows of `metrics.jsonl` for all engines, side by side: ratios, bytes, equal passes."""
+"""Rows of `metrics.jsonl` for all engines, side by side, and what is printed of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
+import itertools
 import statistics
 from typing import Any
 
@@ -11,6 +12,10 @@ from specjax.analysis import records
 
 _DRAFTERS = {runs.PLAIN: 'none', runs.DRAFT: 'model', runs.LOOKUP: 'ngram'}
 _ITEM_SIZES = {'float32': 4, 'bfloat16': 2}
+Rows = list[dict[str, Any]]
+_NOT_MEASURED = (
+    'speedup_low', 'speedup_high', 'predicted_speedup', 'prediction', 'lossless', 'flips'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +34,18 @@ class Measured:
 
   def of(self, method: str) -> list[runs.Run]:
     """The runs of a method, by prompt."""
-    found = [run for run in self.runs if run.method == method]
-    return sorted(found, key=lambda run: run.prompt)
+    of_method = (run for run in self.runs if run.method == method)
+    return sorted(of_method, key=lambda run: run.prompt)
+
+  def rate(self, method: str) -> float | None:
+    """Tokens per second over all prompts; None where the method was not run."""
+    timed = self.of(method)
+    seconds = sum(run.seconds for run in timed)
+    return sum(run.timed_tokens for run in timed) / seconds if timed else None
 
 
-def rows(task: runs.Task, dtype: str, engines: Sequence[Measured]) -> list[dict[str, Any]]:
-  """A row for every engine and method.
+def rows(task: runs.Task, dtype: str, engines: Sequence[Measured]) -> Rows:
+  """One row per method and engine that ran it; the first engine is specjax.
 
   The fields are those of `records.Record`, with prediction and intervals left out, and:
   `pair`; `engine`; `over_llama_cpp` and `over_transformers`, tokens per second over those of the
@@ -43,117 +54,88 @@ def rows(task: runs.Task, dtype: str, engines: Sequence[Measured]) -> list[dict[
   `same_text_as_specjax`, in prompts; `weight_bytes_per_token`, weights read for a token; and
   `gigabytes_per_second`, the same by time.
   """
-  rates = {
-      (each.engine, method): rate(each.of(method))
-      for each in engines
-      for method in _DRAFTERS
-      if each.of(method)
-  }
-  own = next((each for each in engines if each.engine == 'specjax'), None)
-  found = []
+  result = []
   for method in _DRAFTERS:
-    for each in engines:
-      if each.of(method):
-        row = _row(task, dtype, each, method, rates)
-        found.append(row | _against(own, each, method))
-  return found
+    rates = {each.engine: each.rate(method) for each in engines}
+    of_own = engines[0].of(method)
+    for engine in [each for each in engines if each.of(method)]:
+      of_method, rate = engine.of(method), rates[engine.engine]
+      over = lambda name: rate / rates[name] if rates.get(name) else None
+      passes = [run.target_passes for run in of_method]
+      # Prompt lookup is another algorithm in every engine: its passes may differ.
+      comparable = method != runs.LOOKUP or engine is engines[0]
+      record = _record(task, dtype, engine, method)
+      num_bytes = weight_bytes(task, dtype, method) * record.target_passes / record.new_tokens
+      result.append(dataclasses.asdict(record) | {
+          'pair': task.name,
+          'engine': engine.engine,
+          'over_llama_cpp': over('llama.cpp'),
+          'over_transformers': over('transformers'),
+          'target_passes_by_prompt': passes,
+          'weight_bytes_per_token': num_bytes,
+          'gigabytes_per_second': num_bytes * rate / 1e9,
+          'equal_passes': passes == [run.target_passes for run in of_own] if comparable else None,
+          'same_text_as_specjax': _num_equal(of_method, of_own),
+      })
+  return result
 
 
-def rate(of_method: Sequence[runs.Run]) -> float:
-  """Tokens a second over all prompts."""
-  return sum(run.timed_tokens for run in of_method) / sum(run.seconds for run in of_method)
-
-
-def _row(task: runs.Task, dtype: str, engine: Measured, method: str, rates) -> dict[str, Any]:
-  """What an engine's row says of itself, and of the others' rates."""
-  done = engine.of(method)
-  speed = rates[engine.engine, method]
-  new_tokens = task.max_new_tokens * len(done)
-  passes = sum(run.target_passes for run in done)
-  over = lambda name: speed / rates[name, method] if (name, method) in rates else None
-  plain = rates.get((engine.engine, runs.PLAIN))
-  proposed = None if any(run.proposed is None for run in done) else sum(r.proposed for r in done)
-  accepted = sum(run.accepted or 0 for run in done)
-  cost = weight_bytes(task, dtype, method) * passes / new_tokens
-  record = records.Record(
-      name=f'{engine.engine}: {method}',
-      rule='greedy',
-      drafter=_DRAFTERS[method],
-      temperature=0.0,
-      num_speculative_tokens=0 if method == runs.PLAIN else task.num_speculative_tokens,
-      dtype=dtype,
-      width=1 if method == runs.PLAIN else task.num_speculative_tokens + 1,
-      prompts=len(done),
-      new_tokens=new_tokens,
-      target_passes=passes,
+def _record(task: runs.Task, dtype: str, engine: Measured, method: str) -> records.Record:
+  """The part of a row that does not look at other engines."""
+  of_method, of_plain = engine.of(method), engine.of(runs.PLAIN)
+  rate, plain_rate = engine.rate(method), engine.rate(runs.PLAIN)
+  k = 0 if method == runs.PLAIN else task.num_speculative_tokens
+  new_tokens = task.max_new_tokens * len(of_method)
+  target_passes = sum(run.target_passes for run in of_method)
+  proposed = [run.proposed for run in of_method]
+  accepted = sum(run.accepted or 0 for run in of_method)
+  counted = None not in proposed and sum(proposed) > 0
+  return records.Record(
+      name=f'{engine.engine}: {method}', rule='greedy', drafter=_DRAFTERS[method],
+      temperature=0.0, num_speculative_tokens=k, dtype=dtype, width=k + 1,
+      prompts=len(of_method), new_tokens=new_tokens, target_passes=target_passes,
       # As if all tokens came at the measured rate: engines differ in what they time.
-      seconds=new_tokens / speed,
-      prefill_seconds=sum(run.prefill_seconds for run in done),
-      tokens_per_second=speed,
-      speedup=speed / plain if plain else None,
-      speedup_low=None,
-      speedup_high=None,
-      predicted_speedup=None,
-      prediction=None,
-      mean_acceptance_length=new_tokens / passes,
-      draft_acceptance_rate=accepted / proposed if proposed else None,
-      acceptance_rate_per_position=(),
-      accepted_lengths=(),
-      identical_to_plain=_same_text(done, engine.of(runs.PLAIN)) == len(done) if plain else None,
-      lossless=None,
-      flips=None,
-      versions=records.versions() | engine.versions,
-      hardware=records.hardware(),
+      seconds=new_tokens / rate,
+      prefill_seconds=sum(run.prefill_seconds for run in of_method),
+      tokens_per_second=rate,
+      speedup=rate / plain_rate if plain_rate else None,
+      mean_acceptance_length=new_tokens / target_passes,
+      draft_acceptance_rate=accepted / sum(proposed) if counted else None,
+      acceptance_rate_per_position=(), accepted_lengths=(),
+      identical_to_plain=_num_equal(of_method, of_plain) == len(of_method) if of_plain else None,
+      versions=records.versions() | engine.versions, hardware=records.hardware(),
+      **dict.fromkeys(_NOT_MEASURED),
   )
-  return dataclasses.asdict(record) | {
-      'pair': task.name,
-      'engine': engine.engine,
-      'over_llama_cpp': over('llama.cpp'),
-      'over_transformers': over('transformers'),
-      'target_passes_by_prompt': [run.target_passes for run in done],
-      'weight_bytes_per_token': cost,
-      'gigabytes_per_second': cost * speed / 1e9,
-  }
 
 
-def _against(own: Measured | None, engine: Measured, method: str) -> dict[str, Any]:
-  """How an engine's work compares with specjax's."""
-  if own is None or not own.of(method):
-    return {'equal_passes': None, 'same_text_as_specjax': None}
-  ours, theirs = own.of(method), engine.of(method)
-  # Prompt lookup is another algorithm in every engine: its passes may differ.
-  comparable = method != runs.LOOKUP or engine is own
-  passes = [run.target_passes for run in ours] == [run.target_passes for run in theirs]
-  return {
-      'equal_passes': passes if comparable else None,
-      'same_text_as_specjax': _same_text(theirs, ours),
-  }
-
-
-def _same_text(ones: Sequence[runs.Run], others: Sequence[runs.Run]) -> int:
-  """In how many prompts two lists of runs say the same; one may be a token longer."""
-  pairs = [(one.text, other.text) for one, other in zip(ones, others)]
-  return sum(one.startswith(other) or other.startswith(one) for one, other in pairs)
+def _num_equal(some: Sequence[runs.Run], others: Sequence[runs.Run]) -> int:
+  """In how many prompts both have the same text; one may be a token longer."""
+  texts = [(run.text, other.text) for run, other in zip(some, others)]
+  return sum(text.startswith(other) or other.startswith(text) for text, other in texts)
 
 
 def weight_bytes(task: runs.Task, dtype: str, method: str) -> int:
   """Bytes of weights that a round reads: the target once, a draft model K times."""
-  size = _matrix_parameters(models.load_config(task.target))
-  if method == runs.DRAFT:
-    draft = models.load_config(task.draft)
-    size += task.num_speculative_tokens * _matrix_parameters(draft)
-  return size * _ITEM_SIZES[dtype]
+
+  def num_read(folder) -> int:
+    config = models.load_config(folder)
+    # Of an embedding that is not the head too, only a few rows.
+    embedding = 0 if config.tie_embeddings else config.vocab_size * config.width
+    return config.num_parameters - embedding
+
+  drafted = task.num_speculative_tokens * num_read(task.draft) if method == runs.DRAFT else 0
+  return (num_read(task.target) + drafted) * _ITEM_SIZES[dtype]
 
 
-def _matrix_parameters(config: models.TransformerConfig) -> int:
-  """Parameters that a pass reads: of an embedding that is not the head too, only a few rows."""
-  embedding = 0 if config.tie_embeddings else config.vocab_size * config.width
-  return config.num_parameters - embedding
+def groups(rows: Rows) -> Iterator[tuple[str, Rows]]:
+  """'pair, dtype' and its rows, for each that there is."""
+  by_title = itertools.groupby(rows, key=lambda row: f'{row["pair"]}, {row["dtype"]}')
+  return ((title, list(group)) for title, group in by_title)
 
 
 def summary(row: dict[str, Any]) -> dict[str, Any]:
   """A row as it is shown, in 80 characters; GB/s are in `account`."""
-  same = {True: 'yes', False: 'NO', None: '–'}
+  answer = {True: 'yes', False: 'NO', None: '–'}
   times = lambda value: '–' if value is None else f'{value:.2f}×'
   return {
       'engine': row['engine'],
@@ -163,25 +145,37 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
       'over trans- formers': times(row['over_transformers']),
       'over llama- .cpp': times(row['over_llama_cpp']),
       'passes': row['target_passes'],
-      'equal passes': same[row['equal_passes']],
-      'as plain': same[row['identical_to_plain']],
+      'equal passes': answer[row['equal_passes']],
+      'as plain': answer[row['identical_to_plain']],
   }
 
 
-def account(found: Sequence[dict[str, Any]]) -> list[str]:
-  """Sentences on where the bytes go, a line for each pair and dtype that specjax ran."""
+def account(rows: Rows) -> list[str]:
+  """Sentences on where the bytes go, one line per pair and dtype."""
   lines = []
-  for row in found:
-    if row['engine'] != 'specjax' or row['drafter'] != 'none':
-      continue
-    of_kind = [r for r in found if (r['pair'], r['dtype']) == (row['pair'], row['dtype'])]
-    best = max(r['gigabytes_per_second'] for r in of_kind)
-    middle = statistics.median(r['gigabytes_per_second'] for r in of_kind)
-    plain = [r for r in of_kind if r['drafter'] == 'none']
-    parts = [f'{r["engine"]} {r["gigabytes_per_second"]:.1f}' for r in plain]
+  for title, group in groups(rows):
+    rates = [row['gigabytes_per_second'] for row in group]
+    plain = [row for row in group if row['drafter'] == 'none']  # specjax first
+    parts = [f'{row["engine"]} {row["gigabytes_per_second"]:.1f}' for row in plain]
     lines.append(
-        f'{row["pair"]}, {row["dtype"]}: a plain pass reads '
-        f'{row["weight_bytes_per_token"] / 1e6:.0f} MB of weights; GB/s: {", ".join(parts)}; the '
-        f'highest of any method {best:.1f}, median {middle:.1f}.'
+        f'{title}: a plain pass reads {plain[0]["weight_bytes_per_token"] / 1e6:.0f} MB of '
+        f'weights; GB/s: {", ".join(parts)}; the highest of any method {max(rates):.1f}, median '
+        f'{statistics.median(rates):.1f}.'
     )
+  return lines
+
+
+def differences(rows: Rows) -> list[str]:
+  """Sentences on engines that did not do the same work as specjax."""
+  case = lambda row: (row['pair'], row['dtype'], row['drafter'])
+  own = {case(row): row for row in rows if row['engine'] == 'specjax'}
+  lines = []
+  for row in rows:
+    where = f'{row["pair"]}, {row["dtype"]}, {row["name"]}'
+    if row['equal_passes'] is False:
+      passes, others = (r['target_passes_by_prompt'] for r in (row, own[case(row)]))
+      lines.append(f'{where}: target passes {passes} where specjax takes {others}.')
+    same, count = row['same_text_as_specjax'], row['prompts']
+    if same < count:
+      lines.append(f'{where}: the text of specjax in {same} of {count} prompts.')
   return lines

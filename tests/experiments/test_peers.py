@@ -24,6 +24,7 @@ from benchmarks.peers import pair
 from benchmarks.peers import prompts as prompts_lib
 from benchmarks.peers import rows as rows_lib
 from benchmarks.peers import runs
+from benchmarks.peers import settings as settings_lib
 from benchmarks.peers import tokenizer as tokenizer_lib
 from configs import benchmark_peers
 from experiments import workdir as workdir_lib
@@ -65,8 +66,8 @@ def folder(tiny, tmp_path_factory):
 
 
 def make_task(folder: pathlib.Path, **more) -> runs.Task:
-  config = make_config(folder)
-  return dataclasses.replace(peers.tasks(config)[0], **more)
+  (task,) = settings_lib.tasks(settings_lib.from_config(make_config(folder)))
+  return dataclasses.replace(task, **more)
 
 
 def make_config(folder) -> ml_collections.ConfigDict:
@@ -350,7 +351,7 @@ class TestRows:
     assert rows['llama.cpp', 'model']['equal_passes'] is True
     assert rows['transformers', 'model']['equal_passes'] is False
     assert rows['transformers', 'ngram']['equal_passes'] is None
-    assert 'passes [11, 11] where specjax takes [10, 10]' in peers.differences(
+    assert 'passes [11, 11] where specjax takes [10, 10]' in rows_lib.differences(
         list(rows.values())
     )[0]
 
@@ -379,7 +380,7 @@ class TestRows:
     ]
     found = rows_lib.rows(make_task(folder), 'float32', engines)
     assert found[1]['same_text_as_specjax'] == 0
-    assert 'in 0 of 2 prompts' in peers.differences(found)[-1]
+    assert 'in 0 of 2 prompts' in rows_lib.differences(found)[-1]
 
   def test_the_fastest_round_counts(self):
     run = runs.Run(runs.PLAIN, 0, b'a', 4, 4, 2.0, 0.1)
@@ -448,7 +449,7 @@ class TestRun:
     assert os.sched_getaffinity(0) == cores
 
   def test_says_what_was_not_run(self, folder):
-    lines = peers.absent(make_config(folder))
+    lines = settings_lib.absent(settings_lib.from_config(make_config(folder)))
     assert 'transformers was not run' in lines[0] and 'llama.cpp was not run' in lines[1]
 
   @pytest.mark.parametrize(
@@ -472,7 +473,7 @@ class TestRun:
 
   def test_the_zoo_pair_is_a_task(self):
     config = benchmark_peers.get_config('smoke')
-    (task,) = peers.tasks(config)
+    (task,) = settings_lib.tasks(settings_lib.from_config(config))
     assert len(task.prompts) == 1 and len(task.prompts[0]) == config.prompt_tokens
     assert (task.target / 'config.json').is_file() and (task.draft / 'config.json').is_file()
 
