@@ -51,7 +51,7 @@ def rows(task: runs.Task, dtype: str, engines: Sequence[Measured]) -> Rows:
   `pair`; `engine`; `over_llama_cpp` and `over_transformers`, tokens per second over those of the
   same method there (None where it was not run); `target_passes_by_prompt`;
   `equal_passes`, whether they are specjax's (None where engines draft differently);
-  `same_text_as_specjax`, in prompts; `weight_bytes_per_token`, weights read for a token; and
+  `same_text_as_specjax`, in prompts; `weight_bytes_per_token`, of weights that are read; and
   `gigabytes_per_second`, the same by time.
   """
   result = []
