@@ -1,24 +1,24 @@
-r"""Llama-3.1-70B with a Llama-3.2-1B draft on several accelerators: does it fit, how fast is it.
+r"""Llama-3.1-70B with a Llama-3.2-1B draft on several accelerators: does it fit, and how fast?
 
     python -m experiments.plan --config=configs/llama3_70b.py --workdir=runs/plan
 
 compiles the whole speculative loop for each TPU slice in `config.topologies` (with the TPU's own
-compiler, which needs no TPU: `pip install 'specjax[tpu-aot]'`), and prints what it says of memory
-and collectives beside a roofline of the times; nodes of GPUs by roofline alone, marked as not
-compiled. Nothing is downloaded and no weights are made. One slice, another layout:
+compiler, which needs no TPU: `pip install 'specjax[tpu-aot]'`), and prints its memory and
+collectives beside a roofline of the times; GPU nodes have the roofline alone, and are marked as not
+compiled. Nothing is downloaded and no weights are made. For one slice, or another layout:
 
     … --config.topology=v5p:2x2x2
     … --config.topology=v6e:4x4 --config.mesh.preset=sequence --config.mesh.sequence=2
     … --config.rule.name=greedy --config.int8
     … --config.drafter.tree=3,2,1 --config.rule.name=traversal
 
-`configs/llama3_70b.py:published` is the case of jax-llm-examples' table (llama3/README.md): 8-bit
+`configs/llama3_70b.py:published` is the case in jax-llm-examples' table (llama3/README.md): 8-bit
 weights (159 steps/s at 85.18 % of 819 GB/s on 16 chips are 70 GB per step), batch 8, context 2048,
-v5e:4x4, and compares the roofline's plain step with the published one: 7.41 ms against 6.29, 18 %
-more. Of these, 0.8 ms are the cache, which is read whole here and there as far as it is filled,
-and 1.1 ms are collectives, which the roofline does not overlap. `:long` plans prompts of
-128k tokens, batch 1, read in chunks of 512; `--config.context=32768` those of 32k.
-`configs/llama3_70b.py:smoke` is the first with two layers of each model, in seconds.
+v5e:4x4. It compares the roofline's plain step with the published one: 7.41 ms against 6.29, 18 %
+more. Of these, 0.8 ms are the cache, which the roofline reads whole and the other run only as far
+as it is filled, and 1.1 ms are collectives, which the roofline does not overlap. `:long` plans
+prompts of 128k tokens, batch 1, read in chunks of 512; `--config.context=32768` plans those of 32k.
+`configs/llama3_70b.py:smoke` is the first case with two layers of each model, in seconds.
 """
 
 import ml_collections
@@ -43,28 +43,28 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
           name='Llama-3.2-1B',
           num_layers=0,
           num_speculative_tokens=4,
-          tree='',  # compiled instead of the chain, as experiments.generate takes it: '3,2,1'
+          tree='',  # compiled instead of the chain, written as for experiments.generate: '3,2,1'
       )
   )
   config.rule = ml_collections.ConfigDict(dict(name='block'))
   config.batch_size = 8
-  config.context = 8192  # prompt and output of a row, at most
+  config.context = 8192  # most tokens of a row, prompt and output
   config.prefill_chunk = 128
 
-  # One slice, or those of `topologies`: TPU slices, and nodes of GPUs such as H100:8.
+  # One slice, or else those in `topologies`: TPU slices, and GPU nodes such as H100:8.
   config.topology = ''
   config.topologies = ('v5p:2x2x2', 'v6e:4x4', 'v5e:8x8', 'H100:8', 'H200:8', 'B200:8')
-  # How a slice is used. model=0 takes the chips that data and sequence leave; draft=0 splits
-  # the draft over as many of them as it has key-value heads.
+  # How a slice is used. model=0 takes the chips that data and sequence leave; draft=0 splits the
+  # draft over as many of those as it has key-value heads.
   config.mesh = ml_collections.ConfigDict(
       dict(preset='tensor', data=1, model=0, sequence=1, draft=0)
   )
-  config.compile = True  # False: roofline only, also for TPUs
-  config.compile_prefill = True  # the program that reads prompts, too
-  config.int8 = False  # weights in eight bits, of target and draft
-  config.published_step_ms = 0.0  # of a plain step, to compare with; 0: there is none
+  config.compile = True  # False: roofline only, for TPUs too
+  config.compile_prefill = True  # also compile the program that reads prompts
+  config.int8 = False  # target and draft have weights in eight bits
+  config.published_step_ms = 0.0  # a plain step to compare with; 0: none
 
-  # Predicted speed-ups: for these acceptance rates, and K up to this number.
+  # Speed-ups are predicted for these acceptance rates, and for K up to this number.
   config.acceptances = (0.5, 0.6, 0.7, 0.8, 0.9)
   config.max_num_speculative_tokens = 8
   if arg == 'published':

@@ -5,11 +5,11 @@ r"""Llama-3.1-70B with an EAGLE-3 head of 1 B parameters: does it fit, and how f
 is `configs/llama3_70b.py` with the head instead of the draft model: it reads three layers of
 the target, drafts a chain over a vocabulary of 32,000, and keeps one layer of cache. Weights and
 cache are split as a draft model's are. One thing is gathered in a draft step: its logits over
-the 32,000 tokens, 1.02 MB for 8 rows, for a draft's token may stand anywhere among the target's;
-no row of the target's vocabulary is, nor any cache. The roofline does not count that gather.
-On v5p:2x2x2 a chip holds 17.90 GB of weights (0.26 the head's), 2.72 GB of caches and 0.08 GB of
-temporaries, as compiled with libtpu 0.0.52. Arguments and fields are those of that config;
-`configs/llama3_70b_eagle3.py:smoke` has two layers of target.
+the 32,000 tokens, 1.02 MB for 8 rows, because a drafted token may be anywhere in the target's
+vocabulary; no row of that vocabulary is gathered, nor any cache. The roofline does not count the
+gather. On v5p:2x2x2 each chip holds 17.90 GB of weights (0.26 the head's), 2.72 GB of caches and
+0.08 GB of temporaries, as compiled with libtpu 0.0.52. Arguments and fields are those of that
+config; `configs/llama3_70b_eagle3.py:smoke` has two layers of the target.
 """
 
 import ml_collections

@@ -5,7 +5,7 @@ r"""The shipped draft: one layer of width 256, 1.75 M parameters, distilled from
 reads the shipped target; `--config.target.path=runs/zoo_target/model` takes your own. The
 corpus is made as for the target, with the target's tokenizer (`--config.corpus.path=
 runs/zoo_target/corpus` takes that one as it is). The loss is 0.9 KL(target || draft) + 0.1
-cross-entropy on the text; the target's logits are computed in each step. Beside the loss it
+cross-entropy on the text; the target's logits are computed in each step. Besides the loss it
 shows `acceptance`, the probability that one drafted token is accepted at temperature 1, and
 `agreement`, the same for greedy decoding. On held-out text at steps 100, 300, 500, 700 and
 900: acceptance 0.325, 0.449, 0.491, 0.523, 0.561; agreement 0.259, 0.386, 0.427, 0.461, 0.512.
@@ -13,7 +13,7 @@ shows `acceptance`, the probability that one drafted token is accepted at temper
     python -m experiments.train --config=configs/train_distill_zoo.py:smoke \
         --config.target.path=FOLDER --workdir=/tmp/smoke
 
-is the same in seconds: a tiny draft, a few files, 20 steps, but the target as it is.
+is the same in seconds: a tiny draft, a few files and 20 steps; the target is the same.
 """
 
 import ml_collections
@@ -39,6 +39,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if arg == 'smoke':
     vocab_size = config.model.vocab_size
     zoo_target.shrink(config)
-    # The target's vocabulary is not ours to shrink.
+    # The draft must keep the target's vocabulary.
     config.model.vocab_size = vocab_size
   return config

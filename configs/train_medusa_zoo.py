@@ -2,9 +2,9 @@ r"""The shipped Medusa heads: four on the target's last feature, 5.7 M parameter
 
     python -m experiments.train --config=configs/train_medusa_zoo.py --workdir=runs/zoo_medusa
 
-Each head begins as the target's own output head. The loss is the KL divergence of head k's law
-from the target's k + 1 tokens later, 0.8 times as heavy with each head. Target, stored
-features, `:smoke` and what is shown are as in `configs/train_eagle3_zoo.py`;
+Each head starts as the target's own output head. The loss is the KL divergence of head k's law
+from the target's k + 1 tokens later, each head weighted 0.8 times the one before. Target, stored
+features, `:smoke` and progress are as in `configs/train_eagle3_zoo.py`;
 `--config.features.path=runs/zoo_early_exit/features` takes those that were stored for that head.
 The text is the first 59 % of the corpus, without samples: 3.2 GB of features.
 """
@@ -27,7 +27,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
           decay=0.8,
           loss='forward_kl',
           num_chunks=1,
-          int8=True,  # weights are saved in eight bits, half of what export_dtype takes
+          int8=True,  # save weights in eight bits, half of what export_dtype takes
       )
   )
   if arg == 'smoke':

@@ -3,21 +3,21 @@ r"""The shipped target: 16.8 M parameters, Llama architecture, Python's standard
     python -m experiments.train --config=configs/zoo_target.py --workdir=runs/zoo_target
 
 Makes the corpus from the standard library of the running interpreter (the shipped weights:
-Python 3.13.0; another version gives another corpus and slightly other losses), trains a
-tokenizer of 4,096 tokens, and then 1,400 steps of 16 x 256 tokens. Shows steps, loss,
-tokens/s and time left; the held-out loss every 100 steps. On two CPU cores with AVX-512
-(bfloat16, JAX 0.12) about 1,600 tokens/s, or 2,700 (35 minutes) where Linux gives the step's
-large arrays large pages:
+Python 3.13.0; another version gives another corpus and slightly different losses), trains a
+tokenizer of 4,096 tokens, and then the model for 1,400 steps of 16 x 256 tokens. Shows steps,
+loss, tokens/s and time left, and the held-out loss every 100 steps. Two CPU cores with AVX-512
+(bfloat16, JAX 0.12) reach about 1,600 tokens/s, or 2,700 (35 minutes) where Linux gives the step's
+large arrays huge pages:
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 \
         python -m experiments.train --config=configs/zoo_target.py --workdir=runs/zoo_target
 
-The folder `runs/zoo_target/model` is what `specjax/zoo/stdlib/target` holds. Held-out loss in
-nats per token at steps 200, 400 … 1,400: 4.644, 4.116, 3.765, 3.539, 3.417, 3.188, 3.032.
+The folder `runs/zoo_target/model` then holds what `specjax/zoo/stdlib/target` does. Held-out loss
+in nats per token at steps 200, 400 … 1,400: 4.644, 4.116, 3.765, 3.539, 3.417, 3.188, 3.032.
 
     python -m experiments.train --config=configs/zoo_target.py:smoke --workdir=/tmp/smoke
 
-is the same in seconds: a tiny model, four files of the corpus, 20 steps.
+is the same in seconds: a tiny model, four files of the corpus and 20 steps.
 """
 
 import ml_collections
@@ -30,9 +30,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.name = 'zoo_target'
   config.kind = 'model'  # eagle, medusa, early_exit train heads (configs/train_*_zoo.py)
-  # Of the initial weights and of the order of batches.
-  config.seed = 0
-  # Of activations; weights are trained in float32 and exported in export_dtype.
+  config.seed = 0  # of the initial weights and of the order of batches
+  # The dtype of activations; weights are trained in float32 and exported in export_dtype.
   config.dtype = 'bfloat16'
   config.export_dtype = 'bfloat16'
 
@@ -64,15 +63,15 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.corpus = ml_collections.ConfigDict(
       dict(
-          path='',  # a folder to keep or find the corpus in; '' is corpus/ in the workdir
-          root='',  # a standard library; '' is the running interpreter's
-          tokenizer='',  # a tokenizer.json; '' trains one, or takes the target's
-          max_files=0,  # 0 takes all
-          # Of the training text of the shipped weights; another one is said, not refused.
+          path='',  # a folder to write the corpus to or read it from; '': corpus/ in the workdir
+          root='',  # a standard library; '': the running interpreter's
+          tokenizer='',  # a tokenizer.json; '': train one, or take the target's
+          max_files=0,  # 0: all
+          # Of the training text of the shipped weights; another text is reported, not refused.
           sha256='1ebd7fa23ba5a4dfc2985437bd64d57f52bb7cfc4abe4057ddc853de7fe124a2',
       )
   )
-  # Over several devices: preset fsdp or tensor; model=0 takes those that data leaves.
+  # Over several devices: preset fsdp or tensor; model=0 takes the devices that data leaves.
   config.mesh = ml_collections.ConfigDict(dict(preset='', data=1, model=0, sequence=1, draft=1))
   # A draft is distilled from the model in target.path (configs/train_distill_zoo.py).
   config.target = ml_collections.ConfigDict(dict(path=''))
@@ -80,10 +79,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       dict(
           kl_weight=0.0,
           loss='forward_kl',  # reverse_kl, jsd, total_variation, acceptance
-          num_chunks=1,  # parts of the vocabulary in which logits are made; many for 128k tokens
+          num_chunks=1,  # of the vocabulary, for computing logits; many for 128k tokens
       )
   )
-  # Train on the target's own samples instead of the text: how many, and from what prompts.
+  # Train on the target's own samples instead of the text: how many, and after what prompts.
   config.samples = ml_collections.ConfigDict(
       dict(
           num_samples=0,
@@ -91,19 +90,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
           new_tokens=192,
           temperature=1.0,
           batch_size=64,
-          with_text=False,  # after the text instead of in its place
+          with_text=False,  # append samples to the text instead of replacing it
       )
   )
-  # Features of the target, for heads: stored first, or computed in every step.
+  # Features of the target, for heads: stored in advance, or computed in every step.
   config.features = ml_collections.ConfigDict(
       dict(
           stored=False,
-          path='',  # a folder to keep or find them in; '' is features/ in the workdir
-          layers=(),  # stored beside those that the head reads, so that others can use them
-          max_windows=0,  # of seq_len tokens, from the beginning of the corpus; 0 takes all
+          path='',  # a folder to write them to or read them from; '': features/ in the workdir
+          layers=(),  # stored besides those that the head reads, so that other heads can use them
+          max_windows=0,  # of seq_len tokens, from the beginning of the corpus; 0: all
       )
   )
-  # Greedy decoding of held-out prompts with what is trained, at every evaluation.
+  # At every evaluation, greedy decoding of held-out prompts with the model or head so far.
   config.measure = ml_collections.ConfigDict(
       dict(num_prompts=0, prompt_tokens=64, new_tokens=64, num_speculative_tokens=4)
   )

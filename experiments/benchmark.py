@@ -14,7 +14,7 @@ from typing import Any
 
 import rich.console
 
-from experiments import peers
+from benchmarks import peers
 from experiments import build
 from experiments import cli
 from experiments import display

@@ -1,22 +1,22 @@
-"""The acceptance op on a Hopper GPU: equality with its definition, and time.
+"""Checks and times the acceptance op on a Hopper GPU: equality with its definition, milliseconds.
 
-  python scripts/check_accept_gpu.py [--workdir=runs/check_accept_gpu]
+    python scripts/check_accept_gpu.py [--workdir=runs/check_accept_gpu]
 
 For B in 1, 8, 64 and K in 1, 4, 8, 16 at V = 128,256 (float32, both logits 13 GB at the largest):
 
-- `equal`: decisions of `mosaic_gpu` that differ from those of `xla` with the same numbers, per
-  rule; each must lie within 1e-5 of a breakpoint, for sums are rounded differently;
+- `equal`: whether `mosaic_gpu` decides as `xla` does with the same random numbers, per rule; sums
+  are rounded differently, so that one decision in 10,000 may differ, next to a breakpoint;
 - `milliseconds` of both, of a torch port of the usual verifier (softmax, gather, compare, residual,
   sample: one launch each) if torch with CUDA is installed, and of the bytes floor, (2K + 3) V
-  itemsize a sequence, at the bandwidth that a copy reaches on this machine.
+  itemsize per sequence, at the bandwidth that a copy reaches on this machine.
 
-Writes `metrics.jsonl`, one row a size and rule, and prints it; each row names the device, JAX and
-the commit. Fails where a row is not equal, and refuses to run on what is no such GPU.
+Writes `metrics.jsonl`, one row per size and rule, and prints it; each row names the device, JAX and
+the commit. Fails if a row is not equal, and refuses to run on anything but such a GPU.
 
 The kernels become the default for a kind of device once it has passed: put the rows of a clean
 checkout into `results/accept/gpu.jsonl` and its `device_kind` into `PROVEN_GPUS` of
 `specjax/kernels/accept/api.py`, if they are faster there too. Until then the definition decides on
-GPUs. It has not been run yet: no such machine was at hand.
+GPUs. It has not been run yet, for lack of such a machine.
 """
 
 from collections.abc import Sequence
@@ -37,11 +37,11 @@ from specjax import sampling as sampling_lib
 from specjax.analysis import timing
 from specjax.kernels import accept as accept_lib
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/check_accept_gpu', 'Where metrics.jsonl goes.')
-_BATCHES = flags.DEFINE_list('batches', ['1', '8', '64'], 'B.')
-_SIZES = flags.DEFINE_list('sizes', ['1', '4', '8', '16'], 'K.')
-_VOCAB = flags.DEFINE_integer('vocab_size', 128_256, 'V.')
-_REPEATS = flags.DEFINE_integer('repetitions', 30, 'Timed calls.')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/check_accept_gpu', 'Folder for metrics.jsonl.')
+_BATCHES = flags.DEFINE_list('batches', ['1', '8', '64'], 'Numbers of sequences, B.')
+_SIZES = flags.DEFINE_list('sizes', ['1', '4', '8', '16'], 'Draft tokens per sequence, K.')
+_VOCAB = flags.DEFINE_integer('vocab_size', 128_256, 'Entries of a row, V.')
+_REPETITIONS = flags.DEFINE_integer('repetitions', 30, 'Timed calls of each.')
 
 IMPLEMENTATIONS = ('xla', 'mosaic_gpu')
 RULES = ('greedy', 'rejection', 'block', 'coupled')
@@ -57,7 +57,7 @@ def inputs(batch: int, size: int, vocab_size: int):
 
 
 def op(target, draft, tokens, seed, *, rule, implementation):
-  """The op with numbers of a seed."""
+  """The op with the random numbers of a seed."""
   batch, size = tokens.shape
   source = randomness.KeySource(
       randomness.row_keys(seed + jnp.arange(batch)), jnp.zeros((batch,), jnp.int32)
@@ -77,30 +77,30 @@ def op(target, draft, tokens, seed, *, rule, implementation):
 
 
 def milliseconds(call, wait, repetitions: int) -> float:
-  """Median of a call."""
+  """Median milliseconds of a call."""
   run = lambda key, case: (timing.seconds_of(call, wait), None)
   times = timing.in_turns(run, ('call',), repetitions=repetitions, warm_ups=3)
   return 1e3 * times.medians()['call'][0]
 
 
 def bandwidth(num_elements: int = 1 << 30) -> float:
-  """Bytes a second that a copy of float32 (4 GB of it by default) reads and writes."""
+  """Bytes per second that a copy of float32 (by default 4 GB of it) reads and writes."""
   array = jnp.zeros((num_elements,), jnp.float32)
   copy = jax.jit(lambda x: x + 1)
   return 2 * array.nbytes / (milliseconds(lambda: copy(array), jax.block_until_ready, 10) / 1e3)
 
 
 def commit() -> str:
-  """The checkout's commit, with `-dirty` after it where files differ; '' where there is none."""
-  found = subprocess.run(
+  """The checkout's commit, followed by `-dirty` if files differ; '' if there is none."""
+  process = subprocess.run(
       ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'],
       cwd=pathlib.Path(__file__).parent, capture_output=True, text=True, check=False,
   )
-  return found.stdout.strip()
+  return process.stdout.strip()
 
 
 def torch_verifier(batch: int, size: int, vocab_size: int):
-  """A call of the usual verifier in torch, or None where there is no torch with CUDA."""
+  """The usual verifier in torch as a call, and how to wait for it; None without CUDA's torch."""
   try:
     import torch
   except ImportError:
@@ -126,18 +126,18 @@ def torch_verifier(batch: int, size: int, vocab_size: int):
 
 
 def measure(
-    batch: int, size: int, vocab_size: int, bytes_a_second: float, *, repetitions: int,
+    batch: int, size: int, vocab_size: int, bytes_per_second: float, *, repetitions: int,
     implementations: tuple[str, ...] = IMPLEMENTATIONS, rules: Sequence[str] = RULES,
 ):
-  """Rows of one size, a rule each.
+  """Yields the rows of one size, one per rule.
 
   Args:
     batch: B.
     size: K.
     vocab_size: V.
-    bytes_a_second: what a copy reaches here, for the floor.
-    repetitions: timed calls of each.
-    implementations: the definition, and what is compared with it if there is one.
+    bytes_per_second: of a copy on this machine, for the floor.
+    repetitions: timed calls of each implementation.
+    implementations: the definition, then the one to compare with it, if any.
     rules: of the op.
   """
   target, draft, tokens = inputs(batch, size, vocab_size)
@@ -145,26 +145,28 @@ def measure(
   peer = torch_verifier(batch, size, vocab_size)
   peer_time = milliseconds(*peer, repetitions) if peer else None
   for rule in rules:
-    found, times = [], []
+    decisions, times = [], []
     for implementation in implementations:
       call = jax.jit(functools.partial(op, rule=rule, implementation=implementation))
       results = [call(target, draft, tokens, seed) for seed in range(20)]
-      found.append(jax.tree.map(lambda *x: np.stack(x), *results))
+      decisions.append(jax.tree.map(lambda *x: np.stack(x), *results))
       times.append(milliseconds(
           lambda call=call: call(target, draft, tokens, 0), jax.block_until_ready, repetitions
       ))
-    one, two = found[0], found[-1]
-    differs = (one.num_accepted != two.num_accepted) | (one.next_token != two.next_token)
+    expected, actual = decisions[0], decisions[-1]
+    differs = (
+        (expected.num_accepted != actual.num_accepted) | (expected.next_token != actual.next_token)
+    )
     yield dict(
         name=f'{rule}, B={batch}, K={size}', batch=batch, num_speculative_tokens=size,
         vocab_size=vocab_size, decisions=int(differs.size), different=int(differs.sum()),
         equal=int(differs.sum()) <= 1e-4 * differs.size,
         largest_log_prob_difference=float(np.abs(
-            np.where(differs[..., None], 0.0, one.log_probs - two.log_probs)
+            np.where(differs[..., None], 0.0, expected.log_probs - actual.log_probs)
         ).max()),
         milliseconds=times[-1], milliseconds_xla=times[0],
-        milliseconds_torch=peer_time, milliseconds_floor=1e3 * floor / bytes_a_second,
-        bandwidth=bytes_a_second, device=jax.devices()[0].device_kind, jax=jax.__version__,
+        milliseconds_torch=peer_time, milliseconds_floor=1e3 * floor / bytes_per_second,
+        bandwidth=bytes_per_second, device=jax.devices()[0].device_kind, jax=jax.__version__,
         commit=commit(),
     )
 
@@ -176,12 +178,12 @@ def main(argv):
     sys.exit(f'This check needs a Hopper GPU or newer; this is {device.device_kind}.')
   folder = pathlib.Path(_WORKDIR.value)
   folder.mkdir(parents=True, exist_ok=True)
-  bytes_a_second, different = bandwidth(), []
+  bytes_per_second, different = bandwidth(), []
   with open(folder / 'metrics.jsonl', 'w', encoding='utf-8') as file:
     for batch in map(int, _BATCHES.value):
       for size in map(int, _SIZES.value):
         rows = measure(
-            batch, size, _VOCAB.value, bytes_a_second, repetitions=_REPEATS.value
+            batch, size, _VOCAB.value, bytes_per_second, repetitions=_REPETITIONS.value
         )
         for row in rows:
           file.write(json.dumps(row) + '\n')

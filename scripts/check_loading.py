@@ -1,12 +1,12 @@
-"""Shows what memory loading takes: a made-up checkpoint of some gigabytes, read onto a mesh.
+"""Measures the memory that loading takes: a random checkpoint of some gigabytes, onto a mesh.
 
     python scripts/check_loading.py --gigabytes=2.5
     python scripts/check_loading.py --gigabytes=2.5 --int8
 
 Writes a Hugging Face folder of random bfloat16 weights in several files (removed afterwards),
-loads it onto eight CPU devices in a process of its own, and prints that process's peak beside
-the size of the loaded arrays and of the largest tensor. Exit code 1 if the peak beyond the
-arrays exceeds the largest tensor plus one device's part of it (and what JAX itself takes).
+loads it onto eight CPU devices in a process of its own, and prints that process's peak memory
+beyond the loaded arrays, and the size of the arrays and of the largest tensor. Exits with 1 if
+that peak exceeds the largest tensor plus one device's part of it (and what JAX itself takes).
 """
 
 import os
@@ -23,15 +23,15 @@ from absl import flags
 
 _GIGABYTES = flags.DEFINE_float('gigabytes', 2.5, 'Size of the checkpoint.')
 _INT8 = flags.DEFINE_bool('int8', False, 'Quantise while loading.')
-_FOLDER = flags.DEFINE_string('folder', '', 'Load this folder (used by the script itself).')
+_FOLDER = flags.DEFINE_string('folder', '', 'Internal: the folder to load.')
 
 DEVICES = 8
-# Files are mapped: pages that are being read count, and leave with the tensor.
+# Files are mapped: pages that are being read count as memory, and go with their tensor.
 _POLL_SECONDS = 0.01
 
 
 def write(folder: pathlib.Path, gigabytes: float) -> None:
-  """A Llama of the wanted size; every layer is the same random block, so that it is quick."""
+  """Writes a Llama of this size; every layer has the same random weights, which is quick."""
   import jax.numpy as jnp
   import numpy as np
 
@@ -40,19 +40,21 @@ def write(folder: pathlib.Path, gigabytes: float) -> None:
   shape = dict(
       vocab_size=32_000, width=2048, num_heads=16, num_kv_heads=8, head_dim=128, mlp_width=8192
   )
-  one = models.TransformerConfig(num_layers=1, **shape).num_parameters
-  two = models.TransformerConfig(num_layers=2, **shape).num_parameters
-  layers = max(1, round((gigabytes * 1e9 / 2 - one) / (two - one)) + 1)
+  size_of_one = models.TransformerConfig(num_layers=1, **shape).num_parameters
+  size_of_two = models.TransformerConfig(num_layers=2, **shape).num_parameters
+  layers = max(
+      1, round((gigabytes * 1e9 / 2 - size_of_one) / (size_of_two - size_of_one)) + 1
+  )
   config = models.TransformerConfig(num_layers=layers, **shape)
 
   module = models.Transformer(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-  rng, made = np.random.default_rng(0), {}
+  rng, values_by_shape = np.random.default_rng(0), {}
 
   def fill(x):
-    if x.shape not in made:
+    if x.shape not in values_by_shape:
       values = rng.standard_normal(x.shape, np.float32) * 0.02
-      made[x.shape] = values.astype(jnp.bfloat16)
-    return made[x.shape]
+      values_by_shape[x.shape] = values.astype(jnp.bfloat16)
+    return values_by_shape[x.shape]
 
   import jax
 
@@ -61,7 +63,7 @@ def write(folder: pathlib.Path, gigabytes: float) -> None:
 
 
 def load(folder: str, int8: bool) -> None:
-  """Loads and prints: peak beyond the start, bytes of arrays, of the largest tensor."""
+  """Loads a folder; prints and judges the peak memory beyond the arrays, and exits."""
   import jax
   import jax.numpy as jnp
 
@@ -70,23 +72,23 @@ def load(folder: str, int8: bool) -> None:
   from specjax.models import quantization
 
   layouts = sharding.make('tensor', model=DEVICES)
-  # What the compiler takes for its first programs is not the checkpoint's.
+  # Memory that compiling the first programs takes must not count.
   small = jnp.zeros((64, 64), jnp.bfloat16, device=layouts.target.sharding(('vocab', None)))
   jax.block_until_ready(jax.jit(quantization.quantize)(small))
-  start, peak, over = _resident(), [0], threading.Event()
+  start, peak, finished = _resident(), [0], threading.Event()
 
   def watch():
-    while not over.is_set():
+    while not finished.is_set():
       peak[0] = max(peak[0], _resident())
       time.sleep(_POLL_SECONDS)
 
   thread = threading.Thread(target=watch)
   thread.start()
-  began = time.perf_counter()
+  started = time.perf_counter()
   model = models.load_hf(folder, layout=layouts.target, int8=int8)
   jax.block_until_ready(model.params)
-  seconds = time.perf_counter() - began
-  over.set()
+  seconds = time.perf_counter() - started
+  finished.set()
   thread.join()
   config = model.module.config
   arrays = sum(
@@ -105,7 +107,7 @@ def load(folder: str, int8: bool) -> None:
 
 
 def _resident() -> int:
-  """Bytes of this process in memory, mapped files included."""
+  """Bytes of memory that this process uses, mapped files included."""
   pages = pathlib.Path('/proc/self/statm').read_text().split()[1]
   return int(pages) * os.sysconf('SC_PAGE_SIZE')
 

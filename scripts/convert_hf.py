@@ -3,8 +3,8 @@
     python scripts/convert_hf.py --source=gemma-3-4b-it --output=gemma-3-4b-text \
         --dtype=bfloat16 --text_only
 
-Loading checks that specjax supports the model; what it prints is its size. Tokenizer and
-generation settings go along. Nothing is left behind when it fails.
+Loading checks that specjax supports the model; its shape and size are printed. Tokenizer and
+generation settings are copied. Nothing is left behind when it fails.
 """
 
 import pathlib
@@ -24,8 +24,8 @@ DTYPES = {
     'float16': np.float16,
     'bfloat16': ml_dtypes.bfloat16,
 }
-# What tokenizers, chats and generation need, and the licences that go with the weights.
-BESIDE = (
+# Copied as they are: what tokenizers, chats and generation need, and licences of the weights.
+COPIED_FILES = (
     'tokenizer.json',
     'tokenizer_config.json',
     'special_tokens_map.json',
@@ -37,12 +37,12 @@ BESIDE = (
 
 _SOURCE = flags.DEFINE_string('source', None, 'Folder to read.', required=True)
 _OUTPUT = flags.DEFINE_string(
-    'output', None, 'Folder to write; must not exist. None checks the source only.'
+    'output', None, 'Folder to write; must not exist. Without it the source is only checked.'
 )
-_DTYPE = flags.DEFINE_enum('dtype', 'keep', list(DTYPES), 'Dtype of the weights written.')
-_SHARD_GB = flags.DEFINE_float('max_shard_gb', 5.0, 'Size of a shard, in 10^9 bytes.')
+_DTYPE = flags.DEFINE_enum('dtype', 'keep', list(DTYPES), 'Dtype of the written weights.')
+_SHARD_GB = flags.DEFINE_float('max_shard_gb', 5.0, 'Largest size of a shard, in 10^9 bytes.')
 _TEXT_ONLY = flags.DEFINE_bool(
-    'text_only', False, 'Take the language model of a Gemma 3 with a vision tower.'
+    'text_only', False, 'Take only the language model of a Gemma 3 with vision.'
 )
 
 
@@ -57,22 +57,22 @@ def convert(
   """Reads `source`, writes `output` unless it is None, and returns the model."""
   model = models.load_hf(source, dtype=DTYPES[dtype], text_only=text_only)
   if output is not None:
-    beside = [file for pattern in BESIDE for file in sorted(source.glob(pattern))]
+    files = [file for pattern in COPIED_FILES for file in sorted(source.glob(pattern))]
     models.save_hf(
         model,
         output,
         max_shard_bytes=max_shard_bytes,
         bos_id=hf_keys.read_file(source / 'config.json', hf_keys.GENERATION)['bos_token_id'],
         eos_ids=models.load_eos_ids(source),
-        extra_files=beside,
+        extra_files=files,
     )
   return model
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f'Unknown arguments {argv[1:]}.')
-  # Weights only pass through: host memory is where they belong.
+    raise app.UsageError(f'Unexpected arguments {argv[1:]}; only flags are taken.')
+  # Weights are only copied, for which no accelerator is needed.
   jax.config.update('jax_platforms', 'cpu')
   try:
     model = convert(

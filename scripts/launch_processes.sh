@@ -4,8 +4,8 @@
 #   ./scripts/launch_processes.sh 2 4 generate --config=configs/zoo.py \
 #       --config.mesh.preset=sequence --config.mesh.model=2 --config.mesh.sequence=4
 #
-# starts 2 processes with 4 CPU devices each; the first one writes and talks, the others log to
-# a file that is named when they fail. On real machines run the same command on each of them with
+# starts 2 processes with 4 CPU devices each; the first one writes and prints, the others log to
+# a file that is named if they fail. On real machines run the same command on each of them with
 # --coordinator_address=HOST:PORT --num_processes=N --process_id=0 … N - 1; a TPU pod needs none
 # of these flags. When one process ends with an error, the others are ended too.
 set -euo pipefail
@@ -30,21 +30,21 @@ for ((i = PROCESSES - 1; i >= 0; i--)); do
   if [ "$i" = 0 ]; then "${command[@]}" & else "${command[@]}" > "$LOGS/$i.log" 2>&1 & fi
   pids+=($!)
 done
-# Whoever ends first is seen first: an old bash cannot wait for the next one of several.
+# Polls, because an old bash cannot wait for whichever process ends first.
 code=0
 while [ "${#pids[@]}" -gt 0 ]; do
-  left=()
+  running=()
   for pid in "${pids[@]}"; do
-    if kill -0 "$pid" 2> /dev/null; then left+=("$pid"); continue; fi
-    one=0
-    wait "$pid" || one=$?
-    if [ "$one" != 0 ] && [ "$code" = 0 ]; then
-      code=$one
+    if kill -0 "$pid" 2> /dev/null; then running+=("$pid"); continue; fi
+    status=0
+    wait "$pid" || status=$?
+    if [ "$status" != 0 ] && [ "$code" = 0 ]; then
+      code=$status
       echo "A process ended with code $one; ending the others. Their logs: $LOGS" >&2
       kill "${pids[@]}" 2> /dev/null || true
     fi
   done
-  pids=(${left[@]+"${left[@]}"})
+  pids=(${running[@]+"${running[@]}"})
   [ "${#pids[@]}" = 0 ] || sleep 0.2
 done
 [ "$code" != 0 ] || rm -r "$LOGS"

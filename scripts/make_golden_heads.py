@@ -7,8 +7,8 @@
     /tmp/golden/bin/python scripts/make_golden_heads.py /tmp/EAGLE /tmp/Medusa tests/golden/heads
 
 Each folder then holds a head as its authors store it (`config.json`, and `pytorch_model.bin`,
-`medusa_lm_head.pt` or safetensors, float32) and `golden.npz`: what went in (tokens, features,
-and for a draft step tokens and tree mask) and what came out. Norm scales are random too.
+`medusa_lm_head.pt` or safetensors, float32) and `golden.npz`: the inputs (tokens, features, and
+for a draft step tokens and tree mask) and the outputs. Norm scales are random too.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ COMMON = dict(
 
 
 def load(path: pathlib.Path, package: str):
-  """A module of the authors' by its file; its package's own start-up is not run."""
+  """Imports a file of the authors without running the `__init__` of its package."""
   folder = types.ModuleType(package)
   folder.__path__ = [str(path.parent)]
   sys.modules[package] = folder
@@ -54,7 +54,7 @@ def load(path: pathlib.Path, package: str):
 
 
 def randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
-  """Fills every parameter with spread values."""
+  """Fills every parameter with widely spread values."""
   for name, parameter in model.named_parameters():
     noise = torch.randn(parameter.shape, generator=generator)
     if 'norm' in name:
@@ -73,7 +73,7 @@ def config(**fields):
 
 
 def run(model, features, tokens, level_tokens, level_mask):
-  """Outputs of the pairs, and of a level of a tree drafted after them."""
+  """Outputs for the pairs, and for one level of a tree drafted after them."""
   with torch.no_grad():
     model.reset()
     hidden, cache = model(features, input_ids=tokens, use_cache=True)
@@ -146,7 +146,7 @@ def inputs(generator, feature_width):
 def medusa(root, out, generator):
   sys.modules['fastchat'] = types.ModuleType('fastchat')
   source = (root / 'medusa/model/medusa_model.py').read_text(encoding='utf-8-sig')
-  # The file imports whole models of older transformers; the block of a head stands by itself.
+  # The file imports models of older transformers, which the block of a head does not need.
   start, end = source.index('class ResBlock'), source.index('class MedusaModelABC')
   names = {'nn': torch.nn, 'torch': torch}
   exec(source[start:end], names)
@@ -158,7 +158,7 @@ def medusa(root, out, generator):
   features = torch.randn(1, LENGTH, WIDTH, generator=generator)
   with torch.no_grad():
     logits = torch.stack([head(features) for head in heads], dim=-2)
-  # Their published configs say two heads whatever the file holds.
+  # Published configs say two heads, however many the file holds.
   data = dict(medusa_num_heads=2, medusa_num_layers=1, base_model_name_or_path='target')
   save(out / 'medusa', data, dict(features=features, logits=logits),
        medusa_lm_head=heads.state_dict())

@@ -1,4 +1,4 @@
-"""Makes the golden models of the tests: one tiny random model a family, by `transformers`.
+"""Makes the golden models of the tests: one tiny random model per family, by `transformers`.
 
     python -m venv /tmp/golden
     /tmp/golden/bin/pip install torch==2.13.0 transformers==5.23.0 safetensors==0.8.0
@@ -6,13 +6,13 @@
 
 Python 3.11. Each folder then holds `config.json`, `generation_config.json` and
 `model.safetensors` as `save_pretrained` writes them (float32), and `golden.npz`: tokens
-[2, 48] int32 and the logits [2, 48, V] float32 of the eager attention. The numbers
+[2, 48] int32 and the logits [2, 48, V] float32 with eager attention. The numbers
 depend on torch's generator and kernels, so other versions give other files, which serve
 as well: the tests compare a folder's weights with that folder's logits.
 
-The weights are spread wide, norm scales and biases are random too, the windows are shorter
-than the sequence, the rotary scaling sets in within it and the soft caps bite: every
-switch of a family changes its logits, so that agreement means something.
+The weights are widely spread, norm scales and biases are random too, windows are shorter than
+the sequence, rotary scaling starts within it, and soft caps are reached: every switch of a
+family changes its logits, so that agreement means something.
 """
 
 import pathlib
@@ -107,11 +107,11 @@ MODELS = {
 
 
 def randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
-  """Fills every parameter, norm scales and biases included, with spread values."""
+  """Fills every parameter, norm scales and biases included, with widely spread values."""
   for name, parameter in model.named_parameters():
     noise = torch.randn(parameter.shape, generator=generator)
     if 'norm' in name:
-      # Gemma stores its scales less one.
+      # Gemma stores its scales minus one.
       center = 0.0 if 'gemma' in model.config.model_type else 1.0
       parameter.data = center + 0.4 * noise
     elif 'embed_tokens' in name or name.endswith('bias'):
@@ -136,7 +136,7 @@ def main(folder: str) -> None:
     model.save_pretrained(path)
     np.savez(path / 'golden.npz', tokens=tokens.numpy().astype(np.int32), logits=logits.numpy())
     size = sum(file.stat().st_size for file in path.iterdir())
-    print(f'{name}: {size / 1000:.0f} kB, logits of spread {logits.std():.2f}')
+    print(f'{name}: {size / 1000:.0f} kB, standard deviation of logits {logits.std():.2f}')
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
     python scripts/make_golden_sharding.py
 
-Needs no accelerator and no memory: shapes alone are split, over a mesh of devices by number.
+Needs no accelerator and no memory: only shapes are split, over a mesh of numbered devices.
 """
 
 import functools
@@ -37,12 +37,12 @@ def make() -> str:
   for title, case in CASES.items():
     count = case.get('data', 1) * case.get('model', 1) * case.get('sequence', 1)
     layouts = sharding.make(**case, devices=sharding.counted_devices(count))
-    shown = [
+    tables = [
         _model(TARGET, layouts.target),
         _model('Llama-3.2-1B', layouts.draft),
         *_heads(layouts.draft),
     ]
-    parts += [f'# {title}\n{text}' for text in shown]
+    parts += [f'# {title}\n{text}' for text in tables]
   return '\n'.join(parts)
 
 
@@ -53,9 +53,9 @@ def _model(name: str, layout: sharding.Layout) -> str:
 
 
 def _heads(layout: sharding.Layout) -> list[str]:
-  """The heads of the target: EAGLE-3, four Medusa heads, and an exit's adapter."""
+  """Tables of the target's heads: EAGLE-3, four Medusa heads, and an early exit's adapter."""
   cfg = models.presets.get(TARGET)
-  kind = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, layout=layout)
+  options = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, layout=layout)
   shape = heads.MedusaConfig(
       num_heads=4,
       target_width=cfg.width,
@@ -64,16 +64,16 @@ def _heads(layout: sharding.Layout) -> list[str]:
   )
   exit_shape = heads.ExitConfig(exit_layer=20, target=cfg, mlp_width=cfg.width)
   norm = {'final_norm': {'scale': jnp.ones((cfg.width,), jnp.bfloat16)}}
-  of_target = functools.partial(
+  init_exit = functools.partial(
       early_exit.init_params, target=LanguageModel(models.Transformer(cfg), norm)
   )
-  made = (
-      ('EAGLE-3', heads.EagleHead(heads.presets.eagle3(TARGET), **kind), eagle.init_params),
-      ('Medusa', heads.MedusaHeads(shape, **kind), medusa.init_params),
-      ('early exit', heads.ExitAdapter(exit_shape, **kind), of_target),
+  cases = (
+      ('EAGLE-3', heads.EagleHead(heads.presets.eagle3(TARGET), **options), eagle.init_params),
+      ('Medusa', heads.MedusaHeads(shape, **options), medusa.init_params),
+      ('early exit', heads.ExitAdapter(exit_shape, **options), init_exit),
   )
   sizes = dict(batch_size=8, cache_length=8192)
-  return [f'{name}, {table.text(module, init=init, **sizes)}' for name, module, init in made]
+  return [f'{name}, {table.text(module, init=init, **sizes)}' for name, module, init in cases]
 
 
 if __name__ == '__main__':

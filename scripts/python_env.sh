@@ -3,7 +3,7 @@
 #
 # Environment:
 #   SPECJAX_PYTHON  an interpreter to use instead of the newest one that is found
-#   SPECJAX_VENV    where the environment goes, instead of .venv in the repository
+#   SPECJAX_VENV    a folder for the environment, instead of .venv in the repository
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${SPECJAX_VENV:-$ROOT/.venv}"
@@ -19,11 +19,11 @@ fail() {
   exit 1
 }
 
-# Prints 'RANK VERSION EXECUTABLE' where an interpreter really runs, is a 64-bit CPython of
-# 3.11 or newer, and can make environments; fails otherwise. A version manager's shim may be
-# on the PATH and yet not run, and Debian's Python may lack ensurepip: so it is run.
+# Prints 'RANK VERSION EXECUTABLE' if an interpreter really runs, is a 64-bit CPython 3.11 or
+# newer, and can make environments; fails otherwise. It is run to find out, because a version
+# manager's shim on the PATH may not run, and Debian's Python may lack ensurepip.
 probe_python() {
-  # A broken shim may print what it likes: only a line of this form counts.
+  # A broken shim may print anything: only a line of this form counts.
   "$1" -I - 2>/dev/null <<'PYTHON' | grep -E '^[0-9] [0-9.]+ /'
 import ensurepip, platform, ssl, sys, sysconfig, venv
 version = sys.version_info
@@ -31,15 +31,15 @@ if version < (3, 11) or platform.python_implementation() != 'CPython' or sys.max
   sys.exit(1)
 if sysconfig.get_config_var('Py_GIL_DISABLED') or version.releaselevel != 'final':
   sys.exit(1)
-# 3.13 and 3.12 are what the project is developed on; a newer one may lack wheels, and 3.11
-# gets an older JAX with slow bfloat16 on CPUs.
+# The project is developed on 3.13 and 3.12; a newer one may lack wheels, and 3.11 gets an older
+# JAX with slow bfloat16 on CPUs.
 rank = {13: 5, 12: 4, 11: 1}.get(version.minor, 3)
 executable = getattr(sys, '_base_executable', None) or sys.executable
 print(rank, '%02d.%03d.%03d' % version[:3], executable)
 PYTHON
 }
 
-# Every place where an interpreter may be: the PATH, then version managers' folders.
+# Prints every place where an interpreter may be: the PATH, then version managers' folders.
 list_pythons() {
   local name
   for name in python3.13 python3.12 python3.14 python3.11 python3 python; do
@@ -60,18 +60,18 @@ list_pythons() {
 
 # Prints the interpreter to use.
 find_python() {
-  local candidate found best=""
+  local candidate probed best=""
   if [ -n "${SPECJAX_PYTHON:-}" ]; then
-    found="$(probe_python "$SPECJAX_PYTHON")" || fail \
+    probed="$(probe_python "$SPECJAX_PYTHON")" || fail \
       "SPECJAX_PYTHON=$SPECJAX_PYTHON is not a usable Python." \
       "It must run, be a 64-bit CPython 3.11 or newer (3.12 or newer is faster), and have" \
       "the modules venv and ensurepip (on Debian and Ubuntu: apt install python3-venv)."
-    printf '%s\n' "${found#* * }"
+    printf '%s\n' "${probed#* * }"
     return
   fi
   while IFS= read -r candidate; do
-    found="$(probe_python "$candidate")" || continue
-    if [[ "$found" > "$best" ]]; then best="$found"; fi
+    probed="$(probe_python "$candidate")" || continue
+    if [[ "$probed" > "$best" ]]; then best="$probed"; fi
   done < <(list_pythons | awk '!seen[$0]++')
   [ -n "$best" ] || fail "no usable Python 3.11 or newer was found." \
     "Install Python 3.12 or newer, with venv (Debian and Ubuntu: apt install python3 python3-venv;" \
@@ -80,36 +80,38 @@ find_python() {
   printf '%s\n' "${best#* * }"
 }
 
-# Which interpreter an environment was made from: 'version prefix'; fails if it does not run.
+# Prints the interpreter that an environment was made from, 'VERSION PREFIX'; fails if it does
+# not run.
 identity() { "$1" -I -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null; }
 
-# Makes the environment, or keeps the one there is if it runs the interpreter that is wanted.
+# Makes the environment, or keeps the existing one if it runs the wanted interpreter.
 make_venv() {
-  local python="$1" wanted found
+  local python="$1" wanted current
   wanted="$(identity "$python")"
   if [ -e "$VENV" ]; then
-    found="$(identity "$VENV/bin/python" && "$VENV/bin/python" -I -c 'import pip' 2>/dev/null)" \
-      || found="broken"
-    [ "$found" = "$wanted" ] && return
+    current="$(identity "$VENV/bin/python" \
+      && "$VENV/bin/python" -I -c 'import pip' 2>/dev/null)" || current="broken"
+    [ "$current" = "$wanted" ] && return
     if [ ! -d "$MARKS" ]; then
-      [ "$found" = "broken" ] && fail "$VENV is broken, and was not made by this script." \
+      [ "$current" = "broken" ] && fail "$VENV is broken, and was not made by this script." \
         "Move it away, or set SPECJAX_VENV to another folder."
-      probe_python "$VENV/bin/python" > /dev/null || fail "$VENV (Python ${found%% *}) is too old." \
+      probe_python "$VENV/bin/python" > /dev/null \
+        || fail "$VENV (Python ${current%% *}) is too old." \
         "It was not made by this script: move it away, or set SPECJAX_VENV to another folder."
-      say "Using your own $VENV (Python ${found%% *})."
+      say "Using your own $VENV (Python ${current%% *})."
       return
     fi
-    say "Rebuilding $VENV: it is ${found%% *}, wanted is Python ${wanted%% *}."
+    say "Rebuilding $VENV: it is ${current%% *}; Python ${wanted%% *} is wanted."
     rm -rf "$VENV"
   fi
   say "Making $VENV with Python ${wanted%% *} ($python)."
-  # The marker comes first: what an interruption leaves after is known to be ours.
+  # The marker comes first, so that what an interruption leaves is known to be ours.
   mkdir -p "$MARKS" || fail "cannot write to $(dirname "$VENV")."
   "$python" -m venv "$VENV" || fail "python -m venv failed with $python." \
     "Name another interpreter with SPECJAX_PYTHON=/path/to/python3."
 }
 
-# Installs the project with extras, unless these extras of this pyproject.toml are there.
+# Installs the project with extras, unless these extras of this pyproject.toml are installed.
 install_project() {
   local extra hash missing=0
   hash="$("$PYTHON" -I -c 'import hashlib, sys
@@ -128,7 +130,7 @@ print(hashlib.sha256(open(sys.argv[1], "rb").read() + sys.argv[2].encode()).hexd
   for extra in ${1//,/ }; do printf '%s\n' "$hash" > "$MARKS/$extra"; done
 }
 
-# setup EXTRAS: after it, "$PYTHON" runs the project, and the working folder is its root.
+# setup EXTRAS: makes "$PYTHON" run the project, and its root the working folder.
 setup() {
   local python
   python="$(find_python)"

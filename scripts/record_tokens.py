@@ -1,17 +1,17 @@
-r"""Records the tokens of every drafter under every rule, to compare after a change of the code.
+r"""Records the tokens of every drafter under every rule, to compare before and after a change.
 
     python scripts/record_tokens.py --out=runs/tokens/before.json
     python scripts/record_tokens.py --out=runs/tokens/after.json --against=runs/tokens/before.json
 
-Every drafter meets every rule, greedy and at temperature 1, on held-out prompts of the shipped pair
-in float32; what a rule refuses is recorded as refused. Rules run as they do on a vocabulary of this
-size, or with `--implementation` through that implementation of `specjax.kernels.accept`. A
-refactoring leaves each row as it was; where it orders sums in another way, a difference must be one
-of rounding, which `scripts/check_lossless.py` tells from a fault. Rounding differs between
-processors, so a file is only compared on the machine that made it. Exits with 1 where a row
-differs.
+Every drafter runs under every rule, greedily and at temperature 1, on held-out prompts of the
+shipped pair in float32; combinations that a rule refuses are recorded as refused. Rules run as they
+do on a vocabulary of this size, or with `--implementation` through that implementation of
+`specjax.kernels.accept`. A refactoring leaves each row as it was; where it orders sums in another
+way, a difference must be one of rounding, which `scripts/check_lossless.py` tells from a fault.
+Rounding differs between processors, so a file is only compared on the machine that made it. Exits
+with 1 if a row differs.
 
-`--only` takes names of drafters, with commas. It takes about ten minutes on two cores.
+`--only` takes names of drafters, separated by commas. All take about ten minutes on two cores.
 """
 
 from collections.abc import Iterator
@@ -33,12 +33,12 @@ from specjax.kernels import accept
 FLAGS = flags.FLAGS
 flags.DEFINE_string('pair', 'stdlib', 'A pair of the zoo.')
 flags.DEFINE_integer('prompts', 2, 'How many held-out prompts.')
-flags.DEFINE_integer('prompt_length', 48, 'Tokens of a prompt.')
-flags.DEFINE_integer('new_tokens', 40, 'Tokens to generate.')
-flags.DEFINE_list('only', [], 'Names of drafters; all where empty.')
-flags.DEFINE_string('implementation', None, 'Rules that the op knows run through this one.')
-flags.DEFINE_string('out', 'runs/tokens/tokens.json', 'Where the tokens go.')
-flags.DEFINE_string('against', None, 'A file of before.')
+flags.DEFINE_integer('prompt_length', 48, 'Tokens per prompt.')
+flags.DEFINE_integer('new_tokens', 40, 'Tokens to generate after each.')
+flags.DEFINE_list('only', [], 'Names of drafters; all if empty.')
+flags.DEFINE_string('implementation', None, 'Of the op, for rules that it knows.')
+flags.DEFINE_string('out', 'runs/tokens/tokens.json', 'File for the tokens.')
+flags.DEFINE_string('against', None, 'An earlier file to compare with.')
 
 WIDTHS = (3, 2, 1)
 TREE = (0, 0, 0, 1, 1, 2, 4, 5, 7)
@@ -50,9 +50,9 @@ def load() -> specjax.zoo.Pair:
 
 
 def prompts() -> list[list[int]]:
-  """Of different lengths: rows of a batch then end their rounds apart."""
-  given = load().prompts(FLAGS.prompts, length=FLAGS.prompt_length)
-  return [ids[: len(ids) - 5 * row] for row, ids in enumerate(given)]
+  """Prompts of different lengths, so that rows of a batch differ in their rounds."""
+  full = load().prompts(FLAGS.prompts, length=FLAGS.prompt_length)
+  return [ids[: len(ids) - 5 * row] for row, ids in enumerate(full)]
 
 
 def run(drafter: Any, rule: Any, temperature: float) -> specjax.GenerateOutput:
@@ -79,8 +79,8 @@ def all_drafters() -> dict[str, Any]:
   look_up = drafters.suffix(vocab_size=vocab_size, num_speculative_tokens=6, min_match=3)
   reference = run(None, verify.greedy(), 0.0)
   chain, tree = dict(num_speculative_tokens=4), dict(tree=WIDTHS)
-  grown = drafters.dynamic_tree(num_nodes=12, depth=4, width=3)
-  made = {
+  dynamic = drafters.dynamic_tree(num_nodes=12, depth=4, width=3)
+  result = {
       'plain': None,
       'model': drafters.model(draft, **chain),
       'model, adaptive': drafters.model(draft, min_confidence=0.3, **chain),
@@ -91,25 +91,25 @@ def all_drafters() -> dict[str, Any]:
       'Medusa': medusa(**chain),
       'early exit': early_exit(**chain),
       'suffix or model': drafters.combined(look_up, drafters.model(draft, **chain)),
-      'model tree, dynamic': drafters.model_tree(draft, tree=grown),
-      'EAGLE-3 tree, dynamic': eagle(tree=grown),
+      'model tree, dynamic': drafters.model_tree(draft, tree=dynamic),
+      'EAGLE-3 tree, dynamic': eagle(tree=dynamic),
       'synthetic tree': drafters.synthetic(
           reference.tokens, reference_lengths=reference.lengths, acceptance=0.8,
           vocab_size=vocab_size, parents=TREE,
       ),
   }
-  for how in ('without_replacement', 'with_replacement'):
-    name = f'tree, {how.replace("_", " ")}'
-    made[f'model {name}'] = drafters.model_tree(draft, siblings=how, **tree)
-    made[f'EAGLE-3 {name}'] = eagle(siblings=how, **tree)
-    made[f'Medusa {name}'] = medusa(siblings=how, **tree)
-    made[f'early exit {name}'] = early_exit(siblings=how, **tree)
-  made['suffix or model tree'] = drafters.combined(look_up, drafters.model_tree(draft, **tree))
-  return made
+  for siblings in ('without_replacement', 'with_replacement'):
+    name = f'tree, {siblings.replace("_", " ")}'
+    result[f'model {name}'] = drafters.model_tree(draft, siblings=siblings, **tree)
+    result[f'EAGLE-3 {name}'] = eagle(siblings=siblings, **tree)
+    result[f'Medusa {name}'] = medusa(siblings=siblings, **tree)
+    result[f'early exit {name}'] = early_exit(siblings=siblings, **tree)
+  result['suffix or model tree'] = drafters.combined(look_up, drafters.model_tree(draft, **tree))
+  return result
 
 
 def rows() -> Iterator[tuple[str, dict]]:
-  """A name and what came out, for every drafter, rule and temperature."""
+  """(name, row) of every drafter, rule and temperature."""
   for drafter_name, drafter in all_drafters().items():
     if FLAGS.only and drafter_name not in FLAGS.only:
       continue
@@ -122,7 +122,7 @@ def rows() -> Iterator[tuple[str, dict]]:
       for temperature in (0.0, 1.0):
         try:
           output = run(drafter, rule, temperature)
-        except ValueError as error:  # what it refuses is recorded, too
+        except ValueError as error:  # a refusal is recorded too
           yield f'{drafter_name}, {name}, T = {temperature:g}', dict(refused=str(error))
           continue
         yield f'{drafter_name}, {name}, T = {temperature:g}', dict(
@@ -130,23 +130,23 @@ def rows() -> Iterator[tuple[str, dict]]:
             rounds=output.stats.rounds.tolist(),
             accepted=output.stats.accepted.tolist(),
         )
-    # Each rule is a program of its own, and a process may only hold so many.
+    # Each rule is a program of its own, and a process can only hold so many.
     jax.clear_caches()
 
 
 def main(_):
-  out, found = pathlib.Path(FLAGS.out), {}
+  out, results = pathlib.Path(FLAGS.out), {}
   for name, row in rows():
-    found[name] = row
+    results[name] = row
     print(name, row.get('rounds', row.get('refused')), file=sys.stderr, flush=True)
   out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(json.dumps(found, indent=0), encoding='utf-8')
+  out.write_text(json.dumps(results, indent=0), encoding='utf-8')
   if not FLAGS.against:
     return
   before = json.loads(pathlib.Path(FLAGS.against).read_text(encoding='utf-8-sig'))
-  differing = [name for name, row in found.items() if before.get(name) != row]
-  missing = [] if FLAGS.only else [name for name in before if name not in found]
-  print(f'{len(found)} rows, {len(differing)} differ: {differing}; missing: {missing}')
+  differing = [name for name, row in results.items() if before.get(name) != row]
+  missing = [] if FLAGS.only else [name for name in before if name not in results]
+  print(f'{len(results)} rows, {len(differing)} differ: {differing}; missing: {missing}')
   sys.exit(1 if differing or missing else 0)
 
 

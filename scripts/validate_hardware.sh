@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# What a GPU or TPU can tell about this project, the most telling first, in the minutes given:
+# Measures this project on a GPU or TPU, the most important first, in the minutes given:
 #
 #   ./scripts/validate_hardware.sh [--minutes=30] [--steps=1-3] [--python=PYTHON] [--out=DIR]
 #     [--smoke]
 #
 # 1 devices, versions, bandwidth; 2 acceptance, its kernel against its definition; 3 plain decoding
-# of a Llama-3.1-8B of random weights, and where its time goes; 4 speculation on it beside its
+# of a Llama-3.1-8B with random weights, and where its time goes; 4 speculation on it beside its
 # forecast; 5 losslessness of the shipped pair, its benchmark and the tests of losslessness. Each
 # step has its share of the minutes, and what one leaves over goes to the next; a step that fails
-# stops no other. All results are on disk as soon as they are known, in a few small files of
-# runs/hardware (or DIR), to which another call adds: end it whenever you must, or cut it in two
-# (--steps=1-3, then --steps=4-). At the end they are packed: send back hardware-PLATFORM-DATE.tar.gz.
+# does not stop the others. All results are on disk as soon as they are known, in a few small files
+# in runs/hardware (or DIR), to which another call adds: end it whenever you must, or split it in
+# two (--steps=1-3, then --steps=4-). At the end they are packed: send back
+# hardware-PLATFORM-DATE.tar.gz.
 #
 #   --minutes=N      for all steps together
 #   --python=PYTHON  runs in this interpreter's environment, as it is: makes none, installs nothing,
-#                    needs no network; what needs a missing package is skipped, and said
+#                    needs no network; what needs a missing package is skipped and reported
 #   --smoke          a rehearsal on any machine: tiny sizes, numbers that mean nothing
-#   SPECJAX_EXTRA    cuda, tpu or cpu, where the accelerator is not recognised
+#   SPECJAX_EXTRA    cuda, tpu or cpu, if the accelerator is not recognised
 #
 # Others (--cache, --command_buffers, --latency_hiding, --autotuning, --attention, --accept) go to
 # `python -m experiments.validate`, whose --help explains them.
@@ -26,13 +27,13 @@ set -euo pipefail
 
 PYTHON=""
 out="$ROOT/runs/hardware"
-passed=()
+forwarded=()
 for argument in "$@"; do
   case "$argument" in
     --python=*) PYTHON="${argument#--python=}" ;;
     --out=*) out="${argument#--out=}" ;;
-    --*) passed+=("$argument") ;;
-    *) fail "unknown argument $argument; all are written --NAME=VALUE." ;;
+    --*) forwarded+=("$argument") ;;
+    *) fail "unexpected argument '$argument'; arguments have the form --NAME=VALUE." ;;
   esac
 done
 
@@ -44,7 +45,7 @@ detect() {
     return
   fi
   for device in /sys/bus/pci/devices/*; do
-    # Google's processing accelerators; its network cards have the same vendor.
+    # Google's accelerators by their class, since its network cards have the same vendor.
     if [ "$(cat "$device/vendor" 2>/dev/null)" = 0x1ae0 ] \
       && [[ "$(cat "$device/class" 2>/dev/null)" == 0x12* ]]; then
       echo tpu
@@ -60,28 +61,28 @@ case "$kind" in
   cpu) extras=experiments,test platforms=cpu ;;
   *) fail "SPECJAX_EXTRA must be cuda, tpu or cpu, not $kind." ;;
 esac
-# The working folder will be the repository's.
+# The working folder will be the repository, so paths of the caller's are made absolute.
 absolute() { case "$1" in /*) printf '%s\n' "$1" ;; *) printf '%s\n' "$PWD/$1" ;; esac; }
 out="$(absolute "$out")"
 if [ -z "$PYTHON" ]; then
   setup "$extras"
 else
-  command -v "$PYTHON" > /dev/null || fail "--python=$PYTHON is not there."
+  command -v "$PYTHON" > /dev/null || fail "--python=$PYTHON does not exist."
   PYTHON="$(absolute "$(command -v "$PYTHON")")"
   "$PYTHON" -c 'import sys, jax, flax; sys.exit(sys.version_info < (3, 11))' || fail \
     "--python=$PYTHON must be Python 3.11 or newer with JAX and Flax; see above." \
-    "Without --python an environment with all that is needed is made."
+    "Without --python, an environment with all that is needed is made."
   cd "$ROOT"
 fi
 say "Validating on $kind."
 
 status=0
 JAX_PLATFORMS="${JAX_PLATFORMS:-$platforms}" "$PYTHON" -m experiments.validate \
-  --out="$out" ${passed[@]+"${passed[@]}"} || status=$?
+  --out="$out" ${forwarded[@]+"${forwarded[@]}"} || status=$?
 [ -e "$out/rows.jsonl" ] || exit "$status"
 if [ "$out" = "$ROOT/runs/hardware" ]; then
   file="hardware-$kind-$(date -u +%Y%m%d-%H%M%S).tar.gz"
   tar -czf "$file" -C "$(dirname "$out")" "$(basename "$out")"
-  say "Everything is in $ROOT/$file: please send it back, also where a step failed."
+  say "Everything is in $ROOT/$file: please send it back, even if a step failed."
 fi
 exit "$status"

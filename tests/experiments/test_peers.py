@@ -1,4 +1,4 @@
-"""The comparison with other engines: the pair, what their output is read as, and the rows."""
+"""The comparison with other engines: the pair, how their output is read, and the rows."""
 
 import dataclasses
 import itertools
@@ -16,17 +16,18 @@ import rich.console
 import sentencepiece
 
 import specjax
+from benchmarks import peers
+from benchmarks.peers import hugging_face
+from benchmarks.peers import llama_cpp
+from benchmarks.peers import own
+from benchmarks.peers import pair
+from benchmarks.peers import prompts as prompts_lib
+from benchmarks.peers import rows as rows_lib
+from benchmarks.peers import runs
+from benchmarks.peers import settings as settings_lib
+from benchmarks.peers import tokenizer as tokenizer_lib
 from configs import benchmark_peers
-from experiments import peers
 from experiments import workdir as workdir_lib
-from experiments.peers import hugging_face
-from experiments.peers import llama_cpp
-from experiments.peers import own
-from experiments.peers import pair
-from experiments.peers import prompts as prompts_lib
-from experiments.peers import rows as rows_lib
-from experiments.peers import runs
-from experiments.peers import tokenizer as tokenizer_lib
 from specjax import drafters
 from specjax import models
 from specjax import verify
@@ -50,7 +51,7 @@ def tiny():
 
 @pytest.fixture(scope='module')
 def folder(tiny, tmp_path_factory):
-  """What scripts/make_peer_pair.py leaves, at a tiny size."""
+  """A folder as scripts/make_peer_pair.py makes it, with tiny models."""
   root = tmp_path_factory.mktemp('peers') / 'pair'
   pieces = PIECES + [f'\u2581w{index}' for index in range(SHAPE.vocab_size - len(PIECES))]
   root.mkdir()
@@ -65,8 +66,8 @@ def folder(tiny, tmp_path_factory):
 
 
 def make_task(folder: pathlib.Path, **more) -> runs.Task:
-  config = make_config(folder)
-  return dataclasses.replace(peers.tasks(config)[0], **more)
+  (task,) = settings_lib.tasks(settings_lib.from_config(make_config(folder)))
+  return dataclasses.replace(task, **more)
 
 
 def make_config(folder) -> ml_collections.ConfigDict:
@@ -303,7 +304,7 @@ class TestTransformers:
 
 
 def measured(engine: str, seconds: dict[str, float], text: bytes = b'abc', passes: int = 10):
-  """An engine that did two prompts of 20 tokens."""
+  """An engine that continued two prompts by 20 tokens."""
   return rows_lib.Measured(
       engine,
       {},
@@ -324,8 +325,8 @@ def rows(folder):
       measured('transformers', {runs.PLAIN: 4.0, runs.DRAFT: 2.0, runs.LOOKUP: 4.0}, passes=11),
       measured('llama.cpp', {runs.PLAIN: 1.0, runs.DRAFT: 1.0}, text=b'abcd'),
   ]
-  found = rows_lib.rows(task, 'float32', engines)
-  return {(row['engine'], row['drafter']): row for row in found}
+  all_rows = rows_lib.rows(task, 'float32', engines)
+  return {(row['engine'], row['drafter']): row for row in all_rows}
 
 
 class TestRows:
@@ -350,7 +351,7 @@ class TestRows:
     assert rows['llama.cpp', 'model']['equal_passes'] is True
     assert rows['transformers', 'model']['equal_passes'] is False
     assert rows['transformers', 'ngram']['equal_passes'] is None
-    assert 'passes [11, 11] where specjax takes [10, 10]' in peers.differences(
+    assert 'passes [11, 11] where specjax takes [10, 10]' in rows_lib.differences(
         list(rows.values())
     )[0]
 
@@ -377,9 +378,9 @@ class TestRows:
         measured('specjax', {runs.PLAIN: 2.0}),
         measured('transformers', {runs.PLAIN: 2.0}, text=b'xyz'),
     ]
-    found = rows_lib.rows(make_task(folder), 'float32', engines)
-    assert found[1]['same_text_as_specjax'] == 0
-    assert 'in 0 of 2 prompts' in peers.differences(found)[-1]
+    rows = rows_lib.rows(make_task(folder), 'float32', engines)
+    assert rows[1]['same_text_as_specjax'] == 0
+    assert 'in 0 of 2 prompts' in rows_lib.differences(rows)[-1]
 
   def test_the_fastest_round_counts(self):
     run = runs.Run(runs.PLAIN, 0, b'a', 4, 4, 2.0, 0.1)
@@ -419,13 +420,13 @@ class TestRun:
     config.peers.python = write_program(tmp_path / 'python', FAKE_TRANSFORMERS)
     build = tmp_path / 'B'
     (build / 'bin').mkdir(parents=True)
-    printed = COMPLETION.replace('16', '8').replace('15 runs', ' 7 runs')
-    say = f'import sys; sys.stderr.write({printed!r}); print(" aa")'
-    write_program(build / 'bin' / 'llama-completion', say)
+    log = COMPLETION.replace('16', '8').replace('15 runs', ' 7 runs')
+    program = f'import sys; sys.stderr.write({log!r}); print(" aa")'
+    write_program(build / 'bin' / 'llama-completion', program)
     log = SPECULATIVE + VERBOSE.replace('2/3', '4/4')
-    echo = 'print(sys.argv[sys.argv.index("-p") + 1] + " aab")'
-    say = f'import sys; sys.stderr.write({log!r}); {echo}'
-    write_program(build / 'bin' / 'llama-speculative-simple', say)
+    text = 'print(sys.argv[sys.argv.index("-p") + 1] + " aab")'
+    program = f'import sys; sys.stderr.write({log!r}); {text}'
+    write_program(build / 'bin' / 'llama-speculative-simple', program)
     config.peers.llama_cpp = str(build)
     for name in ('target', 'draft'):
       (folder / name / f'{name}-f32.gguf').touch()
@@ -448,7 +449,7 @@ class TestRun:
     assert os.sched_getaffinity(0) == cores
 
   def test_says_what_was_not_run(self, folder):
-    lines = peers.absent(make_config(folder))
+    lines = settings_lib.absent(settings_lib.from_config(make_config(folder)))
     assert 'transformers was not run' in lines[0] and 'llama.cpp was not run' in lines[1]
 
   @pytest.mark.parametrize(
@@ -472,17 +473,17 @@ class TestRun:
 
   def test_the_zoo_pair_is_a_task(self):
     config = benchmark_peers.get_config('smoke')
-    (task,) = peers.tasks(config)
+    (task,) = settings_lib.tasks(settings_lib.from_config(config))
     assert len(task.prompts) == 1 and len(task.prompts[0]) == config.prompt_tokens
     assert (task.target / 'config.json').is_file() and (task.draft / 'config.json').is_file()
 
 
 def test_own_engine_counts_what_the_other_engines_count(folder):
   engine = own.Engine(make_task(folder), 'float32')
-  found = {run.method: run for run in engine.run() if not run.prompt}
-  assert set(found) == {runs.PLAIN, runs.DRAFT, runs.LOOKUP}
-  assert {run.text for run in found.values()} == {found[runs.PLAIN].text}
-  assert found[runs.PLAIN].target_passes == 8
+  by_method = {run.method: run for run in engine.run() if not run.prompt}
+  assert set(by_method) == {runs.PLAIN, runs.DRAFT, runs.LOOKUP}
+  assert {run.text for run in by_method.values()} == {by_method[runs.PLAIN].text}
+  assert by_method[runs.PLAIN].target_passes == 8
   # Where the last round's own token is cut off, one token fewer than accepted + 1 is emitted.
-  drafted = found[runs.DRAFT]
+  drafted = by_method[runs.DRAFT]
   assert drafted.target_passes - (8 - drafted.accepted) in (0, 1)

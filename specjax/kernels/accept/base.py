@@ -175,8 +175,8 @@ class Laws:
 def unlikely_cond(condition: Array, unlikely: Callable, likely: Callable) -> Any:
   """`unlikely()` where a bool scalar is True, else `likely()`.
 
-  Costs are counted without the unlikely branch: `scripts/cost_accept.py` replaces this function,
-  which is therefore called as `base.unlikely_cond`.
+  Costs are counted without the unlikely branch: `benchmarks/acceptance_cost.py` replaces this
+  function, which is therefore called as `base.unlikely_cond`.
   """
   return jax.lax.cond(condition, unlikely, likely)
 

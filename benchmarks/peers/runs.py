@@ -1,12 +1,13 @@
-"""What a run of any engine gives, and what the engines are asked for."""
+"""What the engines are asked for, and what a run of any of them gives."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
+import subprocess
 
 import tokenizers
 
-from experiments.peers import tokenizer as tokenizer_lib
+from benchmarks.peers import tokenizer as tokenizer_lib
 
 PLAIN, DRAFT, LOOKUP = 'plain', 'draft model', 'prompt lookup'
 
@@ -22,8 +23,8 @@ class Task:
     tokenizer: of both.
     prompts: token lists.
     num_speculative_tokens: K.
-    max_new_tokens: N, of each prompt.
-    max_ngram: longest suffix that prompt lookup looks for.
+    max_new_tokens: N, after each prompt.
+    max_ngram: the longest suffix that prompt lookup looks for.
     threads: that each engine may use.
   """
 
@@ -44,7 +45,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One prompt done by one method of one engine.
+  """One prompt continued by one method of one engine.
 
   Attributes:
     method: `PLAIN`, `DRAFT` or `LOOKUP`.
@@ -54,7 +55,7 @@ class Run:
     timed_tokens: emitted in `seconds`.
     seconds: of decoding.
     prefill_seconds: before it.
-    proposed: draft tokens, or None where an engine does not say.
+    proposed: draft tokens, or None where an engine does not count them.
     accepted: of them.
   """
 
@@ -68,26 +69,40 @@ class Run:
   proposed: int | None = None
   accepted: int | None = None
 
-  @property
-  def seconds_per_token(self) -> float:
-    return self.seconds / self.timed_tokens
 
-
-def fastest(runs: Sequence[Run]) -> list[Run]:
-  """The fastest of the rounds of every method and prompt, in the order they first came.
+def fastest(rounds: Sequence[Run]) -> list[Run]:
+  """The run of every method and prompt with the least time per token.
 
   Raises:
-    ValueError: if two rounds of a greedy method differ in their text.
+    ValueError: if two runs of a greedy method differ in their text.
   """
   best: dict[tuple[str, int], Run] = {}
-  for run in runs:
-    key = run.method, run.prompt
-    kept = best.setdefault(key, run)
-    if run.text != kept.text:
+  for run in rounds:
+    other = best.setdefault((run.method, run.prompt), run)
+    if run.text != other.text:
       raise ValueError(
           f'{run.method}, prompt {run.prompt}: two greedy runs gave different texts; this engine '
           'cannot be compared.'
       )
-    if run.seconds_per_token < kept.seconds_per_token:
-      best[key] = run
+    if run.seconds / run.timed_tokens < other.seconds / other.timed_tokens:
+      best[run.method, run.prompt] = run
   return list(best.values())
+
+
+def call(
+    command: Sequence[str], *, name: str = '', stdin: str = '',
+    environment: Mapping[str, str] | None = None,
+) -> tuple[bytes, str]:
+  """Runs a program; returns its standard output, and its standard error as text.
+
+  Raises:
+    ValueError: if it fails, with `name`, or its path, and the last lines of its error output.
+  """
+  process = subprocess.run(
+      command, input=stdin.encode(), capture_output=True, env=environment, check=False
+  )
+  stderr = process.stderr.decode(errors='replace')
+  if process.returncode:
+    last = '\n'.join(stderr.strip().splitlines()[-5:])
+    raise ValueError(f'{name or command[0]} failed. Its last lines:\n{last}')
+  return process.stdout, stderr

@@ -1,7 +1,7 @@
 """The weights of the pair that engines are compared on: planted, not trained.
 
 Speed depends on shapes and on how often the draft agrees with the target, so random weights
-serve, provided that the text neither falls into a loop nor hangs on rounding:
+serve, provided that the text neither falls into a loop nor depends on rounding:
 
 - The draft is the target's embedding, first layers, final norm and head.
 - Only some tokens are *live*: each has two live successors, whose rows of the head hold its
@@ -26,14 +26,8 @@ import numpy as np
 from specjax import models
 
 TARGET = models.TransformerConfig(
-    vocab_size=8000,
-    width=768,
-    num_layers=12,
-    num_heads=12,
-    num_kv_heads=12,
-    head_dim=64,
-    mlp_width=2048,
-    max_positions=2048,
+    vocab_size=8000, width=768, num_layers=12, num_heads=12, num_kv_heads=12, head_dim=64,
+    mlp_width=2048, max_positions=2048,
 )
 
 
@@ -69,10 +63,7 @@ def make(
   Args:
     live_tokens: tokens to choose `recipe.num_live` from, such as whole words.
     config: the target's shape, with a head of its own.
-    recipe: the rest.
-
-  Returns:
-    Target and draft.
+    recipe: how the weights are made.
 
   Raises:
     ValueError: if the shape ties its embeddings, the draft would not be smaller, or there are
@@ -91,8 +82,8 @@ def make(
     )
   params = _weights(np.asarray(live_tokens), config, recipe)
   small = dataclasses.replace(config, num_layers=recipe.draft_layers)
-  layers = {f'layer_{number}' for number in range(recipe.draft_layers)}
-  shared = {k: v for k, v in params.items() if not k.startswith('layer_') or k in layers}
+  late = {f'layer_{number}' for number in range(recipe.draft_layers, config.num_layers)}
+  shared = {name: value for name, value in params.items() if name not in late}
   return (
       models.LanguageModel(models.Transformer(config), params),
       models.LanguageModel(models.Transformer(small), shared),
@@ -103,35 +94,32 @@ def _weights(live_tokens: np.ndarray, config, recipe: Recipe) -> dict[str, Any]:
   """The target's parameter tree."""
   rng = np.random.default_rng(recipe.seed)
   live = rng.permutation(live_tokens)[: recipe.num_live]
-  module = models.Transformer(config)
-  tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
-  shapes = jax.eval_shape(module.init, jax.random.key(0), tokens)['params']
-  query_key = math.sqrt(recipe.score_spread)
-  repeats = config.num_heads // config.num_kv_heads
+  gains = {
+      'embedding': 1.0,
+      'qkv': 1.0,  # scaled below
+      'out': recipe.attention_gain / math.sqrt(config.num_heads * config.head_dim),
+      'down': recipe.mlp_gain / (0.6 * math.sqrt(config.mlp_width)),
+  }
 
   def fill(path, leaf):
-    *folders, name = (entry.key for entry in path)
+    name = path[-1].key
     if name == 'scale':
       return jnp.ones(leaf.shape, jnp.float32)
     values = rng.standard_normal(leaf.shape, np.float32)
-    late = folders and int(folders[0].removeprefix('layer_')) >= recipe.draft_layers
-    scale = recipe.late_scale if late else 1.0
-    if name == 'embedding':
-      return _rounded(values)
     if name == 'head':
       return None  # planted below, from the embedding
     if name == 'qkv':
-      values[:, : repeats + 1] *= query_key
-      return _rounded(values / math.sqrt(config.width))
-    if name == 'out':
-      scale *= recipe.attention_gain / math.sqrt(config.num_heads * config.head_dim)
-    elif name == 'down':
-      scale *= recipe.mlp_gain / (0.6 * math.sqrt(config.mlp_width))
-    else:
-      scale = 1.0 / math.sqrt(config.width)
-    return _rounded(values * scale)
+      # Queries and keys alone: values come last.
+      values[:, : config.num_heads // config.num_kv_heads + 1] *= math.sqrt(recipe.score_spread)
+      values /= math.sqrt(config.width)
+    gain = gains.get(name, 1.0 / math.sqrt(config.width))
+    if name in ('out', 'down') and int(path[0].key.removeprefix('layer_')) >= recipe.draft_layers:
+      gain *= recipe.late_scale
+    return _rounded(values * gain)
 
-  params = jax.tree_util.tree_map_with_path(fill, shapes)
+  params = jax.tree_util.tree_map_with_path(
+      fill, models.abstract_params(models.Transformer(config))
+  )
   params['head'] = _head(np.asarray(params['embedding']), live, rng)
   return params
 

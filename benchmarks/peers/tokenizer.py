@@ -1,8 +1,8 @@
 """A tokenizer that every engine reads: SentencePiece, and the same as `tokenizer.json`.
 
 llama.cpp converts a `tokenizer.model`; specjax and transformers read a `tokenizer.json`. The
-SentencePiece model normalises nothing (identity rule, blanks kept, none put in front), for
-what one engine normalises and another one does not would be tokenised differently.
+SentencePiece model normalises nothing (identity rule, blanks kept, none put in front), because
+text that only some engines normalise would be tokenised differently by them.
 
 `sentencepiece` is needed to make one, not to use it.
 """
@@ -21,6 +21,10 @@ from tokenizers import normalizers
 BLANK = '\u2581'  # SentencePiece's sign for a blank
 UNKNOWN, BEGIN, END = '<unk>', '<s>', '</s>'
 _BYTE = re.compile(r'<0x([0-9A-F]{2})>')
+_CONFIG = dict(
+    tokenizer_class='PreTrainedTokenizerFast', add_bos_token=False, add_eos_token=False,
+    add_prefix_space=False, bos_token=BEGIN, eos_token=END, unk_token=UNKNOWN,
+)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> bytes:
@@ -29,49 +33,31 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
   Raises:
     ImportError: without the package `sentencepiece`.
   """
-  import sentencepiece  # only this function needs it
+  import sentencepiece
 
   lines = (line for text in texts for line in text.splitlines() if line and '\0' not in line)
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(lines),
-      model_writer=model,
-      vocab_size=vocab_size,
-      model_type='bpe',
-      normalization_rule_name='identity',
-      remove_extra_whitespaces=False,
-      add_dummy_prefix=False,
-      allow_whitespace_only_pieces=True,
-      byte_fallback=True,
-      character_coverage=0.9995,
-      num_threads=1,
-      minloglevel=2,
+      sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size, model_type='bpe',
+      normalization_rule_name='identity', remove_extra_whitespaces=False, add_dummy_prefix=False,
+      allow_whitespace_only_pieces=True, byte_fallback=True, character_coverage=0.9995,
+      num_threads=1, minloglevel=2,
   )
   return model.getvalue()
 
 
 def write(model: bytes, folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
   """Writes tokenizer.model, tokenizer.json and tokenizer_config.json; returns their paths."""
-  import sentencepiece  # to read the pieces
+  import sentencepiece
 
   processor = sentencepiece.SentencePieceProcessor(model_proto=model)
   pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
-  files = tuple(
-      folder / name for name in ('tokenizer.model', 'tokenizer.json', 'tokenizer_config.json')
-  )
   folder.mkdir(parents=True, exist_ok=True)
+  names = ('tokenizer.model', 'tokenizer.json', 'tokenizer_config.json')
+  files = tuple(folder / name for name in names)
   files[0].write_bytes(model)
   from_pieces(pieces).save(str(files[1]))
-  config = {
-      'tokenizer_class': 'PreTrainedTokenizerFast',
-      'add_bos_token': False,
-      'add_eos_token': False,
-      'add_prefix_space': False,
-      'bos_token': BEGIN,
-      'eos_token': END,
-      'unk_token': UNKNOWN,
-  }
-  files[2].write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+  files[2].write_text(json.dumps(_CONFIG, indent=2) + '\n', encoding='utf-8')
   return files
 
 
@@ -101,15 +87,16 @@ def from_pieces(pieces: list[str]) -> tokenizers.Tokenizer:
 
 def words(tokenizer: tokenizers.Tokenizer) -> list[int]:
   """Tokens that are a blank and a lower-case word, in the order of the vocabulary."""
-  pieces = ((index, tokenizer.id_to_token(index)) for index in range(tokenizer.get_vocab_size()))
-  return [index for index, piece in pieces if re.fullmatch(BLANK + '[a-z]{2,}', piece or '')]
+  pieces = map(tokenizer.id_to_token, range(tokenizer.get_vocab_size()))
+  word = re.compile(BLANK + '[a-z]{2,}')
+  return [index for index, piece in enumerate(pieces) if word.fullmatch(piece or '')]
 
 
-def to_bytes(tokenizer: tokenizers.Tokenizer, ids: Iterable[int]) -> bytes:
-  """What a list of tokens stands for, byte for byte, whether or not it is valid UTF-8."""
+def to_bytes(tokenizer: tokenizers.Tokenizer, tokens: Iterable[int]) -> bytes:
+  """The text of tokens, byte for byte, whether or not it is valid UTF-8."""
   parts = []
-  for index in ids:
-    piece = tokenizer.id_to_token(int(index))
+  for token in tokens:
+    piece = tokenizer.id_to_token(int(token))
     byte = _BYTE.fullmatch(piece)
     parts.append(bytes([int(byte[1], 16)]) if byte else piece.replace(BLANK, ' ').encode())
   return b''.join(parts)

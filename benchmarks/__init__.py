@@ -1,0 +1,1 @@
+"""Benchmarks that compare, run from the checkout: `python -m benchmarks.NAME`."""
