@@ -44,7 +44,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     raise ValueError(f"configs/benchmark_drafters.py takes no argument or ':smoke', not {arg!r}.")
   config = benchmark_zoo.get_config()
   config.name = 'benchmark_drafters'
-  config.title = 'Drafters on the shipped target'
+  config.title = 'Drafters on {target}'
   config.num_prompts, config.max_new_tokens, config.repetitions = 8, 100, 1
   methods = {}
   for key, name, kind, more in _DRAFTERS:

@@ -3,7 +3,7 @@
     python -m experiments.benchmark --config=configs/benchmark_zoo.py --workdir=runs/benchmark_zoo
 
 Batch 1, 200 new tokens for each of 16 prompts. Calibrates first (costs of draft steps, target
-passes and the loop on this machine; float32 or bfloat16, one or two tokens a plain pass),
+passes and the loop on this machine; float32 or bfloat16, one or two tokens per plain pass),
 learns acceptance from 64 other prompts, then times all methods in turns. Leave the machine
 alone meanwhile: ratios are of runs seconds apart, but two jobs on two cores slow each other
 down unevenly. Prints a table with a row for every method: tokens/s, speed-up over plain
@@ -32,7 +32,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     raise ValueError(f"configs/benchmark_zoo.py takes no argument or ':smoke', not {arg!r}.")
   config = zoo.get_config()
   config.name = 'benchmark_zoo'
-  config.title = 'Speculative decoding with the shipped pair'
+  config.title = 'Speculative decoding with {target}'  # the model's name
 
   # Prompts: the first tokens of windows over the held-out files, or rows of prompt_file.
   config.num_prompts = 16

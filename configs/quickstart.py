@@ -19,7 +19,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     raise ValueError(f"configs/quickstart.py takes no argument or ':smoke', not {arg!r}.")
   config = benchmark_zoo.get_config()
   config.name = 'quickstart'
-  config.title = 'Quickstart: the shipped pair'
+  config.title = 'Quickstart: {target}'
   config.num_prompts, config.repetitions = 5, 2
   config.max_new_tokens = 128
   config.order = (

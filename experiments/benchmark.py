@@ -77,7 +77,7 @@ def run(
 
 def _show_costs(calibration, console: rich.console.Console) -> None:
   title = (
-      f'Calibration: {calibration.dtype}, {calibration.width} tokens a plain pass (c, r, o in '
+      f'Calibration: {calibration.dtype}, {calibration.width} tokens per plain pass (c, r, o in '
       'plain steps)'
   )
   console.print(display.table(tables.calibration_summary(calibration), title=title))

@@ -67,26 +67,26 @@ def texts(
   if prompt and file:
     raise ValueError('Give either config.prompt or config.prompt_file, not both.')
   if prompt:
-    found = [('prompt', prompt)]
+    prompts = [('prompt', prompt)]
   elif file == '-':
     # A byte-order mark, which `utf-8-sig` takes off files.
     content = (sys.stdin if stdin is None else stdin).read().removeprefix('\ufeff')
-    found = [('stdin', content)]
+    prompts = [('stdin', content)]
   elif file:
-    found = _read(pathlib.Path(file).expanduser())
+    prompts = _read(pathlib.Path(file).expanduser())
   else:
-    found = [_held_out(held_out, held_out_name)]
+    prompts = [_held_out(held_out, held_out_name)]
   if category:
-    known = sorted({category_of(name) for name, _ in found})
-    found = [(name, text) for name, text in found if category_of(name) == category]
-    if not found:
+    known = sorted({category_of(name) for name, _ in prompts})
+    prompts = [(name, text) for name, text in prompts if category_of(name) == category]
+    if not prompts:
       raise ValueError(
           f'No prompt has the category {category!r}; there are: {", ".join(map(repr, known))}.'
       )
-  for name, text in found:
+  for name, text in prompts:
     if not text:
       raise ValueError(f'The prompt {name} is empty; decoding starts from at least one token.')
-  return found
+  return prompts
 
 
 def category_of(name: str) -> str:
@@ -98,18 +98,18 @@ def category_of(name: str) -> str:
   return name.rpartition('/')[0]
 
 
-def by_turns(found: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def by_turns(prompts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
   """The prompts in an order in which categories take turns, so that the first few have all.
 
   >>> by_turns([('a/1', ''), ('a/2', ''), ('b/1', '')])
   [('a/1', ''), ('b/1', ''), ('a/2', '')]
   """
-  seen: dict[str, int] = {}
+  counts: dict[str, int] = {}
   turns = []
-  for name, text in found:
+  for name, text in prompts:
     category = category_of(name)
-    seen[category] = seen.get(category, 0) + 1
-    turns.append((seen[category], name, text))
+    counts[category] = counts.get(category, 0) + 1
+    turns.append((counts[category], name, text))
   return [(name, text) for _, name, text in sorted(turns, key=lambda entry: entry[0])]
 
 
@@ -164,7 +164,7 @@ def _row(line: str, where: str, number: int) -> tuple[str, str]:
 
 
 def encode(
-    found: Sequence[tuple[str, str]],
+    texts: Sequence[tuple[str, str]],
     tokenizer: tokenizers.Tokenizer,
     *,
     max_tokens: int = 0,
@@ -175,7 +175,7 @@ def encode(
   A text that begins with the BOS itself, as chat templates write it, gets no second one.
 
   Args:
-    found: (name, text) of each.
+    texts: (name, text) of each.
     tokenizer: of the target.
     max_tokens: a longer prompt keeps its first tokens; 0 keeps all.
     num_prompts: only the first so many; 0 takes all.
@@ -186,7 +186,7 @@ def encode(
   if min(max_tokens, num_prompts) < 0:
     raise ValueError('config.prompt_tokens and config.num_prompts must be at least 0 (0: all).')
   prompts = []
-  for name, text in found[: num_prompts or None]:
+  for name, text in texts[: num_prompts or None]:
     ids = _ids(text, tokenizer)
     if max_tokens and len(ids) > max_tokens:
       ids = ids[:max_tokens]

@@ -39,19 +39,19 @@ def rule(config: ConfigDict) -> Any:
     factory = getattr(verify, settings.name)
   parts.check_options('rule.options', factory, options)
   fields = {k: v for k, v in settings.to_dict().items() if k not in ('name', 'options')}
-  made = factory(**parts.arguments(factory, fields, options))
-  missing = [name for name in ('name', 'lossless', 'mode') if not hasattr(made, name)]
+  rule_object = factory(**parts.arguments(factory, fields, options))
+  missing = [name for name in ('name', 'lossless', 'mode') if not hasattr(rule_object, name)]
   if missing:
     raise ValueError(
-        f'config.rule.name={settings.name!r} gives {made!r}, which is no rule; missing: '
+        f'config.rule.name={settings.name!r} gives {rule_object!r}, which is no rule; missing: '
         f'{", ".join(missing)}. See specjax.verify.Rule.'
     )
-  if made.mode == 'greedy' and temperature:
+  if rule_object.mode == 'greedy' and temperature:
     raise ValueError(
         f'The greedy rule takes the most likely token whatever config.sampling.temperature='
         f'{temperature} says: set it to 0, or take another rule (auto picks one).'
     )
-  return made
+  return rule_object
 
 
 def sampling(config: ConfigDict, batch_size: int) -> Any:

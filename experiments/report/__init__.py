@@ -64,11 +64,11 @@ def render(
   failed = [row for row in rows if row.get('status') == 'failed']
   steps = [row for row in rows if 'step' in row and 'loss' in row]
   slices = [row for row in rows if 'topology' in row]
-  name = str(config.get('title') or config.get('name') or 'specjax')
+  title, target = _title(config)
   subtitle = [str(config.get('question') or '')]
   tiles, parts = [], []
   if methods:
-    subtitle.append(sections.machine(methods[0]))
+    subtitle += [target, sections.machine(methods[0])]
     tiles += sections.tiles(methods, calibration)
     parts += sections.of_methods(methods, failed, x=str(config.get('x', '')), traces=traces)
   if slices:
@@ -80,7 +80,7 @@ def render(
   if loss := plots.losses(steps):
     parts.append(page.of_plot(loss))
   return page.render(
-      title=f'Plan: {name}' if slices else name,
+      title=f'Plan: {title}' if slices else title,
       subtitle=' '.join(part for part in subtitle if part),
       tiles=tiles,
       sections=parts,
@@ -89,6 +89,18 @@ def render(
       config=config,
       remark='' if slices else _RATES,
   )
+
+
+def _title(config: Row) -> tuple[str, str]:
+  """The title, in which '{target}' stands for the model, and a sentence that names another one."""
+  title = str(config.get('title') or config.get('name') or 'specjax')
+  target = config.get('target') if isinstance(config.get('target'), Mapping) else {}
+  path, pair = target.get('path'), target.get('name')
+  name = pathlib.Path(path).name if path else f'the pair {pair}'
+  if not path and pair == 'stdlib':
+    name = 'the shipped pair'
+  is_named = '{target}' in title or not path
+  return title.replace('{target}', name), '' if is_named else f'Target: {name}.'
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -116,7 +116,7 @@ def along_sweep(rows: Sequence[Row], x: str) -> list[Plot]:
           'costs and the acceptance of the arm.',
       ),
       _along_field(
-          rows, x, 'mean_acceptance_length', 'Tokens a round', other='expected_tokens_per_round',
+          rows, x, 'mean_acceptance_length', 'Tokens per round', other='expected_tokens_per_round',
           note='Solid: measured, the bonus or recovered token counted. Dashed: in expectation over '
           'the coins of the rule, for the same drafts.',
       ),
@@ -130,7 +130,7 @@ def along_sweep(rows: Sequence[Row], x: str) -> list[Plot]:
     plots.append(
         _along_field(
             scaled, x, 'gain', 'Gain over the baseline', unit=' %', reference=0.0,
-            note='Tokens a round, against the arm that differs in the baseline field alone; '
+            note='Tokens per round, against the arm that differs in the baseline field alone; '
             'paired by prompt.',
         )
     )
@@ -186,8 +186,8 @@ def by_cost(rows: Sequence[Row]) -> Plot | None:
   return dict(
       id='round-cost', title='At equal cost', kind='lines', reference=None,
       note='Of two drafters the higher one at the same place is better: as many tokens cost less.',
-      x=dict(label='milliseconds a round', values=values, names=None),
-      y=dict(label='Tokens a round', unit=''),
+      x=dict(label='milliseconds per round', values=values, names=None),
+      y=dict(label='Tokens per round', unit=''),
       series=[
           _with_interval(points, values, 'mean_acceptance_length', name, index)
           for index, (name, points) in enumerate(lines.items())
@@ -234,7 +234,7 @@ def round_split(rows: Sequence[Row]) -> Plot | None:
       'commit): from the calibration, which gives them in plain steps, times the plain step as '
       'it was measured beside the arm. Dots: the stopwatch.',
       x=dict(label='arm', values=list(range(len(rows))), names=[*map(name_of, rows)]),
-      y=dict(label='milliseconds a round', unit=' ms'),
+      y=dict(label='milliseconds per round', unit=' ms'),
       series=[
           *(_series(name, index, part(name)) for index, name in enumerate(names)),
           _series('measured', None, part('measured')),
@@ -296,7 +296,7 @@ def along_text(rows: Sequence[Row], traces: Sequence[Row] = ()) -> Plot | None:
           label='new tokens before the round',
           values=[stretch * index + stretch // 2 for index in range(size)], names=None,
       ),
-      y=dict(label='Tokens a round', unit=''),
+      y=dict(label='Tokens per round', unit=''),
       series=_by_row(rows, ratio, size),
   )
 

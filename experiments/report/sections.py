@@ -167,7 +167,7 @@ def _categories(rows: Sequence[Row]) -> Section | None:
 
   names = sorted({name for row in rows for name in row['by_category']})
   columns = [Column('arm', plots.name_of), *map(column, names)]
-  return Section('Tokens a round by kind of prompt', table=page.table(columns, rows))
+  return Section('Tokens per round by kind of prompt', table=page.table(columns, rows))
 
 
 _METHOD = (
@@ -238,7 +238,7 @@ def _rounds(rows: Sequence[Row]) -> dict[str, Any]:
           lambda row: f'{100 * (total(row) / row["round_seconds"]["measured"] - 1):+.0f} %',
       ),
   ]
-  return dict(summary='The numbers, in milliseconds a round', details=page.table(columns, rows))
+  return dict(summary='The numbers, in milliseconds per round', details=page.table(columns, rows))
 
 
 def definitions(rows: Sequence[Row]) -> list[Section]:

@@ -61,7 +61,7 @@ def write(folder: pathlib.Path, rows: Sequence[Row], *, x: str = '') -> pathlib.
 
 def points(rows: Sequence[Row], *, x: str = '') -> list[Point]:
   """All points of the curves of rows."""
-  found: list[Point] = []
+  curves: list[Point] = []
   values = list(dict.fromkeys(row['fields'][x] for row in rows if x in row.get('fields', {})))
   for row in rows:
     if 'step' in row:
@@ -72,12 +72,12 @@ def points(rows: Sequence[Row], *, x: str = '') -> list[Point]:
       numbers = {name: row.get(name) for name in _NUMBERS}
     else:
       continue
-    found += [
+    curves += [
         (run, tag, step, float(value))
         for tag, value in numbers.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
-  return found
+  return curves
 
 
 def _place(row: Row, x: str, values: Sequence[Any]) -> tuple[str, int]:

@@ -33,7 +33,7 @@ class Acceptance:
   free_share: float = 0.0
 
 
-def acceptance(
+def acceptance_of(
     recipe: records.Recipe,
     *,
     drafted_at: Any,
@@ -135,7 +135,7 @@ def calibrate(
 def predict(
     calibration: calibration_lib.Calibration,
     arm: records.Arm,
-    seen: Acceptance,
+    observed: Acceptance,
     *,
     num_speculative_tokens: int,
 ) -> theory.Prediction:
@@ -144,29 +144,29 @@ def predict(
   Args:
     calibration: of `calibrate`.
     arm: the arm.
-    seen: how its drafts fare.
+    observed: how its drafts fare.
     num_speculative_tokens: its K, which it may have left open.
   """
   rule, name, _ = case_of(arm)
   length = num_speculative_tokens
   if has_shape(arm.recipe):
-    return calibration.predict_tree(rule, name, seen.rates)
+    return calibration.predict_tree(rule, name, observed.rates)
   if arm.recipe.free is None:
     return calibration.predict(
-        rule, length, seen.rates, drafter=name, num_drafted=seen.num_drafted
+        rule, length, observed.rates, drafter=name, num_drafted=observed.num_drafted
     )
-  prediction = calibration.predict(rule, length, seen.rates, drafter=name)
+  prediction = calibration.predict(rule, length, observed.rates, drafter=name)
   look_up = calibration.cost(rule, length, drafter=arm.recipe.free.kind).draft_cost
-  steps = 1 - seen.free_share + seen.free_share / length
+  steps = 1 - observed.free_share + observed.free_share / length
   return dataclasses.replace(prediction, draft_cost=look_up + steps * prediction.draft_cost)
 
 
 def best_length(
-    calibration: calibration_lib.Calibration, arm: records.Arm, seen: Acceptance
+    calibration: calibration_lib.Calibration, arm: records.Arm, observed: Acceptance
 ) -> int:
   """The fastest K >= 1 of a chain; of a combination, that of its learned part."""
   rule, name, _ = case_of(arm)
-  best = calibration.best_length(rule, seen.rates, drafter=name)
+  best = calibration.best_length(rule, observed.rates, drafter=name)
   return max(best.num_speculative_tokens, 1)
 
 

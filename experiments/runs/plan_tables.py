@@ -16,7 +16,7 @@ def describe(row: Row) -> list[str]:
   if row['kv_repeats'] > 1:
     say(f'  every key-value head is kept {row["kv_repeats"]} times')
   say(
-      f'  a chip: weights {gb(row["weight_bytes"])} (draft {gb(row["draft_weight_bytes"])}), '
+      f'  per chip: weights {gb(row["weight_bytes"])} (draft {gb(row["draft_weight_bytes"])}), '
       f'caches {gb(row["cache_bytes"])}, temporaries {gb(row["temporary_bytes"])}, free '
       f'{gb(row["free_bytes"])} of {gb(row["hbm_bytes"])}'
   )
@@ -24,7 +24,7 @@ def describe(row: Row) -> list[str]:
     say(f'  [bold red]does not fit[/bold red]: {row["advice"]}')
   if row['compiled']:
     say(
-        f'  a layer: {row["all_reduces_per_layer"]:g} all-reduces, '
+        f'  per layer: {row["all_reduces_per_layer"]:g} all-reduces, '
         f'{row["collectives_per_layer"]:g} collectives, '
         f'{row["collective_bytes_per_layer"] / 1e3:,.0f} kB; largest gathered array '
         f'{row["largest_gathered_elements"]:,} elements'

@@ -82,7 +82,7 @@ def _run(arm, study, session, say, calibration, trace) -> dict[str, Any]:
   result: dict[str, Any] = {}
   if calibration is not None and prompts.other and forecasts.is_predicted(arm.recipe):
     say('acceptance on other prompts')
-    result['foretold'] = _acceptance(arm, case.method, runner, prompts, study)
+    result['other_acceptance'] = _acceptance(arm, case.method, runner, prompts, study)
 
   all_traced = arm.trace == records_lib.TRACE_ALL
   outputs = checked = times = None
@@ -158,7 +158,7 @@ def _acceptance(arm, method, runner, prompts, study) -> forecasts.Acceptance:
     rows = tuple(tokens[(start + i) % len(tokens)] for i in range(size))
     outputs.append(runner(method, runner_lib.Batch(rows, len(prompts.timed) + start)))
   stats = records.merge_stats(outputs)
-  return forecasts.acceptance(
+  return forecasts.acceptance_of(
       arm.recipe,
       drafted_at=stats.drafted_at,
       decided_at=stats.decided_at,
@@ -172,8 +172,8 @@ def _with_best_length(arm, loaded, runner, prompts, calibration, study, say) -> 
   longest = calibration.max_num_speculative_tokens
   say(f'acceptance on other prompts at K = {longest}')
   method = arm.method(arm.recipe.make(loaded, num_speculative_tokens=longest))
-  seen = _acceptance(arm, method, runner, prompts, study)
-  length = forecasts.best_length(calibration, arm, seen)
+  observed = _acceptance(arm, method, runner, prompts, study)
+  length = forecasts.best_length(calibration, arm, observed)
   recipe = dataclasses.replace(arm.recipe, num_speculative_tokens=length)
   return dataclasses.replace(arm, recipe=recipe)
 

@@ -238,10 +238,10 @@ def _prediction(
     arm: records.Arm, result: Result, calibration: costs_lib.Calibration
 ) -> theory.Prediction:
   """From the acceptance on other prompts, where there were some, else from the arm's own."""
-  if 'foretold' in result:
-    seen = forecasts.Acceptance(**result['foretold'])
+  if 'other_acceptance' in result:
+    observed = forecasts.Acceptance(**result['other_acceptance'])
   else:
-    seen = forecasts.acceptance(
+    observed = forecasts.acceptance_of(
         arm.recipe,
         drafted_at=result['proposed_at'],
         decided_at=result['accepted_at'],
@@ -249,7 +249,7 @@ def _prediction(
         num_free_rounds=result['free_rounds'],
     )
   length = result['record']['num_speculative_tokens']
-  return forecasts.predict(calibration, arm, seen, num_speculative_tokens=length)
+  return forecasts.predict(calibration, arm, observed, num_speculative_tokens=length)
 
 
 def _predicted(prediction: theory.Prediction) -> Row:

@@ -152,7 +152,7 @@ def test_categories_take_turns_and_have_their_own_numbers(tmp_path):
   (row,) = run(config, tmp_path / 'all').rows
   assert sorted(row['by_category']) == ['code', 'math']
   assert [found['num_prompts'] for found in row['by_category'].values()] == [2, 2]
-  assert 'Tokens a round by kind of prompt' in (tmp_path / 'all' / 'report.html').read_text()
+  assert 'Tokens per round by kind of prompt' in (tmp_path / 'all' / 'report.html').read_text()
   config.prompt_category, config.num_prompts = 'math', 2
   (row,) = run(config, tmp_path / 'math').rows
   assert row['status'] == 'done' and row['by_category'] == {}

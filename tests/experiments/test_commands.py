@@ -35,7 +35,9 @@ ELSEWHERE = {
     ('train', 'train_early_exit_zoo'): 'test_experiments.py::test_a_head_is_trained_by_its_recipe',
     ('train', 'zoo_target'): 'test_experiments.py::test_training_resumes_after_sigkill',
 }
-COMMAND = re.compile(r'(?:python -m )?experiments\.\w+ --.*|python scripts/check_lossless.*')
+COMMAND = re.compile(
+    r'(?:python -m )?(?:experiments|benchmarks)\.\w+ --.*|python scripts/check_lossless.*'
+)
 # What differs only in these runs once.
 SIZES = re.compile(r' --(config\.)?(num_|max_new|seed|batch|prompts|out|workdir|new_)\S*')
 MAINS = dict(ablate=ablate, benchmark=benchmark, generate=generate)
@@ -71,7 +73,7 @@ def parse(command: str, files: pathlib.Path, *, smoke: bool):
     command = command.replace(example, str(files / example))
   words = shlex.split(command.replace('my_module:', f'{files}/my_file.py:'))
   if words[1] == '-m':
-    main, arguments = words[2].removeprefix('experiments.'), words[3:]
+    main, arguments = words[2].partition('.')[2], words[3:]
   else:
     main, arguments = 'ablate', check_lossless.expand(words[2:])
   # A later flag replaces an earlier one, as absl has it.

@@ -17,6 +17,7 @@ from experiments import generate
 from experiments import workdir as workdir_lib
 from experiments.build import parts
 from experiments.sweep import param
+from scripts import check_lossless
 from tests.support import tiny_pair
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
@@ -139,6 +140,8 @@ def test_losslessness(file, tmp_path):
   rows = ablate.run(config, str(tmp_path / 'run'), console=console())
   assert [row.get('lossless') for row in rows[:2]] == ['identical', 'identical']
   assert rows[2]['status'] == 'failed' and 'do not follow the law' in rows[2]['error']
+  with pytest.raises(SystemExit, match='1'):
+    check_lossless.run(config, str(tmp_path / 'run'), console=console())
 
 
 def test_an_edited_file_is_another_arm(file):

@@ -60,6 +60,18 @@ def page():
   )
 
 
+@pytest.mark.parametrize('target, title, subtitle', [
+    (dict(name='stdlib', path=''), 'Drafters on the shipped pair', False),
+    (dict(name='other', path=''), 'Drafters on the pair other', False),
+    (dict(name='stdlib', path='/models/Llama-8B'), 'Drafters on Llama-8B', False),
+    (dict(name='stdlib', path='/models/Llama-8B'), 'Draft length', True),
+])
+def test_a_run_is_titled_by_its_target(target, title, subtitle):
+  text = title if subtitle else 'Drafters on {target}'
+  page = report.render(rows=[reports.row()], config=dict(title=text, target=target))
+  assert f'<h1>{title}</h1>' in page and ('Target: Llama-8B.' in page) == subtitle
+
+
 class TestReport:
 
   def test_nothing_is_loaded_from_anywhere(self, page):
