@@ -49,7 +49,7 @@ def run(
   shown = build.streamed(config)
   traces = {} if shown is None else streams.show(shown, session, console)
   with display.steps(console) as say:
-    calibrations = costs.of_arms(study.arms, study.costs, session, results, say)
+    calibrations = costs.of_arms(study.arms, study, session, results, say)
   if calibrations:
     calibration = next(iter(calibrations.values()))  # all methods share one
     results.write_json(workdir_lib.CALIBRATION, calibration)

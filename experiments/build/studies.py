@@ -87,6 +87,8 @@ def benchmark(config: ConfigDict, calibration: Any = None) -> records.Study:
         'config.num_prompts and config.acceptance.num_prompts must be at least 1, got '
         f'{counts[0]} and {counts[1]}.'
     )
+  if not config.order:
+    raise ValueError('config.order is empty: a benchmark needs at least one of config.methods.')
   return records.Study(
       arms=tuple(method(config, key, calibration) for key in config.order),
       repetitions=config.repetitions,

@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 def of_arms(
     arms: Sequence[records.Arm],
-    settings: records.Costs | None,
+    study: records.Study,
     session: runner_lib.Session,
     workdir: workdir_lib.Workdir,
     say: Say,
@@ -27,7 +27,7 @@ def of_arms(
 
   Args:
     arms: those that are wanted.
-    settings: how to measure; None gives nothing.
+    study: says how to measure, if at all, and whether what was measured before counts.
     session: loads targets.
     workdir: keeps calibrations, whole or not at all.
     say: is called with what is being measured.
@@ -35,6 +35,7 @@ def of_arms(
   Returns:
     Calibrations by arm key.
   """
+  settings = study.costs
   groups: dict[str, list[records.Arm]] = {}
   for arm in arms if settings is not None else ():
     if forecasts.is_predicted(arm.recipe):
@@ -45,7 +46,7 @@ def of_arms(
     cases = sorted({forecasts.case_of(arm) for arm in group})
     name = f'{FOLDER}/{key}-{arms_lib.digest(cases)[:8]}.json'
     path = workdir.path / name
-    if path.exists():
+    if path.exists() and not study.fresh:
       calibration = costs_lib.from_json(json.loads(path.read_text(encoding='utf-8-sig')))
     else:
       calibration = _measure(group, settings, session, say)

@@ -233,7 +233,7 @@ class Study:
     question: that the arms answer; '' for none.
     baseline: (field, value) pairs: the arm that each one is compared with.
     retry_failed: whether failed arms run again.
-    fresh: whether finished arms run again.
+    fresh: whether finished arms run again, and costs are measured again.
   """
 
   arms: tuple[Arm, ...]

@@ -72,7 +72,7 @@ def run(
       write()
     if calibrations is None:
       done = [arm for arm in arms if arms_lib.is_done(results[arm.key])]
-      calibrations = costs_lib.of_arms(done, study.costs, session, workdir, progress.say)
+      calibrations = costs_lib.of_arms(done, study, session, workdir, progress.say)
   return write()
 
 
