@@ -40,7 +40,7 @@ while [ "${#pids[@]}" -gt 0 ]; do
     wait "$pid" || status=$?
     if [ "$status" != 0 ] && [ "$code" = 0 ]; then
       code=$status
-      echo "A process ended with code $one; ending the others. Their logs: $LOGS" >&2
+      echo "A process ended with code $code; ending the others. Their logs: $LOGS" >&2
       kill "${pids[@]}" 2> /dev/null || true
     fi
   done

@@ -182,4 +182,4 @@ def render(
 
 
 def _asset(name: str) -> markupsafe.Markup:
-  return markupsafe.Markup((_FOLDER / name).read_text(encoding='utf-8'))
+  return markupsafe.Markup((_FOLDER / name).read_text(encoding='utf-8-sig'))

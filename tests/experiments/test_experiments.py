@@ -104,11 +104,9 @@ def test_every_drafter_gives_the_same_greedy_text(folder, tmp_path):
   assert metrics['drafter'] == 'none' and metrics['new_tokens'] == len(rows[0]['tokens'])
   assert json.loads((tmp_path / 'plain' / 'config.json').read_text())['max_new_tokens'] == 16
   for kind, fields in {
-      'ngram': dict(),
       'model': dict(stream=True, drafter__min_confidence=0.01, trace=True, logprobs='raw'),
       'synthetic': dict(drafter__parents=(0, 0, 1, 1)),
       'model_tree': dict(drafter__tree='dynamic 8,3,3'),
-      'suffix': dict(),
       'combined': dict(drafter__learned='model_tree', drafter__min_match=2),
   }.items():
     config = config_for(folder, drafter__kind=kind, **fields)

@@ -183,6 +183,7 @@ class TestPair:
 
 class TestPrompts:
 
+  @pytest.mark.usefixtures('compiled_fast')
   def test_passes_are_those_of_the_engine(self, tiny):
     target, draft = tiny
     prompts = [prompts_lib.Prompt('', (41, 50, 60)), prompts_lib.Prompt('', (70, 71))]

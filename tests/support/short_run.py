@@ -233,6 +233,10 @@ TABLE: dict[str, Short] = {
     _KILLED + 'test_a_sweep_killed_three_times_has_the_same_table': Short(
         (), 'as above, three times; 60 s', instead=_RESUMED
     ),
+    'tests/experiments/test_ablate.py::TestExpectation::test_equals_the_enumeration': Short(
+        ('block',), 'the rejection rule is one flip less; TestTable has its numbers; 5 s',
+        elsewhere=('rule',),
+    ),
     'tests/experiments/test_validate_hardware.py::test_the_whole_rehearsal': Short(
         (), 'all steps of the run for a GPU; 60 s',
         instead='tests/experiments/test_validate_hardware.py::test_a_rehearsal_of_the_first_step',
