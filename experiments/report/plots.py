@@ -176,7 +176,7 @@ def _along_field(
 
 def by_cost(rows: Sequence[Row]) -> Plot | None:
   """Tokens per round against what a round takes: drafters and trees compared at equal cost."""
-  rows = [row for row in rows if 'fields' in row]
+  rows = [row for row in rows if 'fields' in row and row['seconds'] is not None]
   compared = ('drafter.kind', 'drafter.tree', 'drafter.draft', 'drafter.path')
   if not any(_varies(rows, field) for field in compared):
     return None

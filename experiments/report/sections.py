@@ -98,15 +98,21 @@ def _methods(rows: Sequence[Row]) -> Section:
       Column('arm' if swept else 'method', lambda row: row['name'], 'left'),
       Column('rule', lambda row: row['rule'], 'left'),
       Column('temp.', lambda row: f'{row["temperature"]:g}'),
-      Column('tokens/s', lambda row: f'{row["tokens_per_second"]:.0f}'),
-      Column(
-          'speed-up',
-          lambda row: _estimate(
-              row, 'speedup', '×', with_ends=not plain(row) and row['prompts'] > 1
-          ),
-          'left',
-      ),
-      Column('predicted', lambda row: _number(row['predicted_speedup'], '×')),
+  ]
+  # A study of losslessness alone measures no times.
+  if any(row['tokens_per_second'] is not None for row in rows):
+    columns += [
+        Column('tokens/s', lambda row: _number(row['tokens_per_second'], digits=0)),
+        Column(
+            'speed-up',
+            lambda row: _estimate(
+                row, 'speedup', '×', with_ends=not plain(row) and row['prompts'] > 1
+            ),
+            'left',
+        ),
+        Column('predicted', lambda row: _number(row['predicted_speedup'], '×')),
+    ]
+  columns += [
       Column(
           'mean acceptance length', lambda row: _estimate(row, 'mean_acceptance_length'),
           'left wrap',
@@ -244,7 +250,7 @@ def _rounds(rows: Sequence[Row]) -> dict[str, Any]:
 def definitions(rows: Sequence[Row]) -> list[Section]:
   """What the columns of a sweep mean; methods have theirs beside their tables."""
   swept = any('arm' in row for row in rows)
-  return [Section('Definitions', items=tables.DEFINITIONS)] if swept else []
+  return [Section('Definitions', items=tables.definitions(rows))] if swept else []
 
 
 def _estimate(row: Row, name: str, unit: str = '', *, with_ends: bool = True, **form: Any) -> Cell:

@@ -76,6 +76,9 @@ def of_sweep(
       rows.append(row | dict(name=arm.label, error=result['error']))
       continue
     row |= dict(result['record']) | _statistics(result)
+    if 'seconds' not in result:
+      # Nothing was timed: what the run took holds compilation, too.
+      row |= dict(seconds=None, prefill_seconds=None, tokens_per_second=None)
     row |= _gain(arm, arms, results, baseline)
     if calibrations and arm.key in calibrations:
       prediction = _prediction(arm, result, calibrations[arm.key])

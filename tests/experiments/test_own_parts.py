@@ -139,6 +139,9 @@ def test_losslessness(file, tmp_path):
   config.num_prompts, config.max_new_tokens = 2, 32
   rows = ablate.run(config, str(tmp_path / 'run'), console=console())
   assert [row.get('lossless') for row in rows[:2]] == ['identical', 'identical']
+  # Nothing was timed, and nothing says how fast it was.
+  assert [row['tokens_per_second'] for row in rows[:2]] == [None, None]
+  assert 'tokens/s' not in (tmp_path / 'run' / 'report.html').read_text().split('<details>')[0]
   assert rows[2]['status'] == 'failed' and 'do not follow the law' in rows[2]['error']
   with pytest.raises(SystemExit, match='1'):
     check_lossless.run(config, str(tmp_path / 'run'), console=console())
