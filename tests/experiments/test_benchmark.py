@@ -145,8 +145,13 @@ class TestResuming:
             arm, *args, **more
         )
     )
-    monkeypatch.setattr(forecasts, 'calibrate', None)
+    measured = []
+    calibrate = forecasts.calibrate
+    monkeypatch.setattr(
+        forecasts, 'calibrate', lambda *args, **more: measured.append(1) or calibrate(*args, **more)
+    )
     rows = benchmark.run(config, str(tmp_path), console=console())
+    assert not measured
     assert ran == ['draft model', 'prompt lookup']
     assert [row for row in rows if row['name'] == 'draft model'] == before[1:]
     clocks = {
@@ -165,6 +170,7 @@ class TestResuming:
     monkeypatch.setattr(run_lib, 'result_of', stopped)
     with pytest.raises(KeyboardInterrupt):
       benchmark.run(config, str(tmp_path), console=console())
+    assert measured  # costs, too
 
   def test_a_method_that_fails_is_said_to(self, tiny, tmp_path, monkeypatch):
     config = config_of(order=('ngram_greedy', 'draft_greedy'), trace_methods=())
