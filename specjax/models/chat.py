@@ -4,13 +4,11 @@ A model that follows instructions expects each message between marks of its own,
 template of its folder writes. `render` gives the text that transformers' `apply_chat_template`
 gives, `encode` its tokens, and `chat_end_ids` the token with which the model ends its answer.
 
-    template = chat.load_chat_template(folder)
-    text = chat.render(
-        template, [{'role': 'user', 'content': 'Hello!'}],
-        special_tokens=chat.special_tokens(folder),
-    )
+    template, names = chat.load_chat_template(folder), chat.special_tokens(folder)
+    text = chat.render(template, [{'role': 'user', 'content': 'Hello!'}], special_tokens=names)
     prompt = chat.encode(text, tokenizer)
-    stop_tokens = {*models.load_eos_ids(folder), *chat.chat_end_ids(template, tokenizer)}
+    ends = chat.chat_end_ids(template, tokenizer, special_tokens=names)
+    specjax.generate(target, [prompt], stop_tokens=(*models.load_eos_ids(folder), *ends))
 """
 
 from collections.abc import Mapping, Sequence
