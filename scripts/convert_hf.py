@@ -30,6 +30,7 @@ COPIED_FILES = (
     'tokenizer_config.json',
     'special_tokens_map.json',
     'chat_template.jinja',
+    'chat_template.json',
     'generation_config.json',
     'LICENSE*',
     'NOTICE*',

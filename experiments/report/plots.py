@@ -62,6 +62,8 @@ def _series(
     dashed: bool = False,
     shown: bool = True,
 ) -> dict[str, Any]:
+  if low is not None and all(end is None for end in low):
+    low = high = None  # a legend promises no interval that no point has
   return dict(
       name=name, colour=colour, values=list(values), low=low, high=high, dashed=dashed, shown=shown
   )
@@ -121,8 +123,9 @@ def along_sweep(rows: Sequence[Row], x: str) -> list[Plot]:
           'the coins of the rule, for the same drafts.',
       ),
   ]
+  names = ('gain', 'gain_low', 'gain_high')
   scaled = [
-      row | {f'gain{end}': 100 * row[f'gain{end}'] for end in ('', '_low', '_high')}
+      row | {name: None if row[name] is None else 100 * row[name] for name in names}
       for row in rows
       if row.get('gain') is not None
   ]

@@ -1,8 +1,8 @@
 """From the results of arms to rows: of `metrics.jsonl`, and of a table in a terminal.
 
 All arms saw the same prompts with the same random numbers, so that they are compared in
-pairs: the bootstrap resamples prompts (for times, batches of prompts), the same ones on both
-sides of a ratio, all repetitions of a prompt together.
+pairs: intervals come from leaving out one prompt at a time (for times, one batch of prompts), the
+same one on both sides of a ratio, all repetitions of a prompt together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,9 @@ DEFINITIONS = (
     'turns; decoding only, no compilation, no prefill. predicted: from the calibrated costs and '
     'the acceptance of this arm.',
     'gain: tokens/round over that of the arm which differs in nothing but the baseline field.',
-    '±: half of the 95 % interval, by bootstrap over prompts, paired where two arms are compared.',
+    '±: half of the 95 % interval over prompts (for times, over batches of prompts), paired where '
+    'two arms are compared: jackknife of the logarithm of the ratio, with the quantile of '
+    "Student's t. One prompt, or one batch, has no interval.",
     'lossless: identical (token for token, plain decoding at equal width), rounding (identical '
     'but for what rounding explains), same law (emitted tokens tested against the target\'s law).',
 )  # fmt: skip
@@ -212,8 +214,13 @@ def _expected_gain(result: Result) -> dict[str, float] | None:
       rule: rounds + np.reshape(values, (-1, len(result['prompts']))).sum(0)
       for rule, values in result['expected'].items()
   }
-  gain = statistics.ratio_of_sums(sums['block'], sums['rejection'])
-  return dict(value=gain.value - 1, low=gain.low - 1, high=gain.high - 1)
+  value, low, high = _gain_of(statistics.ratio_of_sums(sums['block'], sums['rejection']))
+  return dict(value=value, low=low, high=high)
+
+
+def _gain_of(ratio: statistics.Estimate) -> tuple[float, float | None, float | None]:
+  """A ratio and the ends of its interval as gains: 1.05 is a gain of 0.05."""
+  return tuple(None if end is None else end - 1 for end in (ratio.value, ratio.low, ratio.high))
 
 
 def _gain(arm, arms, results, baseline) -> Row:
@@ -229,12 +236,8 @@ def _gain(arm, arms, results, baseline) -> Row:
   if mine['prompts'] != theirs['prompts']:
     return nothing
   counts = [_by_prompt(each, name) for each in (mine, theirs) for name in ('tokens', 'rounds')]
-  ratio = statistics.bootstrap(
-      lambda t, r, u, s: (t.sum(-1) / r.sum(-1)) / (u.sum(-1) / s.sum(-1)), *counts
-  )
-  return dict(
-      baseline=other.label, gain=ratio.value - 1, gain_low=ratio.low - 1, gain_high=ratio.high - 1
-  )
+  gain, low, high = _gain_of(statistics.jackknife(lambda t, r, u, s: (t / r) / (u / s), *counts))
+  return dict(baseline=other.label, gain=gain, gain_low=low, gain_high=high)
 
 
 def _prediction(
@@ -288,8 +291,8 @@ def sweep_summary(row: Mapping[str, Any], fields: Sequence[str]) -> Row:
   if row.get('predicted_speedup') is not None:
     shown['predicted'] = f'{row["predicted_speedup"]:.2f}'
   if row.get('gain') is not None:
-    ends = (100 * row[name] for name in ('gain', 'gain_low', 'gain_high'))
-    shown['gain, %'] = _with_interval(*ends, digits=1)
+    ends = (row[name] for name in ('gain', 'gain_low', 'gain_high'))
+    shown['gain, %'] = _with_interval(*ends, scale=100, digits=1)
   if row.get('flips'):
     shown['flips'] = str(row['flips'])
   if row.get('largest_gap') is not None:
@@ -350,5 +353,8 @@ def definitions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   ]
 
 
-def _with_interval(value: float, low: float, high: float, digits: int = 2) -> str:
-  return f'{value:.{digits}f} ±{(high - low) / 2:.{digits}f}'
+def _with_interval(
+    value: float, low: float | None, high: float | None, *, scale: float = 1, digits: int = 2
+) -> str:
+  text = f'{scale * value:.{digits}f}'
+  return text if low is None else f'{text} ±{scale * (high - low) / 2:.{digits}f}'

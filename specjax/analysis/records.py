@@ -38,7 +38,7 @@ class Record:
     prefill_seconds: of the prefill.
     tokens_per_second: `new_tokens / seconds`.
     speedup: tokens per second over those of plain decoding in the same process, or None.
-    speedup_low: lower end of its interval over prompts, or None.
+    speedup_low: lower end of its interval over prompts, or None, as where there is one prompt.
     speedup_high: its upper end, or None.
     predicted_speedup: from costs and acceptance measured elsewhere, or None.
     prediction: the terms of that prediction, or None.

@@ -1,5 +1,6 @@
 """Targets and drafts: one decoder for all families, and a model with its weights."""
 
+from specjax.models import chat
 from specjax.models import presets
 from specjax.models.config import RopeScaling, TransformerConfig
 from specjax.models.hf import load_config, load_eos_ids, load_hf, load_tokenizer, save_hf
@@ -15,6 +16,7 @@ __all__ = [
     'Transformer',
     'TransformerConfig',
     'abstract_params',
+    'chat',
     'fast_width',
     'init_params',
     'load_config',

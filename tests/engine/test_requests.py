@@ -204,8 +204,8 @@ def test_defaults_in_a_signature_are_the_requests(function, other):
 
 
 @pytest.mark.parametrize('function, of', [
-    (statistics.ratio_of_sums, statistics.bootstrap),
-    (statistics.paired_speedup, statistics.bootstrap),
+    (statistics.ratio_of_sums, statistics.jackknife),
+    (statistics.paired_speedup, statistics.jackknife),
     (roofline.largest_paying_batch, roofline.predict),
 ])
 def test_defaults_of_arguments_that_are_passed_on(function, of):

@@ -123,7 +123,8 @@ class TestTable:
       gain = row['expected_gain_of_block']
       assert gain['value'] == tolerance.approx(by_rule['block'] / by_rule['rejection'] - 1)
       # On the same drafts block accepts no fewer.
-      assert gain['low'] >= -tolerance.chained(64, dtype='float64')
+      assert gain['value'] >= -tolerance.chained(64, dtype='float64')
+      assert gain['low'] <= gain['value'] <= gain['high']
 
   def test_files(self, finished):
     names = sorted(file.name for file in finished.path.iterdir())

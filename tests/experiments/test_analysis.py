@@ -1,4 +1,4 @@
-"""Theory against sums written out, statistics, identity, records, traces and calibration."""
+"""Theory against sums written out, identity, records, traces and calibration."""
 
 import dataclasses
 import json
@@ -20,7 +20,6 @@ from specjax.analysis import calibration
 from specjax.analysis import costs
 from specjax.analysis import identity
 from specjax.analysis import records
-from specjax.analysis import statistics
 from specjax.analysis import theory
 from specjax.analysis import timed_programs
 from specjax.analysis import timing
@@ -117,46 +116,6 @@ class TestTheory:
       theory.expected_tokens(1.2, 3)
     with pytest.raises(ValueError, match='at least 0'):
       theory.expected_tokens(0.5, -1)
-
-
-class TestStatistics:
-
-  def test_a_ratio_of_sums_is_not_a_mean_of_ratios(self):
-    tokens, rounds = [100, 10], [50, 1]
-    found = statistics.ratio_of_sums(tokens, rounds)
-    assert found.value == tolerance.approx(110 / 51)
-    assert found.low <= found.value <= found.high
-    assert found.num_prompts == 2
-
-  def test_pairing_takes_out_what_prompts_share(self):
-    random = np.random.default_rng(1)
-    length = random.integers(50, 500, size=40)
-    plain = 0.01 * length
-    fast = plain / 2 * random.normal(1, 0.02, size=40)
-    found = statistics.paired_speedup(
-        plain_seconds=plain, plain_tokens=length, seconds=fast, tokens=length
-    )
-    assert found.low < 2.0 < found.high
-    assert found.high - found.low < 0.05
-    # The seconds alone vary much more from prompt to prompt.
-    alone = statistics.ratio_of_sums(fast, np.ones(40))
-    assert (alone.high - alone.low) / alone.value > 0.2
-
-  def test_the_interval_covers(self):
-    random = np.random.default_rng(2)
-    hits = 0
-    for trial in range(60):
-      n = random.poisson(20, size=30)
-      d = random.poisson(10, size=30) + 1
-      found = statistics.ratio_of_sums(n, d, num_samples=300, seed=trial)
-      hits += found.low <= 20 / 11 <= found.high
-    assert hits >= 48
-
-  def test_bad_columns(self):
-    with pytest.raises(ValueError, match='at least one prompt'):
-      statistics.ratio_of_sums([], [])
-    with pytest.raises(ValueError, match='one entry'):
-      statistics.ratio_of_sums([1], [1, 2])
 
 
 class TestIdentity:

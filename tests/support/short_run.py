@@ -42,6 +42,7 @@ class Short:
 
 _MEMORY = 'tests/engine/test_tpu_memory.py::'
 _PROCESSES = 'tests/sharding/test_processes.py::'
+_CHAT = 'tests/models/test_chat.py::'
 _KILLED = 'tests/experiments/test_ablate_killed.py::'
 _RESUMED = 'tests/experiments/test_ablate.py::TestResuming::test_a_killed_sweep_goes_on'
 _ENGINE = 'the suite of the op holds each rule; in the engine two of them are enough'
@@ -177,6 +178,10 @@ TABLE: dict[str, Short] = {
     'test_more_nodes_take_their_scores_and_no_cache': Short(
         (), 'temporaries of sixty nodes are held beside their cache; 10 s',
         instead='tests/engine/test_trees_on_device.py::test_sixty_nodes_copy_no_cache',
+    ),
+    _CHAT + 'test_published_templates_have_the_texts_of_transformers': Short(
+        (), 'templates of models, in a package of 77 MB that is fetched for it; 10 s',
+        instead=_CHAT + 'TestRendering::test_texts_and_tokens_are_those_of_transformers',
     ),
     'tests/models/test_zoo.py::TestLossless::test_bitwise_plain_on_held_out_files': Short(
         (), 'the shipped pair on real text; the quickstart notebook counts its flips; 32 s',
