@@ -506,6 +506,9 @@ class TestDamage:
         FileNotFoundError, match='neither model.safetensors nor .*pytorch_model.bin: convert'
     ):
       models.load_hf(folder)
+    (folder / 'model.gguf').touch()
+    with pytest.raises(FileNotFoundError, match='holds model.gguf: load that .*models.load_gguf'):
+      models.load_hf(folder)
 
   @pytest.mark.parametrize('size', [0, 5, 100, 5000, -1])
   def test_truncated_weights(self, size, tmp_path):
