@@ -3,6 +3,14 @@
 from specjax.models import chat
 from specjax.models import presets
 from specjax.models.config import RopeScaling, TransformerConfig
+from specjax.models.gguf import (
+    load_gguf,
+    load_gguf_chat_template,
+    load_gguf_config,
+    load_gguf_eos_ids,
+    load_gguf_special_tokens,
+    load_gguf_tokenizer,
+)
 from specjax.models.hf import load_config, load_eos_ids, load_hf, load_tokenizer, save_hf
 from specjax.models.language_model import LanguageModel
 from specjax.models.placement import abstract_params, init_params, place
@@ -21,6 +29,12 @@ __all__ = [
     'init_params',
     'load_config',
     'load_eos_ids',
+    'load_gguf',
+    'load_gguf_chat_template',
+    'load_gguf_config',
+    'load_gguf_eos_ids',
+    'load_gguf_special_tokens',
+    'load_gguf_tokenizer',
     'load_hf',
     'load_tokenizer',
     'place',

@@ -6,21 +6,89 @@ The fields cover Llama 2 to 3.3, Mistral, Qwen2/2.5, Qwen3, Gemma 2 and Gemma 3.
 """
 
 import dataclasses
+import math
+
+
+def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
+  """YaRN's factor on cosines and sines, 0.1 ln(factor) + 1 (arXiv 2309.00071, section 3.4).
+
+  Args:
+    factor: by which the context is extended.
+    scale: on the logarithm; DeepSeek's `mscale` and `mscale_all_dim`.
+  """
+  return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """Scaling of rotary frequencies: `kind` is 'linear' or 'llama3'."""
+  """Scaling of rotary frequencies, the same at every position.
+
+  Attributes:
+    kind: 'linear' (Chen et al. 2023), 'llama3' (Llama 3.1), 'yarn' (Peng et al. 2023, arXiv
+      2309.00071), or 'factors', one for each frequency.
+    factor: by which long wavelengths are stretched, and with 'linear' all of them.
+    low_freq_factor: 'llama3': wavelengths above original_max_positions / low_freq_factor are long.
+    high_freq_factor: 'llama3': those below original_max_positions / high_freq_factor stay.
+    original_max_positions: 'llama3' and 'yarn': the context before it was extended.
+    beta_fast: 'yarn': a frequency with more rotations in the original context stays.
+    beta_slow: 'yarn': one with fewer rotations is divided by `factor`.
+    truncate: 'yarn': whether the dimensions between those two are widened to whole ones.
+    attention_factor: 'yarn': factor on cosines and sines; None means 0.1 ln(factor) + 1.
+    factors: 'factors': what each frequency is divided by, [head_dim / 2].
+  """
 
   kind: str
-  factor: float
+  factor: float = 1.0
   low_freq_factor: float = 1.0
   high_freq_factor: float = 4.0
   original_max_positions: int = 8192
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  truncate: bool = True
+  attention_factor: float | None = None
+  factors: tuple[float, ...] = ()
 
   def __post_init__(self):
-    if self.kind not in ('linear', 'llama3'):
-      raise ValueError(f"RoPE scaling must be 'linear' or 'llama3', not {self.kind!r}.")
+    if self.kind not in ('linear', 'llama3', 'yarn', 'factors'):
+      raise ValueError(
+          f"RoPE scaling must be 'linear', 'llama3', 'yarn' or 'factors', not {self.kind!r}."
+      )
+    if bool(self.factors) != (self.kind == 'factors'):
+      raise ValueError(
+          f"RoPE scaling 'factors', and no other, has factors: got {self.kind!r} with "
+          f'{len(self.factors)} of them.'
+      )
+
+  @property
+  def magnitude(self) -> float:
+    """Factor on cosines and sines."""
+    if self.kind != 'yarn':
+      return 1.0
+    given = self.attention_factor
+    return yarn_magnitude(self.factor) if given is None else given
+
+  def canonical(self) -> 'RopeScaling':
+    """The same scaling without what its kind does not read: equal ones give equal records."""
+    given = self.attention_factor
+    keep = {
+        'linear': dict(factor=self.factor),
+        'llama3': dict(
+            factor=self.factor,
+            low_freq_factor=self.low_freq_factor,
+            high_freq_factor=self.high_freq_factor,
+            original_max_positions=self.original_max_positions,
+        ),
+        'yarn': dict(
+            factor=self.factor,
+            original_max_positions=self.original_max_positions,
+            beta_fast=self.beta_fast,
+            beta_slow=self.beta_slow,
+            truncate=self.truncate,
+            attention_factor=None if given == yarn_magnitude(self.factor) else given,
+        ),
+        'factors': dict(factors=self.factors),
+    }[self.kind]
+    return RopeScaling(self.kind, **keep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +171,21 @@ class TransformerConfig:
       )
     if any(self.local_layers) and self.sliding_window is None:
       raise ValueError('local_layers are given but sliding_window is None.')
+    self._check_rope()
     if self.activation not in ('silu', 'gelu_tanh'):
       raise ValueError(f"activation must be 'silu' or 'gelu_tanh', not {self.activation!r}.")
+
+  def _check_rope(self):
+    scaling = self.rope_scaling
+    if scaling is None:
+      return
+    if scaling.kind == 'factors' and len(scaling.factors) != self.head_dim // 2:
+      raise ValueError(
+          f'RoPE scaling needs a factor for each of {self.head_dim // 2} frequencies (half of '
+          f'head_dim), got {len(scaling.factors)}.'
+      )
+    if scaling.kind == 'yarn' and self.rope_theta <= 1:
+      raise ValueError(f"RoPE scaling 'yarn' needs rope_theta > 1, got {self.rope_theta}.")
 
   def window(self, layer: int) -> int | None:
     """Window of a layer: positions it sees, or None where it sees all."""

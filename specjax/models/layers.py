@@ -96,8 +96,10 @@ def rope_frequencies(
   Args:
     head_dim: size of a head, even.
     theta: base of the geometric progression (Su et al. 2021, section 3.2.2).
-    scaling: None, `linear` (Chen et al. 2023) or `llama3` (Llama 3.1: long wavelengths
-      divided by `factor`, short ones kept, a linear blend in between).
+    scaling: None, `linear` (Chen et al. 2023), `llama3` (Llama 3.1: long wavelengths
+      divided by `factor`, short ones kept, a linear blend in between), `yarn` (Peng et al. 2023,
+      arXiv 2309.00071: likewise, by the rotations in the original context) or `factors`.
+
 
   Returns:
     Inverse frequencies [head_dim / 2] float32, constants of the program: an accelerator's
@@ -109,6 +111,11 @@ def rope_frequencies(
     return inverse
   if scaling.kind == 'linear':
     return inverse / np.float32(scaling.factor)
+  if scaling.kind == 'factors':
+    return inverse / np.asarray(scaling.factors, np.float32)
+  if scaling.kind == 'yarn':
+    stays = _yarn_share(head_dim, theta, scaling)
+    return inverse / np.float32(scaling.factor) * (1 - stays) + inverse * stays
   wavelength = np.float32(2.0 * math.pi) / inverse
   low = scaling.original_max_positions / scaling.low_freq_factor
   high = scaling.original_max_positions / scaling.high_freq_factor
@@ -120,6 +127,28 @@ def rope_frequencies(
   return np.where(wavelength < high, inverse, scaled).astype(np.float32)
 
 
+def _yarn_share(head_dim: int, theta: float, scaling: config_lib.RopeScaling) -> np.ndarray:
+  """How much of each frequency YaRN keeps, [head_dim / 2] float32 in 0 … 1.
+
+  "NTK-by-parts" (arXiv 2309.00071, section 3.2): 1 for those with more than `beta_fast` rotations
+  in the original context, 0 for those with fewer than `beta_slow`. In between it falls linearly
+  with the dimension, as in the authors' code and in `transformers`, where the paper's falls with
+  the number of rotations.
+  """
+  # Dimension d makes L / (2 pi theta ** (2 d / head_dim)) rotations; solved for d.
+  def dimension(rotations: float) -> float:
+    radians = rotations * 2 * math.pi
+    return head_dim * math.log(scaling.original_max_positions / radians) / (2 * math.log(theta))
+
+  first, last = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+  if scaling.truncate:
+    first, last = math.floor(first), math.ceil(last)
+  first, last = max(first, 0), min(last, head_dim - 1)
+  last += 0.001 if first == last else 0.0  # a step, not 0 / 0
+  ramp = (np.arange(head_dim // 2, dtype=np.float32) - np.float32(first)) / np.float32(last - first)
+  return np.float32(1.0) - np.clip(ramp, 0, 1)
+
+
 def rope_tables(
     positions: Array, head_dim: int, theta: float, scaling: config_lib.RopeScaling | None
 ) -> tuple[Array, Array]:
@@ -127,11 +156,13 @@ def rope_tables(
 
   Returns:
     Cosines [B, T, head_dim] float32, the same for both halves of a head, and sines
-    likewise, negated for the first half.
+    likewise, negated for the first half; both times `scaling.magnitude`.
   """
   inverse = rope_frequencies(head_dim, theta, scaling)
   angles = positions[..., None].astype(jnp.float32) * inverse
   cos, sin = jnp.cos(angles), jnp.sin(angles)
+  if scaling is not None and scaling.magnitude != 1.0:
+    cos, sin = cos * scaling.magnitude, sin * scaling.magnitude
   tables = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
   # Without the barrier XLA's CPU compiler computes them anew in every layer.
   return jax.lax.optimization_barrier(tables)

@@ -270,12 +270,12 @@ class TestConfig:
                   dict(rope_parameters={'rope_type': kind, 'factor': 2.0, 'rope_theta': 1e4}),
                   f"rotary scaling '{kind}' is not supported. Supported are default, lin",
               )
-              for kind in ('yarn', 'dynamic', 'longrope', 'mrope')
+              for kind in ('dynamic', 'longrope', 'mrope')
           ),
           (
               'llama2',
-              dict(rope_parameters=None, rope_scaling={'type': 'yarn', 'factor': 2.0}),
-              "rotary scaling 'yarn' is not supported",
+              dict(rope_parameters=None, rope_scaling={'type': 'dynamic', 'factor': 2.0}),
+              "rotary scaling 'dynamic' is not supported",
           ),
           (
               'llama2',
@@ -505,6 +505,9 @@ class TestDamage:
     with pytest.raises(
         FileNotFoundError, match='neither model.safetensors nor .*pytorch_model.bin: convert'
     ):
+      models.load_hf(folder)
+    (folder / 'model.gguf').touch()
+    with pytest.raises(FileNotFoundError, match='holds model.gguf: load that .*models.load_gguf'):
       models.load_hf(folder)
 
   @pytest.mark.parametrize('size', [0, 5, 100, 5000, -1])

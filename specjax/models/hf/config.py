@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import Any
 
-from specjax.models.config import RopeScaling, TransformerConfig
+from specjax.models.config import TransformerConfig
 from specjax.models.hf import keys as hf_keys
 from specjax.models.hf import rope as hf_rope
 
@@ -228,8 +228,8 @@ def canonical(config: TransformerConfig) -> TransformerConfig:
     changes = dict(local_layers=())
   if config.local_rope_theta == config.rope_theta and config.rope_scaling is None:
     changes['local_rope_theta'] = None
-  if config.rope_scaling is not None and config.rope_scaling.kind == 'linear':
-    changes['rope_scaling'] = RopeScaling('linear', config.rope_scaling.factor)
+  if config.rope_scaling is not None:
+    changes['rope_scaling'] = config.rope_scaling.canonical()
   if config.query_scale == config.head_dim**-0.5:
     changes['query_scale'] = None
   return dataclasses.replace(config, **changes)

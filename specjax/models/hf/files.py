@@ -97,9 +97,14 @@ def open_folder(
   index = folder / INDEX
   if not index.exists():
     refuse_adapter(folder)
-    suffixes = ('.bin', '.pth', '.gguf')
-    others = sorted(file.name for file in folder.iterdir() if file.suffix in suffixes)
-    hint = f' It holds {", ".join(others)}: convert these to safetensors first.' if others else ''
+    names = lambda *suffixes: ', '.join(
+        sorted(file.name for file in folder.iterdir() if file.suffix in suffixes)
+    )
+    hint = ''
+    if others := names('.gguf'):
+      hint = f' It holds {others}: load that file with specjax.models.load_gguf.'
+    elif others := names('.bin', '.pth'):
+      hint = f' It holds {others}: convert these to safetensors first.'
     raise FileNotFoundError(f'{folder} holds neither {SINGLE} nor {INDEX}.{hint}')
   data = read_json(index)
   if 'weight_map' not in data:

@@ -335,6 +335,12 @@ ROPE: Table = {
     'low_freq_factor': number(**_NULL),
     'high_freq_factor': number(**_NULL),
     'original_max_position_embeddings': integer(**_NULL),
+    'beta_fast': number(**_NULL),
+    'beta_slow': number(**_NULL),
+    'attention_factor': number(**_NULL),
+    'mscale': number(**_NULL),
+    'mscale_all_dim': number(**_NULL),
+    'truncate': flag(default=None),  # null is no answer: `transformers` takes it for false
     'partial_rotary_factor': only(1.0),
 }
 ROPE_BY_LAYER: Table = {

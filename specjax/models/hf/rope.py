@@ -8,13 +8,14 @@ Gemma 3, one per kind of layer; older releases in `rope_theta`, `rope_scaling` a
 from collections.abc import Mapping
 from typing import Any
 
-from specjax.models.config import RopeScaling, TransformerConfig
+from specjax.models.config import RopeScaling, TransformerConfig, yarn_magnitude
 from specjax.models.hf import keys as hf_keys
 
 _NEEDED = {
     'default': (),
     'linear': ('factor',),
     'llama3': ('factor', 'low_freq_factor', 'high_freq_factor'),
+    'yarn': ('factor',),
 }
 # Keys of a set that are no numbers of a scaling.
 _UNSCALED = (
@@ -80,14 +81,12 @@ def read(
 
 
 def write(config: TransformerConfig, *, by_layer_type: bool) -> dict[str, Any]:
-  """The rotary keys of a `config.json`, in both spellings."""
-  scaling = {'rope_type': 'default'}
-  if config.rope_scaling is not None:
-    scaling = {'rope_type': config.rope_scaling.kind, 'factor': config.rope_scaling.factor}
-    if config.rope_scaling.kind == 'llama3':
-      scaling['low_freq_factor'] = config.rope_scaling.low_freq_factor
-      scaling['high_freq_factor'] = config.rope_scaling.high_freq_factor
-      scaling['original_max_position_embeddings'] = config.rope_scaling.original_max_positions
+  """The rotary keys of a `config.json`, in both spellings.
+
+  Raises:
+    ValueError: for a scaling that `config.json` files have no words for.
+  """
+  scaling = _write_scaling(config.rope_scaling)
   full = {'rope_theta': config.rope_theta, **scaling}
   older = {
       'rope_theta': config.rope_theta,
@@ -100,6 +99,28 @@ def write(config: TransformerConfig, *, by_layer_type: bool) -> dict[str, Any]:
     local = {'rope_theta': config.local_rope_theta, 'rope_type': 'default'}
   parameters = {'full_attention': full, 'sliding_attention': local}
   return {'rope_parameters': parameters, 'rope_local_base_freq': local['rope_theta'], **older}
+
+
+def _write_scaling(scaling: RopeScaling | None) -> dict[str, Any]:
+  """The keys of a scaling, under the newer names."""
+  if scaling is None:
+    return {'rope_type': 'default'}
+  if scaling.kind == 'factors':
+    raise ValueError(
+        'No supported Hugging Face architecture divides every rotary frequency by a factor of its '
+        "own (RopeScaling('factors')); this model can only be kept in the file it came from."
+    )
+  keys = {'rope_type': scaling.kind, 'factor': scaling.factor}
+  if scaling.kind == 'llama3':
+    keys['low_freq_factor'] = scaling.low_freq_factor
+    keys['high_freq_factor'] = scaling.high_freq_factor
+  if scaling.kind == 'yarn':
+    keys['beta_fast'], keys['beta_slow'] = scaling.beta_fast, scaling.beta_slow
+    keys['attention_factor'] = float(scaling.magnitude)
+    keys['truncate'] = scaling.truncate
+  if scaling.kind in ('llama3', 'yarn'):
+    keys['original_max_position_embeddings'] = scaling.original_max_positions
+  return keys
 
 
 def _settings(given: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
@@ -156,10 +177,37 @@ def _scaling(
     return None
   if kind == 'linear':
     return RopeScaling(kind, *values)
+  original = original or rope.get('original_max_position_embeddings') or max_positions
+  if kind == 'yarn':
+    return _yarn(rope, original, where)
   if values[1] >= values[2]:
     raise ValueError(
         f'{where}: rotary scaling {kind!r} needs low_freq_factor < high_freq_factor, got '
         f'{values[1]} and {values[2]}.'
     )
-  original = original or rope.get('original_max_position_embeddings') or max_positions
   return RopeScaling(kind, *values, original_max_positions=original)
+
+
+def _yarn(rope: Mapping[str, Any], original: int, where: str) -> RopeScaling:
+  """YaRN's scaling, with the defaults of `transformers`."""
+  factor = float(rope['factor'])
+  fast, slow = float(rope.get('beta_fast', 32)), float(rope.get('beta_slow', 1))
+  if fast <= slow:
+    raise ValueError(
+        f"{where}: rotary scaling 'yarn' needs beta_fast > beta_slow, got {fast} and {slow}."
+    )
+  attention = rope.get('attention_factor')
+  # DeepSeek's two; one of them alone says nothing.
+  if attention is None and 'mscale' in rope and 'mscale_all_dim' in rope:
+    attention = yarn_magnitude(factor, rope['mscale']) / yarn_magnitude(
+        factor, rope['mscale_all_dim']
+    )
+  return RopeScaling(
+      'yarn',
+      factor,
+      original_max_positions=original,
+      beta_fast=fast,
+      beta_slow=slow,
+      truncate=rope.get('truncate', True),
+      attention_factor=None if attention is None else float(attention),
+  )

@@ -8,7 +8,7 @@ and up), and `unwritten` takes parameters apart again.
 The table of models is in `specjax.models.hf.weights`, those of heads are in `specjax.heads.hf`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 from typing import Any
 
@@ -18,6 +18,10 @@ import numpy as np
 
 from specjax.models.config import TransformerConfig
 from specjax.models.hf import files as hf_files
+
+
+# Given slices with step 1, one per axis, reads that part of a parameter; without any, all of it.
+ReadPart = Callable[..., np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +121,20 @@ def gated_mlp(
   yield whole((*path, 'down'), f'{name}.down_proj.weight', (width, mlp_width))
 
 
-def check(stored: Mapping[str, Any], table: Iterable[Parameter], where: str) -> None:
+def check(
+    stored: Mapping[str, Any],
+    table: Iterable[Parameter],
+    where: str,
+    *,
+    source: str = 'config.json',
+) -> None:
   """Checks that stored tensors are exactly those of a table; reads none of them.
 
   Args:
     stored: what has a shape and a dtype, by the names of the tensors.
     table: the parameters.
-    where: the folder, for messages.
+    where: the folder or file, for messages.
+    source: what the table follows from, likewise.
 
   Raises:
     ValueError: naming the tensors that are missing or unexpected, or the first one of another
@@ -137,13 +148,13 @@ def check(stored: Mapping[str, Any], table: Iterable[Parameter], where: str) -> 
   if any(differing.values()):
     lists = '; '.join(f'{kind}: {_listed(names)}' for kind, names in differing.items() if names)
     raise ValueError(
-        f'{where} does not hold the tensors that its config.json asks for; {lists}.'
+        f'{where} does not hold the tensors that its {source} asks for; {lists}.'
     )
   for name, shape in expected.items():
     tensor = stored[name]
     if tensor.shape != shape:
       raise ValueError(
-          f'{where}: tensor {name} has shape {tensor.shape}, but config.json makes it {shape}.'
+          f'{where}: tensor {name} has shape {tensor.shape}, but {source} makes it {shape}.'
       )
     if tensor.dtype.kind in 'biu':
       raise ValueError(f'{where}: tensor {name} has dtype {tensor.dtype}, expected floats.')
@@ -158,7 +169,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def read(
     parameter: Parameter,
-    tensors: Sequence[np.ndarray],
+    tensors: Iterable[np.ndarray],
     dtype: Any,
     index: tuple[slice, ...] | None = None,
 ) -> np.ndarray:
@@ -166,33 +177,46 @@ def read(
 
   Args:
     parameter: what to read.
-    tensors: the tensors of its parts.
+    tensors: the tensors of its parts; of those that are made one by one, one is held at a time.
     dtype: of the result.
     index: slices with step 1, one per axis of the parameter; None means all of it.
   """
   index = index or (slice(None),) * len(parameter.shape)
   bounds = [each.indices(size)[:2] for each, size in zip(index, parameter.shape, strict=True)]
   value = np.zeros([stop - start for start, stop in bounds], dtype)
-  for part, tensor in zip(parameter.parts, tensors, strict=True):
-    spans = part.spans(parameter.shape)
-    # Where the part and the index overlap, counted from the start of either.
-    common = [(max(a, b), min(c, d)) for (a, c), (b, d) in zip(bounds, spans)]
-    if any(first >= last for first, last in common):
-      continue
-    into = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(common, bounds))
-    source = [slice(a - start, b - start) for (a, b), (start, _) in zip(common, spans)]
-    shape = [stop - start for start, stop in spans]
-    if part.repeats == 1:
-      value[into] = tensor.reshape(shape)[tuple(source)]
-      continue
-    # Entries a … b - 1 of the first axis are copies of a // n … (b - 1) // n.
-    shape[0] //= part.repeats
-    begin, end = source[0].start, source[0].stop
-    source[0] = slice(begin // part.repeats, (end - 1) // part.repeats + 1)
-    copies = np.repeat(tensor.reshape(shape)[tuple(source)], part.repeats, axis=0)
-    offset = begin % part.repeats
-    value[into] = copies[offset : offset + end - begin]
+  each = iter(tensors)
+  for part in parameter.parts:
+    # No name here holds a tensor while the next one is made.
+    _read_part(value, bounds, part, next(each), parameter.shape)
   return value
+
+
+def _read_part(
+    value: np.ndarray,
+    bounds: list[tuple[int, int]],
+    part: Part,
+    tensor: np.ndarray,
+    parameter_shape: tuple[int, ...],
+) -> None:
+  """Fills in what a part holds of `value`, which lies within (start, stop) along every axis."""
+  spans = part.spans(parameter_shape)
+  # Where the part and the index overlap, counted from the start of either.
+  common = [(max(a, b), min(c, d)) for (a, c), (b, d) in zip(bounds, spans)]
+  if any(first >= last for first, last in common):
+    return
+  into = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(common, bounds))
+  source = [slice(a - start, b - start) for (a, b), (start, _) in zip(common, spans)]
+  shape = [stop - start for start, stop in spans]
+  if part.repeats == 1:
+    value[into] = tensor.reshape(shape)[tuple(source)]
+    return
+  # Entries a … b - 1 of the first axis are copies of a // n … (b - 1) // n.
+  shape[0] //= part.repeats
+  begin, end = source[0].start, source[0].stop
+  source[0] = slice(begin // part.repeats, (end - 1) // part.repeats + 1)
+  copies = np.repeat(tensor.reshape(shape)[tuple(source)], part.repeats, axis=0)
+  offset = begin % part.repeats
+  value[into] = copies[offset : offset + end - begin]
 
 
 def load(table: Iterable[Parameter], tensors: Mapping[str, np.ndarray], dtype: Any) -> dict:

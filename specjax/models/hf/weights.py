@@ -6,7 +6,7 @@ tensor. `specjax.models.hf.config` reads and writes the `config.json`, `specjax.
 safetensors files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
@@ -74,25 +74,53 @@ def load_hf(
     stored = _without_copy(stored, folder)
   parameters = list(table(config))
   hf_tensors.check(stored, parameters, str(folder))
-  params: dict[str, Any] = {}
-  for parameter in parameters:
-    value = _load(parameter, stored, dtype, layout)
-    if int8 and parameter.path[-1] in quantization.KERNELS:
-      value = _quantize(value, parameter.path, layout)
-    hf_tensors.insert(params, parameter.path, value)
+  params = load_params(
+      parameters,
+      lambda parameter: _open(parameter, stored, dtype),
+      layout=layout,
+      int8=int8,
+  )
   compute = np.dtype(dtype or params['embedding'].dtype)
   module = Transformer(config, dtype=compute, param_dtype=compute, layout=layout)
   return LanguageModel(module, params)
 
 
-def _load(parameter: hf_tensors.Parameter, stored, dtype, layout) -> jax.Array:
-  """One parameter, where it belongs."""
+def load_params(
+    parameters: Iterable[hf_tensors.Parameter],
+    open_parameter: Callable[[hf_tensors.Parameter], hf_tensors.ReadPart],
+    *,
+    layout: layout_lib.Layout | None,
+    int8: bool,
+) -> dict[str, Any]:
+  """The parameter tree of a table, each parameter where it belongs.
+
+  Args:
+    parameters: the table.
+    open_parameter: given a parameter, returns what reads a part of it; called when its turn comes.
+    layout: how the model is split over devices, or None.
+    int8: whether kernels are quantised, each as soon as it is read.
+  """
+  params: dict[str, Any] = {}
+  for parameter in parameters:
+    value = _place(parameter, open_parameter(parameter), layout)
+    if int8 and parameter.path[-1] in quantization.KERNELS:
+      value = _quantize(value, parameter.path, layout)
+    hf_tensors.insert(params, parameter.path, value)
+  return params
+
+
+def _open(parameter: hf_tensors.Parameter, stored, dtype) -> hf_tensors.ReadPart:
+  """What reads a part of a parameter from mapped files."""
   tensors = [stored[part.name].read() for part in parameter.parts]
   kept = np.dtype(dtype or np.result_type(*(tensor.dtype for tensor in tensors)))
+  return lambda index=None: hf_tensors.read(parameter, tensors, kept, index)
+
+
+def _place(parameter: hf_tensors.Parameter, read: hf_tensors.ReadPart, layout) -> jax.Array:
+  """One parameter, where it belongs."""
   if layout is None:
-    return jnp.asarray(hf_tensors.read(parameter, tensors, kept))
+    return jnp.asarray(read())
   spec = layout.parameter_spec(parameter.path, parameter.shape)
-  read = lambda index: hf_tensors.read(parameter, tensors, kept, index)
   value = jax.make_array_from_callback(parameter.shape, NamedSharding(layout.mesh, spec), read)
   # Waited for, so that only the parts of one tensor are in flight.
   return jax.block_until_ready(value)
