@@ -36,9 +36,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.num_speculative_tokens = 4
   config.max_new_tokens = 200
   config.num_prompts = 0  # 0: all of the pair's, and four of the zoo's
+  config.prompt_file = ''  # of peers.model: rows with turns or texts
   config.prompt_tokens = 64  # per prompt of the zoo's
   config.peers = ml_collections.ConfigDict(
       dict(
+          model='',  # a folder of a model without a draft, with prompts from prompt_file
           pair='',  # the folder from scripts/make_peer_pair.py; '' leaves that pair out
           zoo='stdlib',  # a pair of specjax.zoo; '' leaves it out
           python='',  # an interpreter with torch and transformers; '' leaves transformers out

@@ -38,6 +38,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.num_prompts = 16
   config.prompt_tokens = 128
   config.max_new_tokens = 200
+  config.stop_at_end = False  # prompts are cut out of files: that a file ends says nothing
   config.repetitions = 2  # of every prompt and method; medians count
   config.fresh = False  # run finished methods again, too
 
@@ -83,7 +84,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.stream_method = ''  # one whose completion of the first prompt is shown
 
   # What is predicted: acceptance from other prompts (in batches, untimed), and costs.
-  config.acceptance = ml_collections.ConfigDict(dict(num_prompts=64, batch_size=16))
+  # may_share: where there are few prompts, those that are timed serve for it, too.
+  config.acceptance = ml_collections.ConfigDict(
+      dict(num_prompts=64, batch_size=16, may_share=False)
+  )
   config.calibration = ml_collections.ConfigDict(
       dict(
           enabled=True,
@@ -123,6 +127,11 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   config.trace_methods = ('draft_greedy',)
   for key in config.order:
     config.methods[key].drafter.num_speculative_tokens = 2
+  shrink_sizes(config)
+
+
+def shrink_sizes(config: ml_collections.ConfigDict) -> None:
+  """Few prompts, few tokens, few timings."""
   config.num_prompts, config.repetitions = 2, 1
   config.max_new_tokens, config.prompt_tokens, config.prefill_chunk = 12, 8, 8
   config.cache_length = 48

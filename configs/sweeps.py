@@ -72,6 +72,7 @@ def base(name: str) -> ml_collections.ConfigDict:
   config.num_prompts = 16
   config.prompt_tokens = 128
   config.max_new_tokens = 128
+  config.stop_at_end = False  # prompts are cut out of files: that a file ends says nothing
   config.batch_size = 1
   config.num_seeds = 3  # runs of each prompt above temperature 0, with the same seeds in all arms
   config.repetitions = 1  # timings of each run; medians count

@@ -32,8 +32,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.seed = 0
   config.dtype = 'auto'  # the fast one here: bfloat16, but float32 on CPUs before JAX 0.12
 
-  # A pair of specjax.zoo by name, or a Hugging Face folder with its tokenizer.json.
-  config.target = ml_collections.ConfigDict(dict(name='stdlib', path=''))
+  # A pair of specjax.zoo by name (smollm2 is fetched); or a Hugging Face folder, a hub id
+  # ('organisation/model@revision') or a .gguf file, with a chat template in place of its own.
+  config.target = ml_collections.ConfigDict(dict(name='stdlib', path='', chat_template=''))
   config.drafter = ml_collections.ConfigDict(
       dict(
           # none, or a function of specjax.drafters: model, model_tree, ngram, suffix, combined,
@@ -42,8 +43,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
           kind='model',
           options='',  # more of its arguments: 'order=3, smooth=0.1'
           num_speculative_tokens=4,
-          # model: one of the pair's drafts by name ('' is its default), or a folder; heads
-          # (eagle, medusa, early_exit): the pair's, or a folder.
+          # model: one of the pair's drafts by name ('' is its default), or a folder, hub id or
+          # .gguf file; heads (eagle, medusa, early_exit): the pair's, or a folder or hub id.
           draft='',
           path='',
           int8=False,  # its weights in eight bits; the output stays the target's
@@ -106,7 +107,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.prompt_file = ''
   config.held_out = ''
   config.held_out_tokens = 192
-  config.prompt_tokens = 0  # longer prompts keep their first tokens; 0 keeps all
+  config.prompt_tokens = 0  # longer prompts keep their first tokens, which is said; 0 keeps all
+  # on: prompts are turns of a chat, in the target's template; auto: where there is one, and the
+  # prompts are not held-out files.
+  config.chat = 'auto'
+  config.system = ''  # the system's text at the head of a chat
   config.num_prompts = 0  # of a .jsonl; 0 takes all
   config.num_samples = 1  # of each prompt, with seeds of their own
   config.batch_size = 8  # rows generated together

@@ -21,7 +21,6 @@ from experiments import display
 from experiments import report
 from experiments import workdir as workdir_lib
 from experiments.runs import costs
-from experiments.runs import forecasts
 from experiments.runs import runner as runner_lib
 from experiments.runs import streams
 from experiments.runs import study as study_lib
@@ -41,23 +40,22 @@ def run(
   console = rich.console.Console() if console is None else console
   if 'peers' in config:
     return peers.run(config, workdir, console=console)
-  study = build.benchmark(config)
+  study, lines = build.fitting(config, build.benchmark(config))
+  for line in lines:
+    console.print(line, highlight=False, soft_wrap=True)
   results = workdir_lib.open_workdir(workdir, config, resume=True)
   session = runner_lib.Session()
-  first = study.arms[0]
-  first.prompts(session.load(first.target))  # what cannot be run is refused before anything is
+  session.prompts(study.arms[0])  # what cannot be run is refused before anything is
   shown = build.streamed(config)
   traces = {} if shown is None else streams.show(shown, session, console)
+  sizes = tuple({arm.sizes.batch_size for arm in study.arms})  # of those that fit
+  rebuild = lambda calibration: build.benchmark(config, calibration, batch_sizes=sizes)
   with display.steps(console) as say:
-    calibrations = costs.of_arms(study.arms, study, session, results, say)
-  if calibrations:
-    calibration = next(iter(calibrations.values()))  # all methods share one
-    results.write_json(workdir_lib.CALIBRATION, calibration)
+    study, calibrations = costs.choose(study, rebuild, session, results, say)
+  for calibration in {id(each): each for each in calibrations.values()}.values():
     _show_costs(calibration, console)
-    study = build.benchmark(config, calibration)
-    calibrations = {
-        arm.key: calibration for arm in study.arms if forecasts.is_predicted(arm.recipe)
-    }
+  if calibrations:
+    results.write_json(workdir_lib.CALIBRATION, next(iter(calibrations.values())))
   rows = study_lib.run(
       study, results, console,
       rows_of=tables.of_benchmark, publish=report.write, session=session,
@@ -77,8 +75,8 @@ def run(
 
 def _show_costs(calibration, console: rich.console.Console) -> None:
   title = (
-      f'Calibration: {calibration.dtype}, {calibration.width} tokens per plain pass (c, r, o in '
-      'plain steps)'
+      f'Calibration: {calibration.dtype}, {calibration.width} tokens per plain pass, batch '
+      f'{calibration.batch_size} (c, r, o in plain steps)'
   )
   console.print(display.table(tables.calibration_summary(calibration), title=title))
   others = [each for each in calibration.candidates if each.dtype != calibration.dtype]

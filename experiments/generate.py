@@ -34,11 +34,18 @@ def run(
   console = rich.console.Console() if console is None else console
   results = workdir_lib.open_workdir(workdir, config)
   work = build.generation(config)
-  outputs, rows = [], []
-  for batch in work.batches():
-    outputs.append(generation.generate(work, batch, console))
-    rows += generation.describe(work, batch, outputs[-1])
-  lines = [json.dumps(workdir_lib.to_json(row), ensure_ascii=False) + '\n' for row in rows]
+  outputs, described = [], []
+  rows = work.first_rows()
+  if work.note:
+    console.print(work.note, highlight=False, soft_wrap=True)
+  while rows:  # turn by turn
+    texts = []
+    for batch in work.batches(rows):
+      outputs.append(generation.generate(work, batch, console))
+      described += generation.describe(work, batch, outputs[-1])
+      texts += outputs[-1].texts
+    rows = work.next_rows(rows, texts)
+  lines = [json.dumps(workdir_lib.to_json(row), ensure_ascii=False) + '\n' for row in described]
   results.write('outputs.jsonl', ''.join(lines))
   record = generation.record(work, outputs)
   results.record(dataclasses.asdict(record))

@@ -89,13 +89,21 @@ def texts(
       prompt=prompt, file=file, held_out=held_out, held_out_name=held_out_name, category=category,
       stdin=stdin,
   )
-  for each in prompts:
-    if each.messages is not None:
-      raise ValueError(
-          f'The prompt {each.name} is a chat ("messages"), which needs a chat template. Use one, '
-          'or write the text under "prompt".'
-      )
-  return [(each.name, each.turns[0]) for each in prompts]
+  return [as_text(each) for each in prompts]
+
+
+def as_text(conversation: Conversation) -> tuple[str, str]:
+  """Name and first turn, which is all that can be decoded without a chat template.
+
+  Raises:
+    ValueError: for a chat.
+  """
+  if conversation.messages is not None:
+    raise ValueError(
+        f'The prompt {conversation.name} is a chat ("messages"), which needs a chat template. Use '
+        'one, or write the text under "prompt".'
+    )
+  return conversation.name, conversation.turns[0]
 
 
 def conversations(

@@ -1,13 +1,18 @@
-"""Rewrites a Hugging Face folder: another dtype, other shards, the text part of a Gemma 3.
+"""Rewrites a model as a Hugging Face folder: another dtype or layout, the text part of a Gemma 3.
 
     python scripts/convert_hf.py --source=gemma-3-4b-it --output=gemma-3-4b-text \
         --dtype=bfloat16 --text_only
+    python scripts/convert_hf.py --source=model.Q4_K_M.gguf --output=model --dtype=bfloat16
+
+The source is a folder, a hub id, a `.gguf` file, or smollm2, which is fetched.
 
 Loading checks that specjax supports the model; its shape and size are printed. Tokenizer and
 generation settings are copied. Nothing is left behind when it fails.
 """
 
+import json
 import pathlib
+import tempfile
 
 from absl import app
 from absl import flags
@@ -16,7 +21,10 @@ import ml_dtypes
 import numpy as np
 
 from specjax import models
+from specjax.models import hub
+from specjax.models import loading
 from specjax.models.hf import keys as hf_keys
+from specjax.zoo import smollm2
 
 DTYPES = {
     'keep': None,
@@ -36,7 +44,7 @@ COPIED_FILES = (
     'NOTICE*',
 )
 
-_SOURCE = flags.DEFINE_string('source', None, 'Folder to read.', required=True)
+_SOURCE = flags.DEFINE_string('source', None, 'What to read.', required=True)
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'Folder to write; must not exist. Without it the source is only checked.'
 )
@@ -56,6 +64,8 @@ def convert(
     text_only: bool = False,
 ) -> models.LanguageModel:
   """Reads `source`, writes `output` unless it is None, and returns the model."""
+  if loading.is_gguf(source):
+    return _convert_gguf(source, output, dtype, max_shard_bytes)
   model = models.load_hf(source, dtype=DTYPES[dtype], text_only=text_only)
   if output is not None:
     files = [file for pattern in COPIED_FILES for file in sorted(source.glob(pattern))]
@@ -70,6 +80,31 @@ def convert(
   return model
 
 
+def _convert_gguf(
+    source: pathlib.Path, output: pathlib.Path | None, dtype: str, max_shard_bytes: int
+) -> models.LanguageModel:
+  """Of a GGUF file; its tokenizer and chat template become files of the folder."""
+  loaded = models.load(source, dtype=DTYPES[dtype])
+  if output is None:
+    return loaded.model
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    loaded.tokenizer.save(str(folder / 'tokenizer.json'))
+    config = dict(loaded.special_tokens, tokenizer_class='PreTrainedTokenizerFast')
+    if loaded.chat_template is not None:
+      config['chat_template'] = loaded.chat_template
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (folder / 'tokenizer_config.json').write_text(text, encoding='utf-8')
+    models.save_hf(
+        loaded.model,
+        output,
+        max_shard_bytes=max_shard_bytes,
+        eos_ids=loaded.end_tokens,
+        extra_files=sorted(folder.iterdir()),
+    )
+  return loaded.model
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}; only flags are taken.')
@@ -77,7 +112,7 @@ def main(argv: list[str]) -> None:
   jax.config.update('jax_platforms', 'cpu')
   try:
     model = convert(
-        pathlib.Path(_SOURCE.value),
+        smollm2.fetch() if _SOURCE.value == smollm2.NAME else hub.fetch(_SOURCE.value),
         None if _OUTPUT.value is None else pathlib.Path(_OUTPUT.value),
         dtype=_DTYPE.value,
         max_shard_bytes=int(_SHARD_GB.value * 1e9),

@@ -12,6 +12,7 @@ from specjax import zoo
 from specjax.generation import decode
 from specjax.generation import generate
 from specjax.generation import stream
+from specjax.models.loading import load
 from specjax.output import GenerateOutput
 
 __version__ = '0.1.0'
@@ -25,6 +26,7 @@ __all__ = [
     'drafters',
     'generate',
     'heads',
+    'load',
     'models',
     'sampling',
     'stream',

@@ -22,6 +22,7 @@ class TestApi:
         'drafters',
         'generate',
         'heads',
+        'load',
         'models',
         'sampling',
         'stream',

@@ -22,8 +22,8 @@ class Engine:
     self._task, self._python = task, python
     names = ('prompts', 'num_speculative_tokens', 'max_new_tokens', 'max_ngram', 'threads')
     self._request = {name: getattr(task, name) for name in names} | {
-        'target': str(task.target), 'draft': str(task.draft), 'dtype': dtype,
-        'methods': list(_METHODS),
+        'target': str(task.target), 'draft': task.draft and str(task.draft), 'dtype': dtype,
+        'methods': [name for name, each in _METHODS.items() if each in task.methods],
     }
     self.versions: dict[str, str] = {}  # of torch and transformers, after the first round
 

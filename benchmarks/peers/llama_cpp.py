@@ -22,7 +22,8 @@ class Engine:
   ):
     self._task, self._bin = task, build / 'bin'
     gguf = lambda folder: str(convert(folder, dtype, build=build, python=python))
-    self._target, self._draft = gguf(task.target), gguf(task.draft)
+    self._target = gguf(task.target)
+    self._draft = None if task.draft is None else gguf(task.draft)
     self._cache_type, self._flash_attention = cache_type, flash_attention
     self._texts = [task.tokenizer.decode(list(prompt)) for prompt in task.prompts]
     self._passes: dict[int, int] = {}
@@ -37,7 +38,7 @@ class Engine:
     for number in range(len(self._texts)):
       stdout, stderr = runs.call(self._command(runs.PLAIN, number))
       result.append(parse_plain(self._task, number, stdout=stdout, stderr=stderr))
-    for number, text in enumerate(self._texts):
+    for number, text in enumerate(self._texts if self._draft else ()):
       command = self._command(runs.DRAFT, number)
       if number not in self._passes:
         # Rounds are in the verbose log alone, which takes time: this run is not the timed one.

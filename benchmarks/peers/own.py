@@ -22,13 +22,14 @@ class Engine:
   def __init__(self, task: runs.Task, dtype: str):
     self._task = task
     load = functools.partial(models.load_hf, dtype=jnp.dtype(dtype))
-    target, draft = load(task.target), load(task.draft)
-    k = task.num_speculative_tokens
+    target, k = load(task.target), task.num_speculative_tokens
     self._drafters = {
         runs.PLAIN: None,
-        runs.DRAFT: drafters.model(draft, num_speculative_tokens=k),
         runs.LOOKUP: drafters.ngram(num_speculative_tokens=k, max_ngram=task.max_ngram),
     }
+    if task.draft is not None:
+      draft = drafters.model(load(task.draft), num_speculative_tokens=k)
+      self._drafters = {name: self._drafters.get(name, draft) for name in task.methods}
     # The cache is as short as it can be, for attention reads every slot; the other engines read
     # those in use.
     longest = max(len(prompt) for prompt in task.prompts)

@@ -84,9 +84,10 @@ def main() -> None:
   k, count = request['num_speculative_tokens'], request['max_new_tokens']
   torch.set_num_threads(request['threads'])
   target = load(request['target'], request['dtype'])
+  draft = request['draft'] and load_draft(request['draft'], request['dtype'], k)
   methods = {
       'plain': {},
-      'assisted': {'assistant_model': load_draft(request['draft'], request['dtype'], k)},
+      'assisted': {'assistant_model': draft},
       'prompt_lookup': {
           'prompt_lookup_num_tokens': k, 'max_matching_ngram_size': request['max_ngram']
       },

@@ -19,7 +19,7 @@ class Task:
   Attributes:
     name: of the pair.
     target: a Hugging Face folder.
-    draft: likewise.
+    draft: likewise; None leaves the draft model out.
     tokenizer: of both.
     prompts: token lists.
     num_speculative_tokens: K.
@@ -30,13 +30,18 @@ class Task:
 
   name: str
   target: pathlib.Path
-  draft: pathlib.Path
+  draft: pathlib.Path | None
   tokenizer: tokenizers.Tokenizer
   prompts: tuple[tuple[int, ...], ...]
   num_speculative_tokens: int
   max_new_tokens: int
   max_ngram: int
   threads: int
+
+  @property
+  def methods(self) -> tuple[str, ...]:
+    """Those that can be run."""
+    return (PLAIN, LOOKUP) if self.draft is None else (PLAIN, DRAFT, LOOKUP)
 
   def to_bytes(self, tokens: Sequence[int]) -> bytes:
     """The text of tokens, byte for byte."""

@@ -10,8 +10,10 @@ import ml_collections
 from benchmarks.peers import llama_cpp
 from benchmarks.peers import prompts as prompts_lib
 from benchmarks.peers import runs
+from experiments import prompts as prompt_files
 from specjax import models
 from specjax import zoo
+from specjax.models import loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Settings:
   num_prompts: int
   prompt_tokens: int
   pair: pathlib.Path | None
+  model: pathlib.Path | None
+  prompt_file: str
   zoo: str
   python: str
   llama_cpp: pathlib.Path | None
@@ -41,11 +45,13 @@ class Settings:
         raise ValueError(f'config.{name} must be at least 1, got {value}.')
     if not self.dtypes or set(self.dtypes) - {'float32', 'bfloat16'}:
       raise ValueError(f"config.peers.dtypes holds 'bfloat16' and 'float32', not {self.dtypes}.")
-    if not self.pair and not self.zoo:
+    if not self.pair and not self.zoo and not self.model:
       raise ValueError(
           'There is nothing to run: give --config.peers.pair=FOLDER (scripts/make_peer_pair.py '
-          'makes it), or set config.peers.zoo.'
+          'makes it), --config.peers.model=FOLDER, or set config.peers.zoo.'
       )
+    if self.model and not self.prompt_file:
+      raise ValueError('config.peers.model needs prompts: give --config.prompt_file=FILE.')
     if self.pair and not (self.pair / 'prompts.jsonl').is_file():
       raise FileNotFoundError(
           f'{self.pair} holds no prompts.jsonl: make the pair with '
@@ -65,9 +71,11 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
     FileNotFoundError: if a pair or an interpreter is missing.
   """
   path = lambda text: pathlib.Path(text).expanduser() if text else None
-  names = ('num_speculative_tokens', 'max_new_tokens', 'num_prompts', 'prompt_tokens')
+  names = (
+      'num_speculative_tokens', 'max_new_tokens', 'num_prompts', 'prompt_tokens', 'prompt_file',
+  )
   fields = {name: config[name] for name in names} | config.peers.to_dict()
-  return Settings(**fields | {name: path(fields[name]) for name in ('pair', 'llama_cpp')})
+  return Settings(**fields | {name: path(fields[name]) for name in ('pair', 'model', 'llama_cpp')})
 
 
 def tasks(settings: Settings) -> list[runs.Task]:
@@ -83,6 +91,12 @@ def tasks(settings: Settings) -> list[runs.Task]:
         tokenizer=models.load_tokenizer(folder / 'target'),
         prompts=tuple(prompt.tokens for prompt in prompts), **common,
     ))
+  if settings.model:
+    about = loading.describe(settings.model)
+    result.append(runs.Task(
+        name=settings.model.name, target=settings.model, draft=None, tokenizer=about.tokenizer,
+        prompts=tuple(_prompts(settings, about)), **common,
+    ))
   if settings.zoo:
     pair = zoo.load(settings.zoo)
     prompts = pair.prompts(settings.num_prompts or 4, length=settings.prompt_tokens)
@@ -91,6 +105,21 @@ def tasks(settings: Settings) -> list[runs.Task]:
         tokenizer=pair.tokenizer, prompts=tuple(map(tuple, prompts)), **common,
     ))
   return result
+
+
+def _prompts(settings: Settings, about: loading.Checkpoint) -> list[tuple[int, ...]]:
+  """The first turns of the file, categories in turns, as chats where there is a template."""
+  conversations = prompt_files.conversations(file=settings.prompt_file)
+  by_turns = prompt_files.by_turns(conversations)[: settings.num_prompts or None]
+  if about.chat_template is None:
+    return [tuple(about.tokenizer.encode(each.turns[0]).ids) for each in by_turns]
+  return [
+      tuple(prompt_files.chat_tokens(
+          each, 0, (), template=about.chat_template, tokenizer=about.tokenizer,
+          special_tokens=about.special_tokens,
+      ))
+      for each in by_turns
+  ]
 
 
 def absent(settings: Settings) -> list[str]:

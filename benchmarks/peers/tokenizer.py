@@ -20,6 +20,13 @@ from tokenizers import normalizers
 
 BLANK = '\u2581'  # SentencePiece's sign for a blank
 UNKNOWN, BEGIN, END = '<unk>', '<s>', '</s>'
+# Byte-level BPE writes bytes as letters (GPT-2, Radford et al. 2019): printable ones as they are,
+# the others, in order, from U+0100 on.
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + number): byte
+    for number, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)
+}
 _BYTE = re.compile(r'<0x([0-9A-F]{2})>')
 _CONFIG = dict(
     tokenizer_class='PreTrainedTokenizerFast', add_bos_token=False, add_eos_token=False,
@@ -94,6 +101,13 @@ def words(tokenizer: tokenizers.Tokenizer) -> list[int]:
 
 def to_bytes(tokenizer: tokenizers.Tokenizer, tokens: Iterable[int]) -> bytes:
   """The text of tokens, byte for byte, whether or not it is valid UTF-8."""
+  if isinstance(tokenizer.decoder, decoders.ByteLevel):
+    added = tokenizer.get_added_tokens_decoder()
+    pieces = ((int(token), tokenizer.id_to_token(int(token))) for token in tokens)
+    return b''.join(
+        piece.encode() if token in added else bytes(_BYTE_OF[letter] for letter in piece)
+        for token, piece in pieces
+    )
   parts = []
   for token in tokens:
     piece = tokenizer.id_to_token(int(token))

@@ -7,6 +7,7 @@ that runs them sees a config.
 from experiments.build.drafters import draft, recipe
 from experiments.build.rules import rule, sampling
 from experiments.build.generations import generation
+from experiments.build.memory import fitting
 from experiments.build.plans import plan
 from experiments.build.requests import check
 from experiments.build.studies import benchmark, method, streamed, sweep
@@ -20,6 +21,7 @@ __all__ = [
     'choice',
     'draft',
     'dtype',
+    'fitting',
     'generation',
     'layouts',
     'load',

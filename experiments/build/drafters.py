@@ -9,7 +9,6 @@ signature names, it gets: `target`, `vocab_size`, a `draft` model, a head (by it
 from collections.abc import Callable
 import functools
 import inspect
-import pathlib
 from typing import Any
 
 import ml_collections
@@ -22,6 +21,8 @@ from specjax import heads
 from specjax import models
 from specjax import sharding
 from specjax.drafters import vocabulary
+from specjax.models import hub
+from specjax.models import loading
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -207,13 +208,13 @@ def load_head(config: ConfigDict, loaded: records.Loaded, name: str, kind: str) 
   """
   if config.drafter.path:
     load: Callable[..., Any] = getattr(heads, f'load_{name}')
-    folder = pathlib.Path(config.drafter.path).expanduser()
+    folder = hub.fetch(config.drafter.path)
     head = load(folder, loaded.target, dtype=loaded.target.module.dtype)
   elif loaded.pair is not None:
     head = shipped_head(loaded.pair, name)
   else:
     raise ValueError(
-        f'The target in {config.target.path} comes without a head for '
+        f'The target {loaded.name} comes without a head for '
         f'config.drafter.kind={kind!r}: give --config.drafter.path=FOLDER.'
     )
   return sharding.place_head(head, loaded.layouts and loaded.layouts.draft)
@@ -229,23 +230,22 @@ def draft(config: ConfigDict, loaded: records.Loaded) -> models.LanguageModel:
   int8 = config.int8 or config.drafter.int8
   if config.drafter.path:
     check_draft_vocabulary(config, loaded.target.vocab_size, loaded.tokenizer)
-    folder = pathlib.Path(config.drafter.path).expanduser()
-    dtype = values.dtype(config.dtype)
-    model = models.load_hf(folder, dtype=dtype, layout=layout, int8=int8, **TEXT)
+    source, dtype = config.drafter.path, values.dtype(config.dtype)
+    model = loading.load_model(source, dtype=dtype, layout=layout, int8=int8)
     if not config.drafter.translate:
       size = loaded.target.vocab_size
       return model if model.vocab_size == size else vocabulary.padded(model, size)
     return drafters.translate(
         model,
-        draft_tokenizer=models.load_tokenizer(folder),
+        draft_tokenizer=loading.describe(source).tokenizer,
         target_tokenizer=loaded.tokenizer,
         target_vocab_size=loaded.target.vocab_size,
         min_overlap=config.drafter.min_overlap,
     )
-  if loaded.pair is None:
+  if loaded.pair is None or not loaded.pair.drafts:
     raise ValueError(
-        f'The target in {config.target.path} comes without a draft: give '
-        '--config.drafter.path=FOLDER, or --config.drafter.kind=ngram.'
+        f'The target {loaded.name} comes without a draft: give --config.drafter.path, a folder, a '
+        'hub id or a .gguf file, or --config.drafter.kind=ngram.'
     )
   model = loaded.pair.draft
   if config.drafter.draft:
@@ -268,17 +268,17 @@ def check_draft_vocabulary(config: ConfigDict, vocab_size: int, tokenizer: Any) 
   uses_draft = kind != 'none' and parts.takes(_factory('kind', kind), 'draft')
   if not uses_draft or not config.drafter.path or config.drafter.translate:
     return
-  folder = pathlib.Path(config.drafter.path).expanduser()
-  size = models.load_config(folder, **TEXT).vocab_size
+  source = config.drafter.path
+  size = loading.read_config(source).vocab_size
   if size == vocab_size:
     return
   why = 'Both must be the same, but for padding'
   if vocabulary.is_padding(size, vocab_size):
     try:
-      theirs = models.load_tokenizer(folder)
+      theirs = loading.describe(source).tokenizer
     except FileNotFoundError as error:
       raise ValueError(
-          f'The draft in {folder} has a vocabulary of {size} tokens, the target of {vocab_size}, '
+          f'The draft in {source} has a vocabulary of {size} tokens, the target of {vocab_size}, '
           'and no tokenizer that says whether the ids that both have are the same tokens. If they '
           f"are, put the target's tokenizer there: {error}"
       ) from error
@@ -288,7 +288,7 @@ def check_draft_vocabulary(config: ConfigDict, vocab_size: int, tokenizer: Any) 
     names = tokenizer.id_to_token(token), theirs.id_to_token(token)
     why = f'Token {token} is {names[0]!r} to the target and {names[1]!r} to the draft'
   raise ValueError(
-      f'The draft in {folder} has a vocabulary of {size} tokens, the target of {vocab_size}. '
+      f'The draft in {source} has a vocabulary of {size} tokens, the target of {vocab_size}. '
       f"{why}: use a draft made for the target's tokenizer, or --config.drafter.translate for one "
       'with a tokenizer of its own.'
   )

@@ -1,11 +1,13 @@
 """From a config to a generation: prompts, samples, and how they are decoded."""
 
+import dataclasses
 import functools
 
 import ml_collections
 
 from experiments import prompts as prompts_lib
 from experiments.build import drafters as drafters_lib
+from experiments.build import prompts as prompts_build
 from experiments.build import requests
 from experiments.build import rules
 from experiments.build import targets
@@ -29,7 +31,14 @@ def generation(config: ConfigDict) -> generation_lib.Generation:
   recipe = drafters_lib.recipe(config)
   stops = tuple(config.stop_tokens) + (loaded.stop_tokens if config.stop_at_end else ())
   rule = rules.rule(config)
-  return generation_lib.Generation(
+  conversations = prompts_lib.conversations(
+      prompt=config.prompt,
+      file=config.prompt_file,
+      held_out=loaded.held_out,
+      held_out_name=config.held_out,
+  )[: config.num_prompts or None]
+  encode = _encoder(config, loaded)
+  work = generation_lib.Generation(
       loaded=loaded,
       recipe=recipe,
       method=records.Method(
@@ -38,7 +47,9 @@ def generation(config: ConfigDict) -> generation_lib.Generation:
           sampling=functools.partial(rules.sampling, config),
           kind='none' if recipe is None else recipe.kind,
       ),
-      prompts=tuple(_prompts(config, loaded)),
+      conversations=tuple(conversations),
+      encode=encode,
+      is_chat=_is_chat(config, loaded),
       num_samples=config.num_samples,
       batch_size=1 if config.stream else config.batch_size,  # a stream shows one row at a time
       seed=config.seed,
@@ -58,24 +69,38 @@ def generation(config: ConfigDict) -> generation_lib.Generation:
           prefill_chunk=config.prefill_chunk,
       ),
   )
-
-
-def _prompts(config: ConfigDict, loaded: records.Loaded) -> list[prompts_lib.Prompt]:
-  is_own = config.prompt or config.prompt_file
-  texts = prompts_lib.texts(
-      prompt=config.prompt,
-      file=config.prompt_file,
-      held_out=loaded.held_out,
-      held_out_name=config.held_out,
-  )
-  prompts = prompts_lib.encode(
-      texts,
-      loaded.tokenizer,
-      max_tokens=config.prompt_tokens if is_own else config.held_out_tokens,
-      num_prompts=config.num_prompts,
-  )
   # All of them before the first is generated, and by name.
+  prompts = [encode(each, 0, ()) for each in conversations]
   for prompt in prompts:
     length, name = len(prompt.tokens), f'The prompt {prompt.name}'
     checks.positions(loaded.target, length, config.max_new_tokens, name=name)
-  return prompts
+  if config.prompt or config.prompt_file:
+    work = dataclasses.replace(work, note=prompts_lib.describe_cuts(prompts))
+  return work
+
+
+def _is_chat(config: ConfigDict, loaded: records.Loaded) -> bool:
+  """Whether prompts are turns of chats; texts that were held out never are."""
+  is_own = bool(config.prompt or config.prompt_file)
+  return prompts_build.is_chat(config, loaded) and (is_own or config.chat == 'on')
+
+
+def _encoder(config: ConfigDict, loaded: records.Loaded):
+  """(conversation, turn, answers so far) -> its prompt."""
+  if not _is_chat(config, loaded):
+    is_own = config.prompt or config.prompt_file
+    length = config.prompt_tokens if is_own else config.held_out_tokens
+
+    def encode_text(conversation, turn, answers) -> prompts_lib.Prompt:
+      del turn, answers
+      text = prompts_lib.as_text(conversation)
+      return prompts_lib.encode([text], loaded.tokenizer, max_tokens=length)[0]
+
+    return encode_text
+
+  def encode_chat(conversation, turn, answers) -> prompts_lib.Prompt:
+    tokens = prompts_build.chat_tokens(config, loaded, conversation, turn, answers)
+    name = conversation.name + (f' turn {turn + 1}' if turn else '')
+    return prompts_lib.Prompt(name, conversation.turns[turn], tuple(tokens))
+
+  return encode_chat

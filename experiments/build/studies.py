@@ -1,15 +1,16 @@
 """From a config to a study: the arms of a sweep, or the methods of a benchmark."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
 
 import ml_collections
 
-from experiments import prompts as prompts_lib
 from experiments import sweep as sweep_lib
 from experiments.build import drafters as drafters_lib
 from experiments.build import parts
+from experiments.build import prompts as prompts_build
 from experiments.build import requests
 from experiments.build import rules
 from experiments.build import targets
@@ -24,6 +25,10 @@ ConfigDict = ml_collections.ConfigDict
 _NO_NUMBERS = (
     'arms', 'baseline', 'calibration', 'fresh', 'methods', 'name', 'order', 'question',
     'retry_failed', 'rounds_per_chunk', 'stream_method', 'title', 'trace_methods', 'x',
+)  # fmt: skip
+_PROMPTS = (
+    'target', 'dtype', 'prompt_file', 'num_prompts', 'prompt_tokens', 'max_new_tokens', 'chat',
+    'system', 'stop_at_end',
 )  # fmt: skip
 # Arms that agree in these fields share a target, and a calibration if they draft alike, too.
 _TARGET = ('target', 'dtype', 'int8', 'mesh')
@@ -49,6 +54,11 @@ def sweep(config: ConfigDict) -> records.Study:
     settings = sweep_lib.apply(config, fields)
     try:
       _check(settings)
+      if settings.num_prompts % settings.batch_size:
+        raise ValueError(
+            f'config.num_prompts={settings.num_prompts} must be a multiple of config.batch_size='
+            f'{settings.batch_size}: its statistics are by batch.'
+        )
     except ValueError as error:
       raise ValueError(f'The arm {label}: {error}') from error
     arm = dataclasses.replace(
@@ -71,12 +81,15 @@ def sweep(config: ConfigDict) -> records.Study:
   )
 
 
-def benchmark(config: ConfigDict, calibration: Any = None) -> records.Study:
+def benchmark(
+    config: ConfigDict, calibration: Any = None, *, batch_sizes: Sequence[int] = ()
+) -> records.Study:
   """The study of `config.order`, each of whose keys names one of `config.methods`.
 
   Args:
     config: the config.
     calibration: that chose the dtype and the width of plain passes; None takes the config's.
+    batch_sizes: of the methods that are wanted; empty takes `config.batch_sizes`, or all.
 
   Raises:
     ValueError: for a method that does not exist or cannot be run.
@@ -90,7 +103,7 @@ def benchmark(config: ConfigDict, calibration: Any = None) -> records.Study:
   if not config.order:
     raise ValueError('config.order is empty: a benchmark needs at least one of config.methods.')
   return records.Study(
-      arms=tuple(method(config, key, calibration) for key in config.order),
+      arms=tuple(method(config, key, calibration) for key in _chosen(config, batch_sizes)),
       repetitions=config.repetitions,
       law=False,
       strict=False,
@@ -98,6 +111,25 @@ def benchmark(config: ConfigDict, calibration: Any = None) -> records.Study:
       costs=_costs(config.calibration),
       fresh=config.fresh,
   )
+
+
+def _chosen(config: ConfigDict, batch_sizes: Sequence[int]) -> list[str]:
+  """The keys of `config.order` whose drafter was given, for the batches that are asked for."""
+  keys = []
+  for key in config.order:
+    values.choice('order', key, tuple(config.methods))
+    chosen = config.methods[key]
+    parent, _, last = chosen.get('needs', '').rpartition('.')
+    is_given = not last or bool((config[parent] if parent else config)[last])
+    sizes = batch_sizes or config.get('batch_sizes', ())
+    if is_given and (not sizes or chosen.get('batch_size', 1) in sizes):
+      keys.append(key)
+  if not keys:
+    raise ValueError(
+        f'None of config.order={config.order} can be run: no drafter was given for it, or '
+        'config.batch_sizes leaves it out.'
+    )
+  return keys
 
 
 def method(config: ConfigDict, key: str, calibration: Any = None) -> records.Arm:
@@ -123,12 +155,13 @@ def method(config: ConfigDict, key: str, calibration: Any = None) -> records.Arm
   shown = key in (*config.trace_methods, config.stream_method)
   arm = _arm(settings, trace=records.TRACE_FIRST if shown else records.TRACE_NONE)
   name = config.methods[key].name or arm.recipe.kind
-  # All of them are calibrated together.
+  size = f', batch {settings.batch_size}' if settings.batch_size > 1 else ''
+  # Those of one batch size are calibrated together.
   cost_key = arms_lib.digest(
-      [_values(settings, _SHAPE[1:]), config.calibration.to_dict(), arms_lib.environment()]
+      [_values(settings, _SHAPE), config.calibration.to_dict(), arms_lib.environment()]
   )
   return dataclasses.replace(
-      arm, name=name, label=f'{name}, {arm.rule.name}, T = {arm.temperature:g}',
+      arm, name=name, label=f'{name}, {arm.rule.name}, T = {arm.temperature:g}{size}',
       fields=(('method', key),), cost_key=cost_key, num_seeds=1,
   )
 
@@ -157,7 +190,7 @@ def _of_method(config: ConfigDict, key: str) -> ConfigDict:
     raise ValueError(f'config.methods.{key}.drafter: {error}') from error
   settings.rule.name = chosen.rule or config.rule.name
   settings.sampling.temperature = float(chosen.temperature)
-  settings.batch_size = 1  # a benchmark takes one prompt at a time
+  settings.batch_size = chosen.get('batch_size', 1)
   return settings
 
 
@@ -167,11 +200,6 @@ def _check(settings: ConfigDict) -> None:
   if settings.drafter.kind == 'none':
     raise ValueError('An arm speculates: plain decoding is measured beside each of them.')
   values.at_least(settings, 1, 'num_prompts', 'repetitions')
-  if settings.num_prompts % settings.batch_size:
-    raise ValueError(
-        f'config.num_prompts={settings.num_prompts} must be a multiple of config.batch_size='
-        f'{settings.batch_size}: a smaller last batch would be compiled and timed apart.'
-    )
 
 
 def _arm(settings: ConfigDict, *, trace: str) -> records.Arm:
@@ -201,8 +229,10 @@ def _arm(settings: ConfigDict, *, trace: str) -> records.Arm:
           prefill_chunk=settings.prefill_chunk,
           width=settings.width,
           seed=settings.seed,
+          stops=settings.stop_at_end,
       ),
-      prompts=functools.partial(_prompts, settings),
+      prompts=functools.partial(prompts_build.prompts, settings),
+      prompts_key=arms_lib.digest([_values(settings, _PROMPTS), fields.get('acceptance')]),
       num_seeds=settings.get('num_seeds', 1) if temperature else 1,
       plain_key=arms_lib.digest(plain),
       cost_key=arms_lib.digest([
@@ -241,35 +271,3 @@ def _costs(settings: ConfigDict) -> records.Costs | None:
     return None
   fields = {k: v for k, v in settings.to_dict().items() if k != 'enabled'}
   return records.Costs(**fields)
-
-
-def _prompts(settings: ConfigDict, loaded: records.Loaded) -> records.Prompts:
-  """The prompts of an arm, and the others, from which its acceptance is foretold.
-
-  Raises:
-    ValueError: if there are not as many.
-  """
-  count, length = settings.num_prompts, settings.prompt_tokens
-  other = settings.acceptance.num_prompts if 'acceptance' in settings else 0
-  if loaded.pair is not None and not settings.prompt_file:
-    tokens = loaded.pair.prompts(count + other, length=length)
-    prompts = [(f'held out/{i}', tuple(each)) for i, each in enumerate(tokens)]
-  else:
-    texts = prompts_lib.texts(
-        file=settings.prompt_file,
-        held_out=loaded.held_out,
-        category=settings.get('prompt_category', ''),
-    )
-    encoded = prompts_lib.encode(
-        prompts_lib.by_turns(texts), loaded.tokenizer, max_tokens=length, num_prompts=count + other
-    )
-    prompts = [(each.name, each.tokens) for each in encoded]
-  if len(prompts) < count + other:
-    fields = 'config.num_prompts' + (' and config.acceptance.num_prompts' if other else '')
-    raise ValueError(
-        f'{fields}: {count + other} prompts were asked for, {settings.prompt_file} holds '
-        f'{len(prompts)}. Ask for fewer.'
-    )
-  return records.Prompts(prompts[:count], prompts[count:])
-
-

@@ -1,4 +1,4 @@
-"""Targets and draft models of a config: a pair of the zoo by name, or Hugging Face folders."""
+"""Targets of a config: a pair of the zoo by name, or a folder, hub id or `.gguf` file."""
 
 import pathlib
 from typing import Any
@@ -10,36 +10,74 @@ from experiments.build import values
 from experiments.runs import records
 from specjax import models
 from specjax import zoo
+from specjax.models import loading
 
 ConfigDict = ml_collections.ConfigDict
 
 
 def load(config: ConfigDict) -> records.Loaded:
-  """The target of `config.target`: a pair of the zoo by name, or a Hugging Face folder.
+  """The target of `config.target`.
 
   Raises:
-    ValueError: if there is no such pair, or the folder's weights or vocabulary do not fit.
-    FileNotFoundError: if there is no such folder, or a file is missing in it.
+    ValueError: if there is no such pair, or weights or vocabulary do not fit.
+    FileNotFoundError: if there is no such model, or a file is missing in it.
+    PermissionError: if a model on the hub is gated.
   """
   dtype = values.dtype(config.dtype)
+  template = _template(config)
   if not config.target.path:
     pair = zoo.load(config.target.name, dtype=dtype)
     draft_heads = _draft_heads(config, pair.target.module.config, pair)
     split = values.layouts(config.mesh, draft_heads=draft_heads)
     target = models.place(pair.target, split and split.target, int8=config.int8)
     return records.Loaded(
-        target, pair.tokenizer, (pair.end_of_text,), pair.held_out, pair, split
+        target,
+        pair.tokenizer,
+        pair.end_tokens or (pair.end_of_text,),
+        pair.held_out,
+        pair,
+        split,
+        name=pair.name,
+        chat_template=template or pair.chat_template,
+        special_tokens=pair.special_tokens,
     )
-  folder = pathlib.Path(config.target.path).expanduser()
-  # A folder that is no model is refused as such.
-  shape = models.load_config(folder, **drafters_lib.TEXT)
-  tokenizer = models.load_tokenizer(folder)
-  drafters_lib.check_draft_vocabulary(config, shape.vocab_size, tokenizer)
+  source = config.target.path
+  # A source that is no model is refused as such, before weights are fetched.
+  shape = loading.read_config(source)
+  about = loading.describe(source, chat_template=template)
+  drafters_lib.check_draft_vocabulary(config, shape.vocab_size, about.tokenizer)
   split = values.layouts(config.mesh, draft_heads=_draft_heads(config, shape, None))
-  target = models.load_hf(
-      folder, dtype=dtype, layout=split and split.target, int8=config.int8, **drafters_lib.TEXT
+  loaded = models.load(
+      source, dtype=dtype, layout=split and split.target, int8=config.int8, chat_template=template
   )
-  return records.Loaded(target, tokenizer, models.load_eos_ids(folder), (), None, split)
+  return records.Loaded(
+      loaded.model,
+      loaded.tokenizer,
+      loaded.end_tokens,
+      (),
+      None,
+      split,
+      name=name(config),
+      chat_template=loaded.chat_template,
+      special_tokens=loaded.special_tokens,
+  )
+
+
+def name(config: ConfigDict) -> str:
+  """The target's name, for people."""
+  source = config.target.path
+  return pathlib.Path(source).name if source else config.target.name
+
+
+def _template(config: ConfigDict) -> str | None:
+  """The template of `config.target.chat_template`, a file, or None."""
+  file = config.target.chat_template
+  if not file:
+    return None
+  path = pathlib.Path(file).expanduser()
+  if not path.is_file():
+    raise FileNotFoundError(f'config.target.chat_template={file} is no file.')
+  return path.read_text(encoding='utf-8-sig')
 
 
 def _draft_heads(config: ConfigDict, target: models.TransformerConfig, pair: Any) -> int:
@@ -52,9 +90,10 @@ def _draft_heads(config: ConfigDict, target: models.TransformerConfig, pair: Any
       target = getattr(drafters_lib.shipped_head(pair, head).config, 'decoder', target)
     # Most heads have the target's key-value heads.
     return target.num_kv_heads
-  if pair is not None:
-    return pair.draft.module.config.num_kv_heads
   if config.drafter.kind == 'model' and config.drafter.path:
-    folder = pathlib.Path(config.drafter.path).expanduser()
-    return models.load_config(folder, **drafters_lib.TEXT).num_kv_heads
+    return loading.read_config(config.drafter.path).num_kv_heads
+  if pair is not None and pair.drafts:
+    return pair.draft.module.config.num_kv_heads
   return 0
+
+

@@ -55,11 +55,49 @@ def of_arms(
   return calibrations
 
 
+def choose(
+    study: records.Study,
+    rebuild: Callable[[costs_lib.Calibration], records.Study],
+    session: runner_lib.Session,
+    workdir: workdir_lib.Workdir,
+    say: Say,
+) -> tuple[records.Study, dict[str, costs_lib.Calibration]]:
+  """Calibrates a study before it runs, in the dtype that is fastest at its smallest batch.
+
+  Args:
+    study: as the config has it.
+    rebuild: calibration -> the study with its dtype and its width of plain passes.
+    session: loads targets.
+    workdir: keeps calibrations.
+    say: is called with what is being measured.
+
+  Returns:
+    The study to run, and calibrations by its arms' keys.
+  """
+  size = lambda arm: arm.sizes.batch_size
+  smallest = min(map(size, study.arms))
+  here = [arm for arm in study.arms if size(arm) == smallest]
+  first = of_arms(here, study, session, workdir, say)
+  if not first:
+    return study, {}
+  calibration = next(iter(first.values()))
+  study = rebuild(calibration)
+  calibrations = {
+      arm.key: calibration
+      for arm in study.arms
+      if size(arm) == smallest and forecasts.is_predicted(arm.recipe)
+  }
+  others = [arm for arm in study.arms if size(arm) != smallest]
+  # The dtype is chosen; that of the file says nothing any more.
+  settled = dataclasses.replace(study, costs=dataclasses.replace(study.costs, dtypes=()))
+  return study, calibrations | of_arms(others, settled, session, workdir, say)
+
+
 def _measure(group, settings, session, say) -> costs_lib.Calibration:
   """Measures on the arms' first batch, or on the first of the other prompts."""
   arm = group[0]
   loaded = session.load(arm.target)
-  prompts = arm.prompts(loaded)
+  prompts = session.prompts(arm)
   runner = runner_lib.runner_of(arm, loaded, prompts)
   rows = [list(tokens) for _, tokens in (prompts.other or prompts.timed)]
   rows = rows[: arm.sizes.batch_size]

@@ -1,6 +1,6 @@
 """Generates samples of prompts in batches, and describes where every token came from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
@@ -25,7 +25,9 @@ class Generation:
     loaded: the target.
     recipe: of the drafter; None for plain decoding.
     method: without its drafter.
-    prompts: all of them.
+    conversations: all of them; of several turns each is answered in order.
+    encode: (conversation, turn, answers so far) -> its prompt.
+    is_chat: whether prompts are turns of a chat.
     num_samples: of each prompt.
     batch_size: rows that are generated together.
     seed: of the first row.
@@ -33,13 +35,16 @@ class Generation:
     rounds_per_chunk: of a stream, rounds between two updates.
     keeps_trace: whether every round is described.
     stop_strings: that end a text.
+    note: a sentence about prompts that were cut; '' for none.
     options: for `specjax.generate`, beside prompts, drafter, sampling, seeds and trace.
   """
 
   loaded: records_lib.Loaded
   recipe: records_lib.Recipe | None
   method: records_lib.Method
-  prompts: tuple[prompts_lib.Prompt, ...]
+  conversations: tuple[prompts_lib.Conversation, ...]
+  encode: Callable[..., prompts_lib.Prompt]
+  is_chat: bool
   num_samples: int
   batch_size: int
   seed: int
@@ -48,42 +53,61 @@ class Generation:
   keeps_trace: bool
   stop_strings: tuple[str, ...]
   options: dict[str, Any]
+  note: str = ''
 
-  def batches(self) -> list['Batch']:
-    """All samples of all prompts."""
-    rows = [prompt for prompt in self.prompts for _ in range(self.num_samples)]
+  def first_rows(self) -> list['Row']:
+    """All samples of all conversations, at their first turn."""
+    each = [(talk, i) for talk in self.conversations for i in range(self.num_samples)]
+    return [
+        Row(talk, sample, number, self.encode(talk, 0, ()))
+        for number, (talk, sample) in enumerate(each)
+    ]
+
+  def next_rows(self, rows: Sequence['Row'], texts: Sequence[str]) -> list['Row']:
+    """The rows whose conversation goes on after these answers, at their next turn."""
+    following = []
+    for row, text in zip(rows, texts):
+      answers = (*row.answers, text)
+      if len(answers) < len(row.conversation.turns) and self.is_chat:
+        prompt = self.encode(row.conversation, len(answers), answers)
+        following.append(dataclasses.replace(row, prompt=prompt, answers=answers))
+    return following
+
+  def batches(self, rows: Sequence['Row']) -> list[list['Row']]:
+    """Rows that are generated together."""
     size = self.batch_size
-    return [Batch(i, tuple(rows[i : i + size])) for i in range(0, len(rows), size)]
-
-  def sample(self, batch: 'Batch', row: int) -> int:
-    """Which of its prompt's samples a row of a batch is."""
-    return (batch.first + row) % self.num_samples
+    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-  """Rows that are generated together.
+class Row:
+  """One sample of a conversation, at one of its turns.
 
   Attributes:
-    first: number of the first row in the whole run; seeds follow it.
-    prompts: one per row; a prompt with several samples comes several times.
+    conversation: whose turn it is.
+    sample: which of its samples.
+    number: of the sample in the whole run; its seed follows.
+    prompt: the turn, after the turns and answers before it.
+    answers: to those turns.
   """
 
-  first: int
-  prompts: tuple[prompts_lib.Prompt, ...]
+  conversation: prompts_lib.Conversation
+  sample: int
+  number: int
+  prompt: prompts_lib.Prompt
+  answers: tuple[str, ...] = ()
 
 
 def generate(
-    work: Generation, batch: Batch, console: rich.console.Console
+    work: Generation, batch: Sequence[Row], console: rich.console.Console
 ) -> GenerateOutput:
   """Generates and shows one batch; compilation is not in its times."""
   tokenizer, target = work.loaded.tokenizer, work.loaded.target
-  tokens = [prompt.tokens for prompt in batch.prompts]
-  first = work.seed + batch.first
+  tokens = [row.prompt.tokens for row in batch]
   options = work.options | dict(
       sampling=work.method.sampling(len(tokens)),
       # Wherever batches begin, a row has the seed of its place in the whole run.
-      seeds=[first + row for row in range(len(tokens))],
+      seeds=[work.seed + row.number for row in batch],
       trace=work.keeps_trace or display.wants_trace(console),
   )
   options['drafter'] = _drafter(work, tokens, options)
@@ -92,12 +116,12 @@ def generate(
     next(specjax.stream(target, tokens, **options, rounds_per_chunk=1))
   if not work.streams:
     output = specjax.generate(target, tokens, **options)
-    for row in range(len(tokens)):
-      _show_head(work, batch, row, console)
+    for row, each in enumerate(batch):
+      _show_head(work, each, console)
       display.TokenStream(console, tokenizer, row=row).update(output)
       console.print('\n')
     return output
-  _show_head(work, batch, 0, console)
+  _show_head(work, batch[0], console)
   stream = display.TokenStream(console, tokenizer, stop_strings=work.stop_strings)
   for output in specjax.stream(
       target, tokens, **options, rounds_per_chunk=work.rounds_per_chunk
@@ -117,28 +141,31 @@ def _drafter(work: Generation, tokens: Sequence[Sequence[int]], options: dict[st
   return work.recipe.make(work.loaded, **reference)
 
 
-def _show_head(work: Generation, batch: Batch, row: int, console: rich.console.Console) -> None:
+def _show_head(work: Generation, row: Row, console: rich.console.Console) -> None:
   """A line that names the row, and the end of its prompt."""
-  prompt = batch.prompts[row]
+  prompt = row.prompt
   title = prompt.name
   if work.num_samples > 1:
-    title += f', sample {work.sample(batch, row) + 1} of {work.num_samples}'
+    title += f', sample {row.sample + 1} of {work.num_samples}'
   console.rule(title, align='left', style='bright_black')
   # The last lines are what the text goes on from; a long prompt would push it off the screen.
   lines = prompt.text.splitlines(keepends=True)[-8:]
   display.write(console, ''.join(lines), display.COLOURS['prompt'])
 
 
-def describe(work: Generation, batch: Batch, output: GenerateOutput) -> list[dict[str, Any]]:
+def describe(
+    work: Generation, batch: Sequence[Row], output: GenerateOutput
+) -> list[dict[str, Any]]:
   """Rows of `outputs.jsonl` for a batch."""
   rows = []
-  for row, prompt in enumerate(batch.prompts):
+  for row, each in enumerate(batch):
+    prompt = each.prompt
     tokens = output.new_tokens(row)
     start, end = int(output.prompt_lengths[row]), int(output.lengths[row])
     described = {
         'prompt': prompt.name,
-        'sample': work.sample(batch, row),
-        'seed': work.seed + batch.first + row,
+        'sample': each.sample,
+        'seed': work.seed + each.number,
         'text': output.texts[row],
         'finish_reason': output.finish_reasons[row],
         'prompt_tokens': prompt.tokens,

@@ -1,6 +1,6 @@
 """What `experiments.build` makes of a config, and everything else runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -23,6 +23,9 @@ class Loaded:
     held_out: texts for prompts (`name`, `text`) that the target was not trained on.
     pair: the zoo's pair, or None for a target from a folder.
     layouts: of target and draft over several devices, or None.
+    name: of the target, for people.
+    chat_template: Jinja source of its chat template, or None.
+    special_tokens: texts of special tokens by name, for the template.
   """
 
   target: models.LanguageModel
@@ -31,6 +34,9 @@ class Loaded:
   held_out: tuple[Any, ...]
   pair: Any
   layouts: sharding.Layouts | None = None
+  name: str = 'the target'
+  chat_template: str | None = None
+  special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +130,7 @@ class Sizes:
     prefill_chunk: tokens of a prefill pass.
     width: tokens per pass of plain decoding; None takes the fast one.
     seed: of the first row; row i has seed + i.
+    stops: whether a row ends at the model's end tokens.
   """
 
   batch_size: int
@@ -132,6 +139,7 @@ class Sizes:
   prefill_chunk: int
   width: int | None
   seed: int
+  stops: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +149,12 @@ class Prompts:
   Attributes:
     timed: names and tokens.
     other: more prompts, from which acceptance is learned for the forecast.
+    note: a sentence about those that were cut, or that serve twice; '' for none.
   """
 
   timed: Sequence[Prompt]
   other: Sequence[Prompt] = ()
+  note: str = ''
 
   @property
   def longest(self) -> int:
@@ -172,6 +182,7 @@ class Arm:
     sampling: batch size -> `specjax.types.Sampling`.
     sizes: of its programs.
     prompts: loaded -> `Prompts`.
+    prompts_key: digest of what they depend on.
     num_seeds: runs of each prompt above temperature 0.
     plain_key: digest of what plain decoding depends on, but for rule and width.
     cost_key: digest of what costs depend on, but for drafter, rule and K.
@@ -189,6 +200,7 @@ class Arm:
   sampling: Callable[[int], Any]
   sizes: Sizes
   prompts: Callable[[Loaded], Prompts]
+  prompts_key: str
   num_seeds: int
   plain_key: str
   cost_key: str

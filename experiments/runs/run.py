@@ -71,7 +71,7 @@ def _run(arm, study, session, say, calibration, trace) -> dict[str, Any]:
     ValueError: for what cannot be run.
   """
   loaded = session.load(arm.target)
-  prompts = arm.prompts(loaded)
+  prompts = session.prompts(arm)
   runner = runner_lib.runner_of(arm, loaded, prompts)
   if arm.recipe.num_speculative_tokens == 0:
     arm = _with_best_length(arm, loaded, runner, prompts, calibration, study, say)
@@ -101,7 +101,7 @@ def _run(arm, study, session, say, calibration, trace) -> dict[str, Any]:
       checked = _check(case, outputs, study)
     result |= _timings(times, outputs, timed, plain_outputs)
     result['plain_record'] = _record(
-        'plain decode', plain, runner, plain_outputs, seconds=times['plain']
+        _named('plain decode', arm), plain, runner, plain_outputs, seconds=times['plain']
     )
   if all_traced:
     trace = traces_lib.entry(outputs[0], loaded.tokenizer, name=arm.label)
@@ -113,7 +113,7 @@ def _run(arm, study, session, say, calibration, trace) -> dict[str, Any]:
   stats = records.merge_stats(outputs)
   return result | dict(
       record=_record(
-          arm.name, case.method, runner, outputs,
+          _named(arm.name, arm), case.method, runner, outputs,
           seconds=times and times['arm'],
           plain=times and (times['plain'], result['plain_tokens']),
           **checked.fields,
@@ -121,6 +121,7 @@ def _run(arm, study, session, say, calibration, trace) -> dict[str, Any]:
       check=dataclasses.asdict(checked),
       batch_size=arm.sizes.batch_size,
       prompts=[name for name, _ in prompts.timed],
+      note=prompts.note,
       prompt_tokens=max(len(tokens) for _, tokens in prompts.timed),
       tokens=[int(n) for output in outputs for n in output.lengths - output.prompt_lengths],
       rounds=stats.rounds,
@@ -130,6 +131,13 @@ def _run(arm, study, session, say, calibration, trace) -> dict[str, Any]:
       free_rounds=sum(output.drafter_state for output in outputs),
       **({} if trace is None else dict(trace=trace)),
   )
+
+
+def _named(name: str, arm: records_lib.Arm) -> str:
+  """What a row is called; an arm of a sweep has its batch size among its fields."""
+  size = arm.sizes.batch_size
+  is_sweep = arm.name == arm.label
+  return name if size == 1 or is_sweep else f'{name}, batch {size}'
 
 
 def _methods(arm, loaded, runner, batches) -> list[records_lib.Method]:

@@ -39,12 +39,14 @@ class Runner:
     width: tokens that a pass of plain decoding reads.
     cache_length: S.
     sizes: the rest.
+    stop_tokens: ids that end a row.
   """
 
   target: Any
   width: int
   cache_length: int
   sizes: records.Sizes
+  stop_tokens: tuple[int, ...] = ()
 
   def __call__(self, method: records.Method, batch: Batch, **more) -> GenerateOutput:
     """One run over a batch.
@@ -64,6 +66,7 @@ class Runner:
         rule=method.rule,
         sampling=method.sampling(len(batch.prompts)),
         max_new_tokens=self.sizes.max_new_tokens,
+        stop_tokens=self.stop_tokens,
         seeds=self.seeds(batch),
         width=self.width_of(method),
         cache_length=self.cache_length,
@@ -91,14 +94,23 @@ class Session:
     """Nothing is loaded yet."""
     self._loaded: dict[str, records.Loaded] = {}
     self._references: dict[Any, list[GenerateOutput]] = {}
+    self._prompts: dict[Any, records.Prompts] = {}
 
   def load(self, target: records.Target) -> records.Loaded:
     """A target; only the latest one is kept."""
     if target.key not in self._loaded:
       self._loaded.clear()
       self._references.clear()
+      self._prompts.clear()
       self._loaded[target.key] = target.load()
     return self._loaded[target.key]
+
+  def prompts(self, arm: records.Arm) -> records.Prompts:
+    """An arm's prompts; later turns of chats, which are answered first, are made once."""
+    loaded = self.load(arm.target)
+    if arm.prompts_key not in self._prompts:
+      self._prompts[arm.prompts_key] = arm.prompts(loaded)
+    return self._prompts[arm.prompts_key]
 
   def references(self, key: Any, make: Callable[[], list[GenerateOutput]]):
     """What `make` gives, made once for a key."""
@@ -118,13 +130,19 @@ def runner_of(
       width=sizes.width or fast_width(loaded.target),
       cache_length=sizes.cache_length or generation.bucket(size),
       sizes=sizes,
+      stop_tokens=loaded.stop_tokens if sizes.stops else (),
   )
 
 
 def batches(arm: records.Arm, prompts: Sequence[records.Prompt]) -> list[Batch]:
-  """All prompts, as often as seeds are asked for; greedy output depends on no seed."""
+  """All prompts, as often as seeds are asked for; greedy output depends on no seed.
+
+  A last batch that they do not fill takes the first ones again: one of another size would be
+  compiled and timed apart.
+  """
   size = arm.sizes.batch_size
-  tokens = [tokens for _, tokens in prompts]
+  count = -(-len(prompts) // size) * size
+  tokens = [prompts[i % len(prompts)][1] for i in range(count)]
   return [
       Batch(tuple(tokens[start : start + size]), seed * len(tokens) + start)
       for seed in range(arm.num_seeds)

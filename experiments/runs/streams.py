@@ -33,7 +33,7 @@ def show(
   arm = streamed.arm
   with console.status('compiling …'):
     loaded = session.load(arm.target)
-    prompts = arm.prompts(loaded)
+    prompts = session.prompts(arm)
     runner = runner_lib.runner_of(arm, loaded, prompts)
     batch = runner_lib.batches(arm, prompts.timed)[0]
     options = runner.options(arm.method(arm.recipe.make(loaded)), batch) | dict(

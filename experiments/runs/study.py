@@ -73,6 +73,9 @@ def run(
     if calibrations is None:
       done = [arm for arm in arms if arms_lib.is_done(results[arm.key])]
       calibrations = costs_lib.of_arms(done, study, session, workdir, progress.say)
+  for note in dict.fromkeys(each.get('note') for each in results.values() if each):
+    if note:
+      console.print(note, highlight=False, soft_wrap=True)
   return write()
 
 

@@ -95,14 +95,17 @@ def of_benchmark(
     *,
     calibrations: Calibrations | None = None,
 ) -> list[Row]:
-  """Rows of plain decoding, one per temperature, then one per method (`analysis.Record`).
+  """Rows (`analysis.Record`) of plain decoding per batch size and temperature, then of methods.
 
   A method that failed has its `name`, `status` and `error` alone. Arguments are as for `of_sweep`.
   """
   done = [arm for arm in arms if arms_lib.is_done(results.get(arm.key))]
+  kinds = sorted({(arm.sizes.batch_size, arm.temperature) for arm in done})
   rows = [
-      _plain([results[arm.key] for arm in done if arm.temperature == temperature])
-      for temperature in sorted({arm.temperature for arm in done})
+      _plain([
+          results[arm.key] for arm in done if (arm.sizes.batch_size, arm.temperature) == kind
+      ])
+      for kind in kinds
   ]
   for arm in arms:
     result = results.get(arm.key)
@@ -119,7 +122,7 @@ def of_benchmark(
 
 
 def _plain(results: Sequence[Result]) -> Row:
-  """Plain decoding as it was timed beside each arm of one temperature: medians over the arms."""
+  """Plain decoding as it was timed beside each arm of its kind: medians over the arms."""
   record = dict(results[0]['plain_record'])
   seconds = float(np.median([result['plain_seconds'] for result in results], axis=0).sum())
   return record | dict(

@@ -31,6 +31,7 @@ class Record:
     num_speculative_tokens: K; 0 for plain decoding.
     dtype: of weights and activations.
     width: tokens per target pass.
+    batch_size: rows that ran together, at most.
     prompts: the number of prompts.
     new_tokens: emitted for all of them.
     target_passes: decode rounds, prefill not counted.
@@ -65,6 +66,7 @@ class Record:
   num_speculative_tokens: int
   dtype: str
   width: int
+  batch_size: int
   prompts: int
   new_tokens: int
   target_passes: int
@@ -143,6 +145,7 @@ def record(
       num_speculative_tokens=num_speculative_tokens,
       dtype=dtype,
       width=width,
+      batch_size=max(len(output.lengths) for output in outputs),
       prompts=sum(len(output.lengths) for output in outputs),
       new_tokens=sum(tokens),
       target_passes=sum(output.target_passes for output in outputs),

@@ -13,11 +13,13 @@ from specjax.models.gguf import (
 )
 from specjax.models.hf import load_config, load_eos_ids, load_hf, load_tokenizer, save_hf
 from specjax.models.language_model import LanguageModel
+from specjax.models.loading import Checkpoint, load
 from specjax.models.placement import abstract_params, init_params, place
 from specjax.models.transformer import Output, Transformer
 from specjax.models.widths import fast_width
 
 __all__ = [
+    'Checkpoint',
     'LanguageModel',
     'Output',
     'RopeScaling',
@@ -27,6 +29,7 @@ __all__ = [
     'chat',
     'fast_width',
     'init_params',
+    'load',
     'load_config',
     'load_eos_ids',
     'load_gguf',

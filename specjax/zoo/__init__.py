@@ -4,8 +4,12 @@
 tokenizer of its own, trained by this project's own code on the source of Python's standard
 library (`configs/zoo_target.py`, `configs/train_distill_zoo.py`). `specjax/zoo/stdlib/README.md`
 says how, with the loss curves and the licence of the corpus.
+
+`smollm2` is SmolLM2-135M-Instruct, a chat model that others trained. It is fetched when it is first
+loaded, and comes without a draft (`specjax.zoo.smollm2`).
 """
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
@@ -13,6 +17,7 @@ from typing import Any
 
 from specjax import heads
 from specjax import models
+from specjax.zoo import smollm2
 
 _ROOT = pathlib.Path(__file__).parent
 
@@ -43,6 +48,9 @@ class Pair:
     end_of_text: id of the token that ends a file.
     held_out: files for prompts and measurement.
     folder: where the pair lies; its heads are read from there (`head`).
+    chat_template: Jinja source of the target's chat template, or None.
+    special_tokens: texts of special tokens by name, for the template.
+    end_tokens: ids that end a text or a turn of a chat.
   """
 
   name: str
@@ -52,6 +60,9 @@ class Pair:
   end_of_text: int
   held_out: tuple[HeldOut, ...]
   folder: pathlib.Path | None = None
+  chat_template: str | None = None
+  special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  end_tokens: tuple[int, ...] = ()
 
   def head(self, name: str) -> Any:
     """A head that ships with the pair, read when it is asked for.
@@ -77,6 +88,16 @@ class Pair:
 
   @property
   def draft(self) -> models.LanguageModel:
+    """The draft to use where nothing speaks for another.
+
+    Raises:
+      ValueError: if the pair has none.
+    """
+    if 'draft' not in self.drafts:
+      raise ValueError(
+          f'{self.name} comes without a draft model: give one of your own, or draft by prompt '
+          'lookup (`drafters.ngram`) or suffixes (`drafters.suffix`).'
+      )
     return self.drafts['draft']
 
   def prompts(self, count: int, *, length: int, offset: int = 0) -> list[list[int]]:
@@ -111,12 +132,12 @@ class Pair:
 
 
 def names() -> tuple[str, ...]:
-  """Names of the pairs that ship."""
+  """Names of the pairs that ship; `smollm2.NAME` is fetched."""
   return tuple(sorted(path.parent.name for path in _ROOT.glob('*/tokenizer.json')))
 
 
 def load(name: str = 'stdlib', *, dtype: Any = None) -> Pair:
-  """Loads a pair that ships with the project.
+  """Loads a pair that ships with the project, or 'smollm2', which is fetched first.
 
   Args:
     name: of the pair.
@@ -127,9 +148,13 @@ def load(name: str = 'stdlib', *, dtype: Any = None) -> Pair:
 
   Raises:
     ValueError: for an unknown name.
+    FileNotFoundError: if it cannot be fetched.
   """
+  if name == smollm2.NAME:
+    return _smollm2(dtype)
   if name not in names():
-    raise ValueError(f'There is no pair named {name!r}; there are: {", ".join(names())}.')
+    known = ', '.join([*names(), smollm2.NAME])
+    raise ValueError(f'There is no pair named {name!r}; there are: {known}.')
   folder = _ROOT / name
   tokenizer = models.load_tokenizer(folder)
   drafts = {
@@ -146,4 +171,20 @@ def load(name: str = 'stdlib', *, dtype: Any = None) -> Pair:
       end_of_text=tokenizer.token_to_id('<|endoftext|>'),
       held_out=held_out,
       folder=folder,
+  )
+
+
+def _smollm2(dtype: Any) -> Pair:
+  """SmolLM2 as a pair without a draft."""
+  loaded = models.load(smollm2.fetch(), dtype=dtype)
+  return Pair(
+      name=smollm2.NAME,
+      target=loaded.model,
+      drafts={},
+      tokenizer=loaded.tokenizer,
+      end_of_text=loaded.end_tokens[0],
+      held_out=(),
+      chat_template=loaded.chat_template,
+      special_tokens=loaded.special_tokens,
+      end_tokens=loaded.end_tokens,
   )

@@ -31,6 +31,7 @@ from experiments import workdir as workdir_lib
 from specjax import drafters
 from specjax import models
 from specjax import verify
+from tests.support import tiny_pair
 from tests.support import tolerance
 
 SHAPE = models.TransformerConfig(
@@ -94,6 +95,11 @@ class TestTokenizer:
     tokenizer = tokenizer_lib.from_pieces(PIECES)
     ids = tokenizer.encode('a\n\tb', add_special_tokens=False).ids
     assert tokenizer_lib.to_bytes(tokenizer, ids) == b'a\n\tb'
+
+  def test_bytes_of_byte_level_pieces(self):
+    tokenizer = tiny_pair.loaded().tokenizer
+    text = 'a\n\u00e9 \u4e2d\x00\U0001f600'
+    assert tokenizer_lib.to_bytes(tokenizer, tokenizer.encode(text).ids) == text.encode()
 
   def test_words(self):
     tokenizer = tokenizer_lib.from_pieces(PIECES)
@@ -448,6 +454,20 @@ class TestRun:
     text = (tmp_path / 'console').read_text()
     assert 'not run' not in text and 'target passes' in text
     assert os.sched_getaffinity(0) == cores
+
+  def test_a_model_without_a_draft(self, folder, tmp_path):
+    file = tmp_path / 'question.jsonl'
+    file.write_text('{"turns": ["the in a er", "more"]}\n{"prompt": "in the"}\n')
+    config = make_config(folder)
+    config.peers.pair, config.peers.model = '', str(folder / 'target')
+    with pytest.raises(ValueError, match='config.peers.model needs prompts'):
+      settings_lib.from_config(config)
+    config.prompt_file, config.num_prompts = str(file), 0
+    with open(tmp_path / 'console', 'w') as screen:
+      rows = peers.run(config, str(tmp_path / 'run'), console=rich.console.Console(file=screen))
+    assert [row['name'] for row in rows] == ['specjax: plain', 'specjax: prompt lookup']
+    assert [row['prompts'] for row in rows] == [2, 2]
+    assert all(row['identical_to_plain'] for row in rows)
 
   def test_says_what_was_not_run(self, folder):
     lines = settings_lib.absent(settings_lib.from_config(make_config(folder)))
