@@ -92,6 +92,7 @@ def _record(task: runs.Task, dtype: str, engine: Measured, method: str) -> recor
   counted = None not in proposed and sum(proposed) > 0
   return records.Record(
       batch_size=1,
+      differing=None,
       name=f'{engine.engine}: {method}', rule='greedy', drafter=_DRAFTERS[method],
       temperature=0.0, num_speculative_tokens=k, dtype=dtype, width=k + 1,
       prompts=len(of_method), new_tokens=new_tokens, target_passes=target_passes,

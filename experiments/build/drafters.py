@@ -26,9 +26,6 @@ from specjax.models import loading
 
 ConfigDict = ml_collections.ConfigDict
 
-# Prompts are text: of a model with a vision tower the language model alone is loaded.
-TEXT = dict(text_only=True)
-
 _TREE = '_tree'
 # Parameters that only drafters with a model have.
 _MODELS = ('draft', 'target', 'reference', 'free')

@@ -8,7 +8,6 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 
-from experiments.build import drafters as drafters_build
 from experiments.build import values
 from experiments.runs import training as training_lib
 from specjax import drafters
@@ -19,6 +18,7 @@ from specjax.heads import eagle
 from specjax.heads import early_exit
 from specjax.heads import medusa
 from specjax.heads import target as target_lib
+from specjax.models import loading
 from specjax.training import drafts as draft_losses
 from specjax.training import heads as head_losses
 from specjax.training import losses
@@ -45,8 +45,8 @@ def task(config: ConfigDict) -> training_lib.Task:
     )
   layouts = values.layouts(config.get('mesh'))
   layout = layouts and layouts.target
-  target = models.load_hf(
-      config.target.path, dtype=values.dtype(config.dtype), layout=layout, **drafters_build.TEXT
+  target = loading.load_model(
+      config.target.path, dtype=values.dtype(config.dtype), layout=layout
   )
   make = {'eagle': _eagle3, 'medusa': _medusa, 'early_exit': _early_exit}[config.kind]
   return dataclasses.replace(make(config, target), layout=layout)
@@ -74,7 +74,7 @@ def _distillation_target(config: ConfigDict) -> models.LanguageModel | None:
           '--config.target.path=FOLDER, a Hugging Face folder.'
       )
     return None
-  shape = models.load_config(config.target.path, **drafters_build.TEXT)
+  shape = loading.read_config(config.target.path)
   if shape.vocab_size != config.model.vocab_size:
     raise ValueError(
         f'The target in {config.target.path} has a vocabulary of {shape.vocab_size} tokens, '
@@ -82,11 +82,8 @@ def _distillation_target(config: ConfigDict) -> models.LanguageModel | None:
         f'{shape.vocab_size}.'
     )
   layouts = values.layouts(config.get('mesh'))
-  return models.load_hf(
-      config.target.path,
-      dtype=values.dtype(config.dtype),
-      layout=layouts and layouts.target,
-      **drafters_build.TEXT,
+  return loading.load_model(
+      config.target.path, dtype=values.dtype(config.dtype), layout=layouts and layouts.target
   )
 
 

@@ -9,6 +9,8 @@ import ml_collections
 from experiments.build import tasks
 from experiments.runs import corpus as corpus_lib
 from experiments.runs import training as training_lib
+from specjax.models import hub
+from specjax.models import loading
 from specjax.training import optimizers
 from specjax.training import samples
 
@@ -92,7 +94,12 @@ def _tokenizer_file(config: ConfigDict) -> pathlib.Path | None:
     return pathlib.Path(config.corpus.tokenizer)
   if not config.target.path:
     return None
-  folder = pathlib.Path(config.target.path)
+  folder = hub.fetch(config.target.path, without_weights=True)
+  if loading.is_gguf(folder):
+    raise ValueError(
+        f'{folder} is a GGUF file, which has no tokenizer.json to encode the corpus with: turn it '
+        'into a folder with scripts/convert_hf.py, and give that.'
+    )
   for candidate in (folder / 'tokenizer.json', folder.parent / 'tokenizer.json'):
     if candidate.exists():
       return candidate

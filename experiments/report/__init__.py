@@ -96,7 +96,7 @@ def _title(config: Row) -> tuple[str, str]:
   title = str(config.get('title') or config.get('name') or 'specjax')
   target = config.get('target') if isinstance(config.get('target'), Mapping) else {}
   path, pair = target.get('path'), target.get('name')
-  name = pathlib.Path(path).name if path else f'the pair {pair}'
+  name = pathlib.Path(path).name if path else str(pair)
   if not path and pair == 'stdlib':
     name = 'the shipped pair'
   is_named = '{target}' in title or not path

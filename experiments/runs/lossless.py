@@ -204,6 +204,13 @@ def _pairs(references, outputs) -> list[tuple[np.ndarray, np.ndarray]]:
   ]
 
 
+def count_differing(
+    references: Sequence[GenerateOutput], outputs: Sequence[GenerateOutput]
+) -> int:
+  """Rows whose new tokens differ between two lists of runs."""
+  return _count_differing(_pairs(references, outputs))
+
+
 def _count_differing(pairs) -> int:
   return sum(not np.array_equal(wanted, tokens) for wanted, tokens in pairs)
 

@@ -85,7 +85,7 @@ def _run(arm, study, session, say, calibration, trace) -> dict[str, Any]:
     result['other_acceptance'] = _acceptance(arm, case.method, runner, prompts, study)
 
   all_traced = arm.trace == records_lib.TRACE_ALL
-  outputs = checked = times = None
+  outputs = checked = times = differing = None
   if all_traced or not study.repetitions:
     say('checking')
     outputs = case.run(trace=all_traced)
@@ -100,6 +100,8 @@ def _run(arm, study, session, say, calibration, trace) -> dict[str, Any]:
       outputs = timed
       checked = _check(case, outputs, study)
     result |= _timings(times, outputs, timed, plain_outputs)
+    if not case.method.temperature:  # else plain decoding takes the fastest sampler
+      differing = lossless.count_differing(plain_outputs, timed)
     result['plain_record'] = _record(
         _named('plain decode', arm), plain, runner, plain_outputs, seconds=times['plain']
     )
@@ -116,6 +118,7 @@ def _run(arm, study, session, say, calibration, trace) -> dict[str, Any]:
           _named(arm.name, arm), case.method, runner, outputs,
           seconds=times and times['arm'],
           plain=times and (times['plain'], result['plain_tokens']),
+          differing=differing,
           **checked.fields,
       ),
       check=dataclasses.asdict(checked),

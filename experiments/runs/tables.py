@@ -38,8 +38,11 @@ DEFINITIONS = (
 
 BENCHMARK_NOTE = (
     'Argmax flips: prompts that part from plain decoding where rounding explains it; all others '
-    "are token for token the same. 'same law': other tokens from the same distribution. Speed-ups "
-    'are over plain decoding at the same temperature, in turns with each method.'
+    "are token for token the same. 'n differ': prompts whose text is not that of plain decoding at "
+    'its own width, as it was timed, for other widths round otherwise: with '
+    '--config.width=K+1 plain decoding reads as many tokens per pass as speculation, and is equal '
+    "bit for bit. 'same law': other tokens from the same distribution. Speed-ups are over plain "
+    'decoding at the same temperature, in turns with each method.'
 )
 
 # Columns that a definition is about; the others are in every table.
@@ -320,8 +323,15 @@ def benchmark_summary(row: Mapping[str, Any], *, with_forecast: bool) -> Row:
   words = {'same law': 'same law', 'lossy': 'LOSSY', 'differs': 'DIFFERS'}
   return cells | {
       'accept. length': f'{row["mean_acceptance_length"]:.2f}',
-      'argmax flips': words.get(row['lossless'], row['flips']),
+      'argmax flips': words.get(row['lossless'], _flips(row)),
   }
+
+
+def _flips(row: Mapping[str, Any]) -> str | int | None:
+  """Flips at equal width, and how many prompts differ from plain decoding as it was timed."""
+  if not row['differing'] or row['flips'] is None:
+    return row['flips']
+  return f'{row["flips"]}; {row["differing"]} of {row["prompts"]} differ'
 
 
 def calibration_summary(calibration: costs_lib.Calibration) -> list[Row]:

@@ -55,6 +55,8 @@ class Record:
       compared.
     flips: prompts whose output departs from plain decoding, at such a flip unless it 'differs';
       None where nothing was compared.
+    differing: prompts whose greedy output is not that of plain decoding as it was timed, at a
+      width of its own: in bfloat16 other widths round otherwise; None where nothing was timed.
     versions: of the packages.
     hardware: of the machine.
   """
@@ -85,6 +87,7 @@ class Record:
   identical_to_plain: bool | None
   lossless: str | None
   flips: int | None
+  differing: int | None
   versions: dict[str, str]
   hardware: dict[str, Any]
 
@@ -105,14 +108,15 @@ def record(
     identical_to_plain: bool | None = None,
     lossless: str | None = None,
     flips: int | None = None,
+    differing: int | None = None,
 ) -> Record:
   """The row of a method from its runs.
 
   Args:
     outputs: one run per prompt, or per batch of prompts.
     name: of the method; also `rule`, `drafter`, `temperature`, `num_speculative_tokens`,
-      `dtype`, `width`, `prediction`, `identical_to_plain`, `lossless` and `flips`, as in
-      `Record`.
+      `dtype`, `width`, `prediction`, `identical_to_plain`, `lossless`, `flips` and `differing`, as
+      in `Record`.
     seconds: of each run, where it was timed more than once; None takes the runs' own.
     plain: seconds and new tokens of plain decoding, one entry per run; None leaves the speed-up
       out.
@@ -166,6 +170,7 @@ def record(
       identical_to_plain=identical_to_plain,
       lossless=lossless,
       flips=flips,
+      differing=differing,
       versions=versions(),
       hardware=hardware(),
   )

@@ -62,7 +62,7 @@ def page():
 
 @pytest.mark.parametrize('target, title, subtitle', [
     (dict(name='stdlib', path=''), 'Drafters on the shipped pair', False),
-    (dict(name='other', path=''), 'Drafters on the pair other', False),
+    (dict(name='other', path=''), 'Drafters on other', False),
     (dict(name='stdlib', path='/models/Llama-8B'), 'Drafters on Llama-8B', False),
     (dict(name='stdlib', path='/models/Llama-8B'), 'Draft length', True),
 ])
