@@ -1,8 +1,9 @@
 """What distinguishes one decoder family from another, as one frozen record.
 
 The fields cover Llama 2 to 3.3, Mistral, Qwen2/2.5, Qwen3, Gemma 2 and Gemma 3.
-`specjax.models.presets` names the published sizes; `specjax.models.hf.weights` reads a
-`config.json` into this record and refuses what it cannot express.
+`specjax.models.presets` names the published sizes; `specjax.models.hf` reads a `config.json` and
+`specjax.models.gguf` the metadata of a GGUF file into this record, and both refuse what it cannot
+express.
 """
 
 import dataclasses
@@ -64,13 +65,14 @@ class RopeScaling:
     """Factor on cosines and sines."""
     if self.kind != 'yarn':
       return 1.0
-    given = self.attention_factor
-    return yarn_magnitude(self.factor) if given is None else given
+    if self.attention_factor is None:
+      return yarn_magnitude(self.factor)
+    return self.attention_factor
 
   def canonical(self) -> 'RopeScaling':
     """The same scaling without what its kind does not read: equal ones give equal records."""
-    given = self.attention_factor
-    keep = {
+    is_default = self.attention_factor == yarn_magnitude(self.factor)
+    fields = {
         'linear': dict(factor=self.factor),
         'llama3': dict(
             factor=self.factor,
@@ -84,11 +86,11 @@ class RopeScaling:
             beta_fast=self.beta_fast,
             beta_slow=self.beta_slow,
             truncate=self.truncate,
-            attention_factor=None if given == yarn_magnitude(self.factor) else given,
+            attention_factor=None if is_default else self.attention_factor,
         ),
         'factors': dict(factors=self.factors),
     }[self.kind]
-    return RopeScaling(self.kind, **keep)
+    return RopeScaling(self.kind, **fields)
 
 
 @dataclasses.dataclass(frozen=True)

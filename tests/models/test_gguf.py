@@ -75,8 +75,8 @@ class TestModels:
       np.testing.assert_array_equal(params['embedding'], numbers['token_embd.weight'], kind.name)
       read.append(kind.name)
     assert {'F32', 'F16', 'BF16', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1', 'Q8_0', 'Q2_K', 'Q3_K', 'Q4_K',
-            'Q5_K', 'Q6_K', 'IQ4_NL', 'IQ4_XS', 'IQ2_XXS', 'IQ3_S', 'IQ1_S', 'TQ2_0',
-            'MXFP4'} <= set(read)
+            'Q5_K', 'Q6_K', 'IQ4_NL', 'IQ4_XS', 'IQ2_XXS', 'IQ3_S', 'IQ1_S', 'TQ1_0',
+            'TQ2_0'} <= set(read)
 
   def test_dtypes(self, tmp_path):
     dtypes = lambda model: (

@@ -64,6 +64,21 @@ def test_rules_of_other_names(tmp_path):
   assert pieces == ["it", "'", 's', 'Ġ', '123', '45', 'Ġx', '<=', 'y', 'ĊĠ', 'Ġz']
 
 
+@pytest.mark.parametrize('rule, whole', [
+    ('llama-bpe', True), ('tekken', True), ('qwen2', False), ('smollm', False),
+])
+def test_some_rules_keep_a_word_that_is_a_token(rule, whole, tmp_path):
+  vocabulary = golden()['byte_level']
+  word = next(
+      text for text in vocabulary['tokens'] if text[0] == 'Ġ' and text[1:].isascii() and text[2:]
+  )
+  # Without its merges no other rule gets there.
+  tokenizer = gguf.load_gguf_tokenizer(
+      write(tmp_path, pre=rule, merges=vocabulary['merges'][:1])
+  )
+  assert (tokenizer.encode(f' {word[1:]}').tokens == [word]) == whole
+
+
 @pytest.mark.parametrize('kind, architecture', [('llama', 'llama'), ('gemma', 'gemma2')])
 def test_ids_of_pieces(kind, architecture, tmp_path):
   vocabulary = 'pieces' if kind == 'llama' else 'gemma'

@@ -103,14 +103,20 @@ def of_processor(processor) -> dict[str, Any]:
 
 
 def as_gemma(vocabulary: dict[str, Any]) -> dict[str, Any]:
-  """A SentencePiece vocabulary as Gemma's files have it: tokens of spaces are user-defined."""
+  """A SentencePiece vocabulary as Gemma's files have it.
+
+  Tokens of spaces are user-defined, and scores say nothing about the order of merges.
+  """
   names = {'<s>': '<bos>', '</s>': '<eos>'}
   tokens, kinds = [], []
   for text, kind in zip(vocabulary['tokens'], vocabulary['token_type']):
     spaces = len(text) > 1 and not text.strip(_SPACE)
     tokens.append(' ' * len(text) if spaces else names.get(text, text))
     kinds.append(USER_DEFINED if spaces else kind)
-  return vocabulary | {'tokens': tokens, 'token_type': kinds, 'add_space_prefix': False}
+  return vocabulary | {
+      'tokens': tokens, 'token_type': kinds, 'scores': [0.0] * len(tokens),
+      'add_space_prefix': False,
+  }
 
 
 def write(

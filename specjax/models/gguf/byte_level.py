@@ -22,8 +22,8 @@ _TEKKEN = (
     rf'[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}'
     rf'| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}'
 )
-# As ByteLevel splits by itself, and then some: llama.cpp's rule for a file that names none.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# llama.cpp's rule for a file that names none.
 _DEFAULT = (r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', r'[0-9][0-9][0-9]')
 
 

@@ -28,10 +28,10 @@ def build(vocabulary: vocabulary_lib.Vocabulary, *, gemma: bool) -> tokenizers.T
   """
   texts = list(vocabulary.tokens)
   if gemma:
-    taken = set(texts)
+    pieces = set(texts)
     for number, text in enumerate(texts):
       piece = _SPACE * len(text)
-      if not text.strip(' ') and piece not in taken:
+      if not text.strip(' ') and piece not in pieces:
         texts[number] = piece
   merges = vocabulary.merges
   if merges is None:

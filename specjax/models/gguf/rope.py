@@ -119,8 +119,8 @@ def _read_factors(header: files.Header, head_dim: int, theta: float) -> RopeScal
     return None
   # The converter computes them from Llama 3.1's constants; equal within its rounding, they are
   # these, and the record is that of the model's own `config.json`.
-  known = RopeScaling('llama3', float(factors.max()), 1.0, 4.0, 8192)
-  plain, scaled = (layers.rope_frequencies(head_dim, theta, each) for each in (None, known))
+  llama3 = RopeScaling('llama3', float(factors.max()), 1.0, 4.0, 8192)
+  plain, scaled = (layers.rope_frequencies(head_dim, theta, each) for each in (None, llama3))
   if np.allclose(plain / factors, scaled, rtol=1e-5, atol=0):
-    return known
+    return llama3
   return RopeScaling('factors', factors=tuple(map(float, factors)))

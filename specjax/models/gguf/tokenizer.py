@@ -16,10 +16,13 @@ _SPECIAL = (vocabulary_lib.CONTROL, vocabulary_lib.UNKNOWN)
 
 
 def load_gguf_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
-  """The tokenizer of a GGUF file: its ids are those of the model's own `tokenizer.json`.
+  """The tokenizer of a GGUF file.
 
   `tokenizer.ggml.model` may be 'gpt2', with a splitting rule (`tokenizer.ggml.pre`) that is known,
-  or 'llama' (SentencePiece). Control tokens and user-defined ones are found anywhere in a text.
+  or 'llama' (SentencePiece). Ids are those of the model's own `tokenizer.json` for the rules, and
+  those that `transformers` reads for SentencePiece: a space is put before a text but not after a
+  control token within it, where llama.cpp puts one as well. Control tokens and user-defined ones
+  are found anywhere in a text.
 
   A text gets a BOS before it and an EOS after it where the file says so. One that begins with its
   BOS already, as chat templates write it, is encoded with `add_special_tokens=False`.
@@ -94,31 +97,31 @@ def _add_ends(
     tokenizer: tokenizers.Tokenizer, vocabulary: vocabulary_lib.Vocabulary, add_bos: bool
 ) -> None:
   """Lets texts begin and end with the tokens that the file asks for."""
-  asked = {
-      'bos_token': add_bos if vocabulary.add_bos is None else vocabulary.add_bos,
-      'eos_token': bool(vocabulary.add_eos),
-  }
-  missing = [name for name, wanted in asked.items() if wanted and name not in vocabulary.ids]
-  if missing:
-    raise ValueError(
-        f'{vocabulary.where}: tokenizer.ggml.add_{missing[0]} is true, but '
-        f'tokenizer.ggml.{missing[0]}_id is missing.'
-    )
-  wanted = [name for name, each in asked.items() if each]
-  if not wanted:
+  names = []
+  if add_bos if vocabulary.add_bos is None else vocabulary.add_bos:
+    names.append('bos_token')
+  if vocabulary.add_eos:
+    names.append('eos_token')
+  for name in names:
+    if name not in vocabulary.ids:
+      raise ValueError(
+          f'{vocabulary.where}: tokenizer.ggml.add_{name} is true, but tokenizer.ggml.{name}_id is '
+          'missing.'
+      )
+  if not names:
     return
-  ends = lambda text: [
-      name for name in ('bos_token', text, 'eos_token') if name in (text, *wanted)
+  around = lambda text: [
+      name for name in ('bos_token', text, 'eos_token') if name in (text, *names)
   ]
   tokenizer.post_processor = processors.TemplateProcessing(
-      single=ends('$A'),
-      pair=[*ends('$A'), *(f'{name}:1' for name in ends('$B'))],
+      single=around('$A'),
+      pair=[*around('$A'), *(f'{name}:1' for name in around('$B'))],
       special_tokens=[
           {
               'id': name,
               'ids': [vocabulary.ids[name]],
               'tokens': [vocabulary.tokens[vocabulary.ids[name]]],
           }
-          for name in wanted
+          for name in names
       ],
   )

@@ -92,14 +92,14 @@ class Vocabulary:
 
   def end_ids(self) -> tuple[int, ...]:
     """Tokens that end a text or a turn of a chat, that which the file names first."""
-    named = [self.ids[name] for name in ('eos_token', 'eot_token', 'eom_token') if name in self.ids]
-    added = (CONTROL, USER_DEFINED)
-    alike = [
+    names = ('eos_token', 'eot_token', 'eom_token')
+    by_name = [self.ids[name] for name in names if name in self.ids]
+    by_text = [
         token
         for token, (text, kind) in enumerate(zip(self.tokens, self.kinds))
-        if kind in added and text in _END_TEXTS
+        if kind in (CONTROL, USER_DEFINED) and text in _END_TEXTS
     ]
-    return tuple(dict.fromkeys([*named, *alike]))
+    return tuple(dict.fromkeys([*by_name, *by_text]))
 
 
 def read(header: files.Header) -> Vocabulary:
@@ -109,9 +109,9 @@ def read(header: files.Header) -> Vocabulary:
     ValueError: when it is of another kind, is damaged, or has a key that is not known.
   """
   where = str(header.path)
-  known = {_PREFIX + key for key in (*_KEYS, *_IDLE)}
+  keys = {_PREFIX + key for key in (*_KEYS, *_IDLE)}
   for key, value in header.metadata.items():
-    if key.startswith(_PREFIX) and key not in known and not key.endswith('_token_id'):
+    if key.startswith(_PREFIX) and key not in keys and not key.endswith('_token_id'):
       raise ValueError(
           f'{where}: {key}={hf_keys.shown(value)} is not known, and may change how texts become '
           'tokens.'

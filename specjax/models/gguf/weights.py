@@ -96,13 +96,34 @@ def load_gguf(
   """
   package = _package()
   header = files.read_header(path)
-  architecture = gguf_config.ARCHITECTURES[gguf_config.architecture(header)]
   config = layout_lib.fitted(gguf_config.read(header), layout)
+  _check_tensors(header, package)
+  stored = _tensors(header, config, package, dtype)
+  parameters = list(table(config))
+  hf_tensors.check(stored, parameters, str(header.path), source='metadata')
+
+  def open_parameter(parameter: hf_tensors.Parameter) -> hf_tensors.ReadPart:
+    parts = [stored[part.name] for part in parameter.parts]
+    common = np.dtype(dtype or np.result_type(*(part.dtype for part in parts)))
+    # Whole, whatever part a device asks for: dequantising is the expense.
+    value = hf_tensors.read(parameter, (part.read() for part in parts), common)
+    return lambda index=...: value[index]
+
+  params = hf_weights.load_params(parameters, open_parameter, layout=layout, int8=int8)
+  compute = np.dtype(dtype or params['embedding'].dtype)
+  module = Transformer(config, dtype=compute, param_dtype=compute, layout=layout)
+  return LanguageModel(module, params)
+
+
+def _tensors(
+    header: files.Header, config: TransformerConfig, package: types.ModuleType, dtype: Any
+) -> dict[str, '_Tensor']:
+  """The tensors of a file by name, as its model's own files hold them."""
+  architecture = gguf_config.ARCHITECTURES[gguf_config.architecture(header)]
   tensors = dict(header.tensors)
   if architecture.interleaves_heads:
     tensors.pop(gguf_rope.FACTORS, None)  # the configuration has them
-  _check_tensors(header, package)
-  stored = {
+  return {
       name: _Tensor(
           tensor=tensor,
           package=package,
@@ -112,20 +133,6 @@ def load_gguf(
       )
       for name, tensor in tensors.items()
   }
-  parameters = list(table(config))
-  hf_tensors.check(stored, parameters, str(header.path), source='metadata')
-
-  def open_parameter(parameter: hf_tensors.Parameter) -> hf_tensors.ReadPart:
-    parts = [stored[part.name] for part in parameter.parts]
-    kept = np.dtype(dtype or np.result_type(*(part.dtype for part in parts)))
-    # Whole, whatever part a device asks for: dequantising is the expense.
-    value = hf_tensors.read(parameter, (part.read() for part in parts), kept)
-    return lambda index=...: value[index]
-
-  params = hf_weights.load_params(parameters, open_parameter, layout=layout, int8=int8)
-  compute = np.dtype(dtype or params['embedding'].dtype)
-  module = Transformer(config, dtype=compute, param_dtype=compute, layout=layout)
-  return LanguageModel(module, params)
 
 
 def table(config: TransformerConfig) -> Iterator[hf_tensors.Parameter]:
@@ -176,6 +183,7 @@ class _Tensor:
     return self.tensor.shape
 
   def read(self) -> np.ndarray:
+    """Its numbers, made a block of rows at a time."""
     kind = self.package.GGMLQuantizationType(self.tensor.kind)
     rows = self.tensor.rows(self.tensor.num_bytes(*self.package.GGML_QUANT_SIZES[kind]))
     result = np.empty((len(rows), self.shape[-1]), self.dtype)
@@ -183,8 +191,8 @@ class _Tensor:
     step = max(1, _BLOCK // self.shape[-1])
     for start in range(0, len(rows), step):
       block = slice(start, start + step)
-      packed = np.ascontiguousarray(rows[block] if order is None else rows[order[block]])
-      result[block] = self.package.dequantize(packed, kind) - np.float32(self.offset)
+      data = np.ascontiguousarray(rows[block] if order is None else rows[order[block]])
+      result[block] = self.package.dequantize(data, kind) - np.float32(self.offset)
     return result.reshape(self.shape)
 
 
@@ -245,9 +253,9 @@ def _check_tensors(header: files.Header, package: types.ModuleType) -> None:
 def _sizes(kind: int, package: types.ModuleType) -> tuple[int, int] | None:
   """Numbers and bytes of a block of a type; None where it is not supported."""
   try:
-    known = package.GGMLQuantizationType(kind)
-    sizes = package.GGML_QUANT_SIZES[known]
-    package.dequantize(np.zeros((1, sizes[1]), np.uint8), known)
+    named = package.GGMLQuantizationType(kind)
+    sizes = package.GGML_QUANT_SIZES[named]
+    package.dequantize(np.zeros((1, sizes[1]), np.uint8), named)
   except (KeyError, NotImplementedError, ValueError):
     return None
   return sizes
