@@ -38,8 +38,8 @@ DEFINITIONS = (
 
 BENCHMARK_NOTE = (
     'Argmax flips: prompts that part from plain decoding where rounding explains it; all others '
-    "are token for token the same. 'n differ': prompts whose text is not that of plain decoding at "
-    'its own width, as it was timed, for other widths round otherwise: with '
+    'are token for token the same. In parentheses: prompts whose text is not that of plain decoding '
+    'at its own width, as it was timed, for other widths round otherwise: with '
     '--config.width=K+1 plain decoding reads as many tokens per pass as speculation, and is equal '
     "bit for bit. 'same law': other tokens from the same distribution. Speed-ups are over plain "
     'decoding at the same temperature, in turns with each method.'
@@ -314,6 +314,7 @@ def benchmark_summary(row: Mapping[str, Any], *, with_forecast: bool) -> Row:
       'method': row['name'],
       'rule': row['rule'],
       'T': f'{row["temperature"]:g}',
+      **({'K': row['num_speculative_tokens'] or ''} if with_forecast else {}),
       'tokens/s': row['tokens_per_second'],
       'speed-up': f'{row["speedup"]:.2f}×',
   }
@@ -331,7 +332,7 @@ def _flips(row: Mapping[str, Any]) -> str | int | None:
   """Flips at equal width, and how many prompts differ from plain decoding as it was timed."""
   if not row['differing'] or row['flips'] is None:
     return row['flips']
-  return f'{row["flips"]}; {row["differing"]} of {row["prompts"]} differ'
+  return f'{row["flips"]} ({row["differing"]})'
 
 
 def calibration_summary(calibration: costs_lib.Calibration) -> list[Row]:
