@@ -38,8 +38,8 @@ DEFINITIONS = (
 
 BENCHMARK_NOTE = (
     'Argmax flips: prompts that part from plain decoding where rounding explains it; all others '
-    'are token for token the same. In parentheses: prompts whose text is not that of plain decoding '
-    'at its own width, as it was timed, for other widths round otherwise: with '
+    'are token for token the same. In parentheses: prompts whose text is not that of plain '
+    'decoding at its own width, as it was timed, for other widths round otherwise: with '
     '--config.width=K+1 plain decoding reads as many tokens per pass as speculation, and is equal '
     "bit for bit. 'same law': other tokens from the same distribution. Speed-ups are over plain "
     'decoding at the same temperature, in turns with each method.'
