@@ -232,7 +232,9 @@ def _arm(settings: ConfigDict, *, trace: str) -> records.Arm:
           stops=settings.stop_at_end,
       ),
       prompts=functools.partial(prompts_build.prompts, settings),
-      prompts_key=arms_lib.digest([_values(settings, _PROMPTS), fields.get('acceptance')]),
+      prompts_key=arms_lib.digest(
+          [_values(settings, _PROMPTS), fields.get('prompt_category'), fields.get('acceptance')]
+      ),
       num_seeds=settings.get('num_seeds', 1) if temperature else 1,
       plain_key=arms_lib.digest(plain),
       cost_key=arms_lib.digest([

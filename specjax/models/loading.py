@@ -58,8 +58,7 @@ class Checkpoint:
     if self.chat_template is None:
       raise ValueError(
           f'{self.source} has no chat template: give one, '
-          "`specjax.load(…, chat_template=pathlib.Path('template.jinja').read_text())`, or encode "
-          'a text with the tokenizer.'
+          '`specjax.load(source, chat_template=TEXT)`, or encode a text with the tokenizer.'
       )
     text = chat.render(
         self.chat_template,

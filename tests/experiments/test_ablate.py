@@ -157,7 +157,15 @@ def test_categories_take_turns_and_have_their_own_numbers(tmp_path):
   config.prompt_category, config.num_prompts = 'math', 2
   (row,) = run(config, tmp_path / 'math').rows
   assert row['status'] == 'done' and row['by_category'] == {}
-  config.prompt_category = 'poems'
+  # Arms of one sweep have prompts of their own, too.
+  config.prompt_category = ''
+  config.arms = prod(sampled('coupled'), param('prompt_category', 'code', 'math'))
+  names = [
+      arm.prompts(tiny_pair.loaded()).timed[0][0] for arm in build.sweep(config).arms
+  ]
+  assert names == ['code/0', 'math/0']
+  assert len({arm.prompts_key for arm in build.sweep(config).arms}) == 2
+  config.arms, config.prompt_category = sampled('coupled'), 'poems'
   (row,) = run(config, tmp_path / 'poems').rows
   assert "there are: 'code', 'math'" in row['error']
 

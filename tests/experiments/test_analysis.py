@@ -373,6 +373,7 @@ class TestCalibration:
     wanted = jax.eval_shape(lambda: target.init_cache(**wanted))
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, wanted)
 
+  @pytest.mark.usefixtures('compiled_fast')
   def test_measures_every_program(self, target):
     lines, draft = [], language_model(1)
     found = calibration.calibrate(

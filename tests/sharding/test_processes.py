@@ -13,6 +13,7 @@ import time
 import pytest
 
 from specjax.sharding import processes
+from tests.support import short_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
@@ -51,6 +52,8 @@ def run(folder, name, *, count):
 
   def arguments(port, number):
     made = ['tests.support.mesh_run', str(out), f'--devices={8 // count}', '--few']
+    if not short_run.everything():
+      made.append('--short')
     if count == 1:
       return made
     return [*made, f'--coordinator=localhost:{port}', f'--number={number}', f'--count={count}']

@@ -188,8 +188,8 @@ TABLE: dict[str, Short] = {
         instead='tests/engine/test_identity.py::TestIdentical::test_chain_is_bitwise_plain',
     ),
     'tests/drafters/test_combined.py::test_output_is_plain_decodings': Short(
-        ('chain-rule0', 'tree-rule1', 'eagle3-rule2'),
-        'test_heads has the tree of an exit, and the rule is that of another case; 6 s',
+        ('tree-rule1', 'eagle3-rule2'),
+        'test_heads has the tree of an exit, and test_benchmark the chain of a model; 16 s',
         elsewhere=('learned', 'rule'),
     ),
     'tests/engine/test_rows_without_a_law.py::test_what_cannot_be_drawn_is_not_proposed': Short(
