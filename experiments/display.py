@@ -226,6 +226,11 @@ def write(console: rich.console.Console, text: str, colour: str | None = None) -
   console.file.flush()
 
 
+def write_prompt(console: rich.console.Console, text: str) -> None:
+  """The last lines of a prompt: the text goes on from them, and all might fill the screen."""
+  write(console, ''.join(text.splitlines(keepends=True)[-8:]), COLOURS['prompt'])
+
+
 def table(rows: Sequence[dict[str, Any]], *, title: str | None = None) -> rich.table.Table:
   """A table of rows, whose keys are its heads, in the order of their first row; numbers right.
 

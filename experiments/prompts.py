@@ -64,6 +64,10 @@ class Conversation:
   turns: tuple[str, ...]
   messages: tuple[Mapping[str, Any], ...] | None = None
 
+  def name_of_turn(self, turn: int) -> str:
+    """What the prompt of a turn, counted from 0, is called."""
+    return f'{self.name} turn {turn + 1}' if turn else self.name
+
 
 _PromptLike = TypeVar('_PromptLike', tuple[str, str], Conversation)
 

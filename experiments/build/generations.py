@@ -100,7 +100,7 @@ def _encoder(config: ConfigDict, loaded: records.Loaded):
 
   def encode_chat(conversation, turn, answers) -> prompts_lib.Prompt:
     tokens = prompts_build.chat_tokens(config, loaded, conversation, turn, answers)
-    name = conversation.name + (f' turn {turn + 1}' if turn else '')
+    name = conversation.name_of_turn(turn)
     return prompts_lib.Prompt(name, conversation.turns[turn], tuple(tokens))
 
   return encode_chat

@@ -101,8 +101,7 @@ def _of_chats(settings, loaded: records.Loaded, wanted: int) -> list[records.Pro
         each.name: tuple(chat_tokens(settings, loaded, each, turn, answers[each.name]))
         for each in here
     }
-    suffix = f' turn {turn + 1}' if turn else ''
-    rows += [(each.name + suffix, tokens[each.name]) for each in here]
+    rows += [(each.name_of_turn(turn), tokens[each.name]) for each in here]
     following = [each for each in here if turn + 1 < len(each.turns)]
     if following:
       texts = _answers(settings, loaded, [tokens[each.name] for each in following])

@@ -95,5 +95,3 @@ def _draft_heads(config: ConfigDict, target: models.TransformerConfig, pair: Any
   if pair is not None and pair.drafts:
     return pair.draft.module.config.num_kv_heads
   return 0
-
-

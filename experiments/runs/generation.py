@@ -148,9 +148,7 @@ def _show_head(work: Generation, row: Row, console: rich.console.Console) -> Non
   if work.num_samples > 1:
     title += f', sample {row.sample + 1} of {work.num_samples}'
   console.rule(title, align='left', style='bright_black')
-  # The last lines are what the text goes on from; a long prompt would push it off the screen.
-  lines = prompt.text.splitlines(keepends=True)[-8:]
-  display.write(console, ''.join(lines), display.COLOURS['prompt'])
+  display.write_prompt(console, prompt.text)
 
 
 def describe(

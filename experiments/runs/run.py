@@ -161,13 +161,9 @@ def _methods(arm, loaded, runner, batches) -> list[records_lib.Method]:
 
 def _acceptance(arm, method, runner, prompts, study) -> forecasts.Acceptance:
   """How a method fares on the other prompts: counts alone, in batches."""
-  tokens = [tokens for _, tokens in prompts.other]
-  size = min(study.acceptance_batch, len(tokens))
-  outputs = []
-  for start in range(0, len(tokens), size):
-    # A last batch of another size would be compiled anew.
-    rows = tuple(tokens[(start + i) % len(tokens)] for i in range(size))
-    outputs.append(runner(method, runner_lib.Batch(rows, len(prompts.timed) + start)))
+  size = min(study.acceptance_batch, len(prompts.other))
+  batches = runner_lib.filled(prompts.other, size, first=len(prompts.timed))
+  outputs = [runner(method, batch) for batch in batches]
   stats = records.merge_stats(outputs)
   return forecasts.acceptance_of(
       arm.recipe,

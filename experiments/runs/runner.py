@@ -14,8 +14,6 @@ from specjax.drafters.combined import CombinedState
 from specjax.models import fast_width
 from specjax.output import GenerateOutput
 
-TokenLists = Sequence[Sequence[int]]
-
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -135,18 +133,25 @@ def runner_of(
 
 
 def batches(arm: records.Arm, prompts: Sequence[records.Prompt]) -> list[Batch]:
-  """All prompts, as often as seeds are asked for; greedy output depends on no seed.
+  """All prompts, as often as seeds are asked for; greedy output depends on no seed."""
+  size = arm.sizes.batch_size
+  count = -(-len(prompts) // size) * size
+  return [
+      batch
+      for seed in range(arm.num_seeds)
+      for batch in filled(prompts, size, first=seed * count)
+  ]
+
+
+def filled(prompts: Sequence[records.Prompt], size: int, *, first: int) -> list[Batch]:
+  """The prompts once, in batches of a size, their rows numbered from `first` on.
 
   A last batch that they do not fill takes the first ones again: one of another size would be
   compiled and timed apart.
   """
-  size = arm.sizes.batch_size
-  count = -(-len(prompts) // size) * size
-  tokens = [prompts[i % len(prompts)][1] for i in range(count)]
   return [
-      Batch(tuple(tokens[start : start + size]), seed * len(tokens) + start)
-      for seed in range(arm.num_seeds)
-      for start in range(0, len(tokens), size)
+      Batch(tuple(prompts[i % len(prompts)][1] for i in range(start, start + size)), first + start)
+      for start in range(0, len(prompts), size)
   ]
 
 

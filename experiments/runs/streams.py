@@ -42,10 +42,7 @@ def show(
     # One round compiles everything: how many rounds a call takes is not compiled in.
     next(specjax.stream(loaded.target, batch.prompts, **options, rounds_per_chunk=1))
   console.rule(f'{arm.name}, {arm.rule.name}: accepted draft tokens in colour', align='left')
-  text = detokenize.text(loaded.tokenizer, list(batch.prompts[0]))
-  display.write(
-      console, ''.join(text.splitlines(keepends=True)[-8:]), display.COLOURS['prompt']
-  )
+  display.write_prompt(console, detokenize.text(loaded.tokenizer, list(batch.prompts[0])))
   stream = display.TokenStream(console, loaded.tokenizer)
   for output in specjax.stream(
       loaded.target, batch.prompts, **options, rounds_per_chunk=streamed.rounds_per_chunk

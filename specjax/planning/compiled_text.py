@@ -102,7 +102,7 @@ def cycles(text: str, *, loops: Mapping[str, int]) -> dict[str, float]:
 
   Args:
     text: the optimised program.
-    loops: how often the body of an inner loop runs a round, by scope; 1 where not given.
+    loops: how often the body of an inner loop runs per round, by scope; 1 where not given.
 
   Returns:
     Cycles by scope. Kernels and collectives carry no estimate and are not counted.

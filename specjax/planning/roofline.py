@@ -62,7 +62,7 @@ def step(model: Model, where: Slice, *, batch_size: int, width: int, context: in
     where: the slice.
     batch_size: rows, of the whole slice.
     width: tokens per row.
-    context: slots that attention reads a row.
+    context: slots that attention reads per row.
 
   Returns:
     The `Step`.
@@ -120,10 +120,10 @@ def predict(
     draft: the draft.
     where: the slice.
     batch_size: rows.
-    context: slots that attention reads a row.
+    context: slots that attention reads per row.
     acceptances: rates α, the same at every position and independent.
     max_num_speculative_tokens: the largest K to consider.
-    overhead: seconds of a round beside the passes.
+    overhead: seconds per round beside the passes.
 
   Returns:
     One `Prediction` per rate.
