@@ -67,14 +67,20 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
           root='',  # a standard library; '': the running interpreter's
           tokenizer='',  # a tokenizer.json; '': train one, or take the target's
           max_files=0,  # 0: all
+          # Instead a .jsonl of chats, several with commas between them, in the target's template;
+          # losses are of answers alone.
+          chats='',
+          held_out_one_in=32,  # chats, for evaluation
+          max_tokens=0,  # of a chat, whose rest is cut; 0: all
           # Of the training text of the shipped weights; another text is reported, not refused.
           sha256='1ebd7fa23ba5a4dfc2985437bd64d57f52bb7cfc4abe4057ddc853de7fe124a2',
       )
   )
   # Over several devices: preset fsdp or tensor; model=0 takes the devices that data leaves.
   config.mesh = ml_collections.ConfigDict(dict(preset='', data=1, model=0, sequence=1, draft=1))
-  # A draft is distilled from the model in target.path (configs/train_distill_zoo.py).
-  config.target = ml_collections.ConfigDict(dict(path=''))
+  # A draft is distilled from a target (configs/train_distill_zoo.py): a Hugging Face folder, hub id
+  # or .gguf file, or a pair of the zoo by name.
+  config.target = ml_collections.ConfigDict(dict(name='', path='', chat_template=''))
   config.distillation = ml_collections.ConfigDict(
       dict(
           kl_weight=0.0,

@@ -113,7 +113,7 @@ def request(target: Any, prompts: Sequence[Sequence[int]], given: Request) -> Re
     raise ValueError('A stop string is empty; every output would end at once.')
   for name, least in (('rounds_per_chunk', 1), ('width', 0), ('cache_length', 1)):
     if getattr(given, name) is not None:
-      _whole(name, getattr(given, name), least)
+      whole(name, getattr(given, name), least)
   return dataclasses.replace(
       given,
       drafter=drafter,
@@ -123,7 +123,7 @@ def request(target: Any, prompts: Sequence[Sequence[int]], given: Request) -> Re
       seeds=_seeds(given.seeds, batch),
       stop_tokens=_stop_tokens(given.stop_tokens, target.vocab_size),
       stop_strings=stop_strings,
-      prefill_chunk=_whole('prefill_chunk', given.prefill_chunk, 1),
+      prefill_chunk=whole('prefill_chunk', given.prefill_chunk, 1),
   )
 
 
@@ -135,7 +135,7 @@ def _kind(value: Any) -> str:
   return reprlib.repr(value) if isinstance(value, shown) else type(value).__name__
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def whole(name: str, value: Any, least: int) -> int:
   """A whole number of at least `least`."""
   try:
     number = operator.index(value)
@@ -173,9 +173,9 @@ def _limits(target, prompts, max_new_tokens: Any, cache_length: int | None) -> n
   """The limits [B] int32 on new tokens."""
   limits = _one_per_row('max_new_tokens', max_new_tokens, len(prompts))
   limits = [limits] * len(prompts) if isinstance(limits, int) else limits
-  limits = [_whole('max_new_tokens', limit, 1) for limit in limits]
+  limits = [whole('max_new_tokens', limit, 1) for limit in limits]
   if cache_length is not None:
-    _whole('cache_length', cache_length, 1)
+    whole('cache_length', cache_length, 1)
     for row, (prompt, limit) in enumerate(zip(prompts, limits)):
       if len(prompt) + limit > cache_length:
         raise ValueError(

@@ -268,7 +268,7 @@ def _prepare(target, prompts: Sequence[Sequence[int]], request: Request):
   lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
   longest = int((lengths + limits).max())
   size = bucket(longest) if request.cache_length is None else request.cache_length
-  width = max(drafter.num_nodes + 1, request.width or fast_width(target))
+  width = max(drafter.num_nodes + 1, request.width or fast_width(target, batch))
   tokens = np.zeros((batch, size), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt

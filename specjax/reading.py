@@ -11,7 +11,8 @@ from specjax.output import GenerateOutput
 from specjax.request import Request
 from specjax.stopping import StopStrings
 
-_FINISH = {
+# What users see of the state's codes; a row that has none of these is running.
+FINISH = {
     stats_lib.RUNNING: 'running',
     stats_lib.STOP_TOKEN: 'stop',
     stats_lib.LENGTH: 'length',
@@ -67,7 +68,7 @@ class Reader:
     request = self._request
     to_numpy = lambda x: jax.tree.map(np.array, x)
     tokens, lengths = np.array(state.tokens), np.array(state.lengths)
-    reasons = [_FINISH.get(int(code), 'running') for code in np.asarray(state.finish)]
+    reasons = [FINISH.get(int(code), 'running') for code in np.asarray(state.finish)]
     for row, end in self._ends.items():
       lengths[row], reasons[row] = end, 'stop'
     logprobs = None if state.logprobs is None else np.array(state.logprobs)

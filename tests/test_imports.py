@@ -19,6 +19,7 @@ FLOORS = (
     ('engine',),
     ('checks', 'reading'),
     ('generation',),
+    ('refill',),
     ('analysis', 'testing', 'training', 'zoo'),
     ('planning',),
 )

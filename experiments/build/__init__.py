@@ -11,6 +11,7 @@ from experiments.build.memory import fitting
 from experiments.build.plans import plan
 from experiments.build.requests import check
 from experiments.build.studies import benchmark, method, streamed, sweep
+from experiments.build.synthesis import synthesis
 from experiments.build.targets import load
 from experiments.build.training import training
 from experiments.build.values import choice, dtype, layouts, tree
@@ -32,6 +33,7 @@ __all__ = [
     'sampling',
     'streamed',
     'sweep',
+    'synthesis',
     'training',
     'tree',
 ]

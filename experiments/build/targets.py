@@ -24,7 +24,7 @@ def load(config: ConfigDict) -> records.Loaded:
     PermissionError: if a model on the hub is gated.
   """
   dtype = values.dtype(config.dtype)
-  template = _template(config)
+  template_text = template(config)
   if not config.target.path:
     pair = zoo.load(config.target.name, dtype=dtype)
     draft_heads = _draft_heads(config, pair.target.module.config, pair)
@@ -38,17 +38,18 @@ def load(config: ConfigDict) -> records.Loaded:
         pair,
         split,
         name=pair.name,
-        chat_template=template or pair.chat_template,
+        chat_template=template_text or pair.chat_template,
         special_tokens=pair.special_tokens,
     )
   source = config.target.path
   # A source that is no model is refused as such, before weights are fetched.
   shape = loading.read_config(source)
-  about = loading.describe(source, chat_template=template)
+  about = loading.describe(source, chat_template=template_text)
   drafters_lib.check_draft_vocabulary(config, shape.vocab_size, about.tokenizer)
   split = values.layouts(config.mesh, draft_heads=_draft_heads(config, shape, None))
   loaded = models.load(
-      source, dtype=dtype, layout=split and split.target, int8=config.int8, chat_template=template
+      source, dtype=dtype, layout=split and split.target, int8=config.int8,
+      chat_template=template_text,
   )
   return records.Loaded(
       loaded.model,
@@ -69,7 +70,19 @@ def name(config: ConfigDict) -> str:
   return pathlib.Path(source).name if source else config.target.name
 
 
-def _template(config: ConfigDict) -> str | None:
+def source(config: ConfigDict) -> str | pathlib.Path:
+  """The folder, hub id or `.gguf` file of the target, whichever way it is named; '' for none.
+
+  Raises:
+    ValueError: for a name that no pair has.
+    FileNotFoundError: if a named one cannot be fetched.
+  """
+  if config.target.path or not config.target.name:
+    return config.target.path
+  return zoo.source(config.target.name)
+
+
+def template(config: ConfigDict) -> str | None:
   """The template of `config.target.chat_template`, a file, or None."""
   file = config.target.chat_template
   if not file:

@@ -8,7 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 
+from experiments.build import targets
 from experiments.build import values
+from experiments.runs import corpus as corpus_lib
 from experiments.runs import training as training_lib
 from specjax import drafters
 from specjax import heads
@@ -19,6 +21,7 @@ from specjax.heads import early_exit
 from specjax.heads import medusa
 from specjax.heads import target as target_lib
 from specjax.models import loading
+from specjax.training import chats
 from specjax.training import drafts as draft_losses
 from specjax.training import heads as head_losses
 from specjax.training import losses
@@ -29,26 +32,62 @@ ConfigDict = ml_collections.ConfigDict
 KINDS = ('model', 'eagle', 'medusa', 'early_exit')
 
 
-def task(config: ConfigDict) -> training_lib.Task:
-  """The task of `config.kind`.
+def check(config: ConfigDict) -> models.TransformerConfig | None:
+  """Refuses what `task` would, before there is a corpus; returns the target's shape, or None.
 
   Raises:
-    ValueError: for an unknown kind, or a head and a target that do not fit.
+    ValueError: for an unknown kind or loss, no target where one is needed, or a vocabulary that is
+      not the target's.
+    FileNotFoundError: if there is no such target.
   """
   values.choice('kind', config.kind, KINDS)
-  if config.kind == 'model':
-    return _model(config)
-  if not config.target.path:
+  settings = config.distillation if config.kind == 'model' else config.head
+  losses.check_kind(settings.loss)
+  source = targets.source(config)
+  if config.kind != 'model':
+    if not source:
+      raise ValueError(
+          f'config.kind={config.kind!r} trains a head of a target: give --config.target.path=… (a '
+          'Hugging Face folder, hub id or .gguf file) or --config.target.name=smollm2.'
+      )
+    return loading.read_config(source)
+  if not 0.0 <= settings.kl_weight <= 1.0:
     raise ValueError(
-        f'config.kind={config.kind!r} trains a head of a target: give '
-        '--config.target.path=FOLDER, a Hugging Face folder.'
+        f'config.distillation.kl_weight must be in [0, 1], got {settings.kl_weight}.'
     )
+  if not source:
+    if settings.kl_weight:
+      raise ValueError(
+          'config.distillation.kl_weight is set, but there is no target to distil from: give '
+          '--config.target.path=FOLDER, a Hugging Face folder.'
+      )
+    return None
+  shape = loading.read_config(source)
+  if shape.vocab_size != config.model.vocab_size:
+    raise ValueError(
+        f'The target in {source} has a vocabulary of {shape.vocab_size} tokens, the draft of '
+        f'{config.model.vocab_size}. Set --config.model.vocab_size={shape.vocab_size}.'
+    )
+  return shape
+
+
+def task(config: ConfigDict, corpus: corpus_lib.Corpus) -> training_lib.Task:
+  """The task of `config.kind`; a draft vocabulary is chosen by the corpus.
+
+  Raises:
+    ValueError: as `check`, and for a head and a target that do not fit.
+  """
+  check(config)
   layouts = values.layouts(config.get('mesh'))
   layout = layouts and layouts.target
-  target = loading.load_model(
-      config.target.path, dtype=values.dtype(config.dtype), layout=layout
-  )
-  make = {'eagle': _eagle3, 'medusa': _medusa, 'early_exit': _early_exit}[config.kind]
+  target = None
+  if source := targets.source(config):
+    target = loading.load_model(source, dtype=values.dtype(config.dtype), layout=layout)
+  if config.kind == 'model':
+    return _model(config, target)
+  if config.kind == 'eagle':
+    return dataclasses.replace(_eagle3(config, target, corpus), layout=layout)
+  make = {'medusa': _medusa, 'early_exit': _early_exit}[config.kind]
   return dataclasses.replace(make(config, target), layout=layout)
 
 
@@ -61,40 +100,9 @@ def module_of(config: ConfigDict) -> models.Transformer:
   return models.Transformer(shape, dtype=values.dtype(config.dtype), layout=layout)
 
 
-def _distillation_target(config: ConfigDict) -> models.LanguageModel | None:
-  """The target that a draft is distilled from, or None where `config.target.path` is empty.
-
-  Raises:
-    ValueError: if its vocabulary is not the draft's.
-  """
-  if not config.target.path:
-    if config.distillation.kl_weight:
-      raise ValueError(
-          'config.distillation.kl_weight is set, but there is no target to distil from: give '
-          '--config.target.path=FOLDER, a Hugging Face folder.'
-      )
-    return None
-  shape = loading.read_config(config.target.path)
-  if shape.vocab_size != config.model.vocab_size:
-    raise ValueError(
-        f'The target in {config.target.path} has a vocabulary of {shape.vocab_size} tokens, '
-        f'the draft of {config.model.vocab_size}. Set --config.model.vocab_size='
-        f'{shape.vocab_size}.'
-    )
-  layouts = values.layouts(config.get('mesh'))
-  return loading.load_model(
-      config.target.path, dtype=values.dtype(config.dtype), layout=layouts and layouts.target
-  )
-
-
 def _loss(config: ConfigDict, model: models.Transformer, target: models.LanguageModel | None):
   """The loss of `config.distillation`: of the text alone, where there is no target."""
   settings = config.distillation
-  losses.check_kind(settings.loss)
-  if not 0.0 <= settings.kl_weight <= 1.0:
-    raise ValueError(
-        f'config.distillation.kl_weight must be in [0, 1], got {settings.kl_weight}.'
-    )
   if target is None:
     return draft_losses.language_model(model, num_chunks=settings.num_chunks)
   return draft_losses.distilled(
@@ -106,9 +114,8 @@ def _loss(config: ConfigDict, model: models.Transformer, target: models.Language
   )
 
 
-def _model(config: ConfigDict) -> training_lib.Task:
+def _model(config: ConfigDict, target: models.LanguageModel | None) -> training_lib.Task:
   module = module_of(config)
-  target = _distillation_target(config)
   loss_fn = _loss(config, module, target)
 
   def drafter(params, num_tokens):
@@ -148,10 +155,16 @@ def _saver(config: ConfigDict, save: Callable[..., None], of_params: Callable[[A
   return write
 
 
-def _eagle3(config: ConfigDict, target: models.LanguageModel) -> training_lib.Task:
+def _eagle3(
+    config: ConfigDict, target: models.LanguageModel, corpus: corpus_lib.Corpus
+) -> training_lib.Task:
   cfg = target.module.config
   settings = config.head
-  shape = models.TransformerConfig(**config.model.to_dict())
+  vocabulary = None
+  if size := settings.get('vocab_size', 0):
+    counts = corpus.train.counts(cfg.vocab_size)
+    vocabulary = jnp.asarray(chats.draft_vocabulary(counts, size, always=corpus.end_tokens))
+  shape = _decoder(config, cfg, vocab_size=size or cfg.vocab_size)
   chosen = tuple(settings.feature_layers) or eagle.default_layers(cfg.num_layers)
   head_config = heads.EagleConfig(
       decoder=shape,
@@ -167,18 +180,21 @@ def _eagle3(config: ConfigDict, target: models.LanguageModel) -> training_lib.Ta
       decay=settings.decay,
       kind=settings.loss,
       num_chunks=settings.num_chunks,
+      draft_to_target=vocabulary,
   )
+  head = lambda params: heads.Eagle(module, params, draft_to_target=vocabulary)
 
   def init(key):
     params = dict(eagle.init_params(module, key))
-    if shape.width == cfg.width and shape.vocab_size == cfg.vocab_size:
-      params['head'] = target_lib.head_kernel(target).astype(jnp.float32)
+    if shape.width == cfg.width:
+      kernel = target_lib.head_kernel(target)
+      kernel = kernel if vocabulary is None else kernel[vocabulary]
+      if kernel.shape == params['head'].shape:
+        params['head'] = kernel.astype(jnp.float32)
     return params
 
   def drafter(params, num_tokens):
-    return drafters.eagle(
-        heads.Eagle(module, params), target, num_speculative_tokens=num_tokens
-    )
+    return drafters.eagle(head(params), target, num_speculative_tokens=num_tokens)
 
   return training_lib.Task(
       init=init,
@@ -187,7 +203,20 @@ def _eagle3(config: ConfigDict, target: models.LanguageModel) -> training_lib.Ta
       target=target,
       feature_layers=(*chosen, cfg.num_layers),
       drafter=drafter,
-      save=_saver(config, heads.save_eagle, functools.partial(heads.Eagle, module)),
+      save=_saver(config, heads.save_eagle, head),
+  )
+
+
+def _decoder(
+    config: ConfigDict, target: models.TransformerConfig, *, vocab_size: int
+) -> models.TransformerConfig:
+  """The head's layer: that of `config.model`; one of the target's sizes where this is empty."""
+  if fields := config.model.to_dict():
+    return models.TransformerConfig(**{'vocab_size': vocab_size} | fields)
+  names = ('width', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_width', 'max_positions')
+  sizes = {name: getattr(target, name) for name in names}
+  return models.TransformerConfig(
+      **sizes, vocab_size=vocab_size, num_layers=1, tie_embeddings=False
   )
 
 

@@ -1,16 +1,19 @@
 """From a training config to a `Training`."""
 
+from collections.abc import Callable
 import functools
 import pathlib
 from typing import Any
 
 import ml_collections
 
+from experiments.build import targets
 from experiments.build import tasks
 from experiments.runs import corpus as corpus_lib
 from experiments.runs import training as training_lib
-from specjax.models import hub
+from specjax import models
 from specjax.models import loading
+from specjax.training import chats as chats_lib
 from specjax.training import optimizers
 from specjax.training import samples
 
@@ -24,8 +27,9 @@ def training(config: ConfigDict) -> training_lib.Training:
     ValueError: if the config does not fit together.
     FileNotFoundError: if the target or a tokenizer is missing.
   """
-  task = tasks.task(config)
-  corpus = config.corpus
+  shape = tasks.check(config)
+  vocab_size = config.model.vocab_size if shape is None else shape.vocab_size
+  task = functools.partial(tasks.task, config)
   fields = (
       'name', 'seed', 'num_steps', 'batch_size', 'seq_len', 'held_out_windows',
       'gradient_accumulation', 'checkpoint_every', 'evaluate_every', 'record_every',
@@ -33,11 +37,11 @@ def training(config: ConfigDict) -> training_lib.Training:
   settings = config.features
   measure = training_lib.Measure(**config.measure.to_dict())
   return training_lib.Training(
-      task=task,
+      make_task=task,
       optimizer=optimizer(config),
-      corpus=functools.partial(_corpus, corpus, config.model.vocab_size, _tokenizer_file(config)),
-      corpus_sha256=corpus.sha256,
-      samples=_samples(config, task),
+      corpus=_corpus(config, vocab_size),
+      corpus_sha256=config.corpus.sha256,
+      samples=_samples(config, has_target=shape is not None),
       features=training_lib.Features(settings.path, tuple(settings.layers), settings.max_windows)
       if settings.stored
       else None,
@@ -47,23 +51,76 @@ def training(config: ConfigDict) -> training_lib.Training:
   )
 
 
-def _corpus(settings: ConfigDict, vocab_size: int, tokenizer_file, folder: pathlib.Path, say):
-  return corpus_lib.prepare(
-      settings.path or folder,
-      vocab_size=vocab_size,
-      root=settings.root or None,
-      tokenizer_file=tokenizer_file,
-      max_files=settings.max_files or None,
-      say=say,
-  )
+def _corpus(config: ConfigDict, vocab_size: int) -> Callable[..., corpus_lib.Corpus]:
+  """(folder, say) -> the corpus: chats where files of them are named, else the standard library."""
+  settings = config.corpus
+  if settings.chats:
+    return _chats(config, _about(config), vocab_size)
+  tokenizer, end = None, None
+  if settings.tokenizer:
+    tokenizer = models.load_tokenizer(settings.tokenizer)
+  elif about := _about(config):
+    tokenizer, end = about.tokenizer, about.end_tokens[0] if about.end_tokens else None
+
+  def prepare(folder: pathlib.Path, say) -> corpus_lib.Corpus:
+    return corpus_lib.prepare(
+        settings.path or folder,
+        vocab_size=vocab_size,
+        root=settings.root or None,
+        tokenizer=tokenizer,
+        end=end,
+        is_padded=bool(targets.source(config)),
+        max_files=settings.max_files or None,
+        say=say,
+    )
+
+  return prepare
 
 
-def _samples(config: ConfigDict, task: training_lib.Task) -> training_lib.Samples | None:
+def _chats(config: ConfigDict, about, vocab_size: int) -> Callable[..., corpus_lib.Corpus]:
+  settings = config.corpus
+  files = [file.strip() for file in settings.chats.split(',')]
+  if about is None or about.chat_template is None:
+    raise ValueError(
+        f'config.corpus.chats={", ".join(files)} needs a target with a chat template: give '
+        '--config.target.path=… of one that has it, or --config.target.chat_template=FILE.'
+    )
+  encoder = chats_lib.Encoder(about.tokenizer, about.chat_template, about.special_tokens)
+
+  def prepare(folder: pathlib.Path, say) -> corpus_lib.Corpus:
+    return corpus_lib.prepare_chats(
+        settings.path or folder,
+        files,
+        encoder,
+        vocab_size=vocab_size,
+        end_tokens=about.end_tokens,
+        held_out_one_in=settings.held_out_one_in,
+        max_tokens=settings.max_tokens,
+        say=say,
+    )
+
+  return prepare
+
+
+def _about(config: ConfigDict) -> loading.Checkpoint | None:
+  """The target's tokenizer, template and ends, or None where there is no target."""
+  source = targets.source(config)
+  if not source:
+    return None
+  try:
+    return loading.describe(source, chat_template=targets.template(config))
+  except FileNotFoundError as error:
+    raise FileNotFoundError(
+        f'{error} A draft must read the tokens of its target: give --config.corpus.tokenizer=FILE.'
+    ) from error
+
+
+def _samples(config: ConfigDict, *, has_target: bool) -> training_lib.Samples | None:
   settings = config.samples.to_dict()
   with_text = settings.pop('with_text')
   if not settings['num_samples']:
     return None
-  if task.target is None:
+  if not has_target:
     raise ValueError(
         'config.samples asks for samples of a target, and there is none: give '
         '--config.target.path=FOLDER.'
@@ -82,31 +139,6 @@ def optimizer(config: ConfigDict):
       decay_fraction=settings.decay_fraction,
   )
   return optimizers.muon(schedule, weight_decay=settings.weight_decay)
-
-
-def _tokenizer_file(config: ConfigDict) -> pathlib.Path | None:
-  """The tokenizer to encode with: the one named, else the target's, else None.
-
-  Raises:
-    FileNotFoundError: if there is a target but no tokenizer in or beside its folder.
-  """
-  if config.corpus.tokenizer:
-    return pathlib.Path(config.corpus.tokenizer)
-  if not config.target.path:
-    return None
-  folder = hub.fetch(config.target.path, without_weights=True)
-  if loading.is_gguf(folder):
-    raise ValueError(
-        f'{folder} is a GGUF file, which has no tokenizer.json to encode the corpus with: turn it '
-        'into a folder with scripts/convert_hf.py, and give that.'
-    )
-  for candidate in (folder / 'tokenizer.json', folder.parent / 'tokenizer.json'):
-    if candidate.exists():
-      return candidate
-  raise FileNotFoundError(
-      f'There is no tokenizer.json in {folder} or beside it; a draft must read the tokens of '
-      'its target. Give --config.corpus.tokenizer=FILE.'
-  )
 
 
 def _portable(config: ConfigDict) -> dict[str, Any]:

@@ -183,6 +183,7 @@ def record(work: Generation, outputs: Sequence[GenerateOutput]) -> records.Recor
   """The row of `metrics.jsonl`."""
   is_plain = work.recipe is None
   target = work.loaded.target
+  rows = len(outputs[0].lengths)
   num_nodes = 0 if is_plain else outputs[0].stats.proposed_at.shape[1]
   return records.record(
       outputs,
@@ -192,5 +193,5 @@ def record(work: Generation, outputs: Sequence[GenerateOutput]) -> records.Recor
       temperature=work.method.temperature,
       num_speculative_tokens=num_nodes,
       dtype=str(jax.numpy.dtype(getattr(target.module, 'dtype', 'float32'))),
-      width=max(num_nodes + 1, work.options['width'] or fast_width(target)),
+      width=max(num_nodes + 1, work.options['width'] or fast_width(target, rows)),
   )

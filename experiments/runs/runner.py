@@ -125,7 +125,7 @@ def runner_of(
   size = prompts.longest + sizes.max_new_tokens
   return Runner(
       target=loaded.target,
-      width=sizes.width or fast_width(loaded.target),
+      width=sizes.width or fast_width(loaded.target, sizes.batch_size),
       cache_length=sizes.cache_length or generation.bucket(size),
       sizes=sizes,
       stop_tokens=loaded.stop_tokens if sizes.stops else (),

@@ -24,6 +24,7 @@ from specjax.sharding import processes
 from specjax.training import checkpoints
 from specjax.training import data
 from specjax.training import features
+from specjax.training import token_files
 from specjax.training import train
 
 Say = Callable[[str], None]
@@ -113,7 +114,7 @@ class Training:
 
   Attributes:
     name: of the run.
-    task: what is trained.
+    make_task: corpus -> what is trained.
     optimizer: an optax transformation.
     corpus: (folder, say) -> `Corpus`.
     corpus_sha256: of the training text of the shipped weights; '' for none.
@@ -133,7 +134,7 @@ class Training:
   """
 
   name: str
-  task: Task
+  make_task: Callable[[corpus_lib.Corpus], Task]
   optimizer: Any
   corpus: Callable[[pathlib.Path, Say], corpus_lib.Corpus]
   corpus_sha256: str
@@ -162,12 +163,12 @@ def run(
     FloatingPointError: if the loss is not finite any more.
   """
   say = lambda text: console.print(text, highlight=False, soft_wrap=True)
-  task = training.task
   first = _resume(results, say)
   corpus = processes.first_alone(lambda: training.corpus(results.path / 'corpus', say))
   _compare_corpus(training, corpus, say)
-  corpus = _with_samples(training, corpus, results.path, say)
-  batches, held_out = _batches(training, corpus, results.path, say)
+  task = training.make_task(corpus)
+  corpus = _with_samples(training, task, corpus, results.path, say)
+  batches, held_out = _batches(training, task, corpus, results.path, say)
   params = task.init(jax.random.key(training.seed))
   say(
       f'{task.num_parameters:,} parameters, {len(corpus.train):,} tokens, '
@@ -189,7 +190,7 @@ def run(
         num_steps=training.num_steps,
         workdir=results.path,
         held_out=lambda: iter(held_out),
-        measure=_measure(training, corpus),
+        measure=_measure(training, task, corpus),
         checkpoint_every=training.checkpoint_every,
         evaluate_every=training.evaluate_every,
         record_every=training.record_every,
@@ -198,34 +199,36 @@ def run(
         record=record,
         layout=task.layout,
     )
-  return _export(training, results, state.params, corpus, say)
+  return _export(training, task, results, state.params, corpus, say)
 
 
-def _with_samples(training: Training, corpus, path: pathlib.Path, say: Say):
+def _with_samples(training: Training, task: Task, corpus, path: pathlib.Path, say: Say):
   """The corpus, or what the target writes after prompts from it, or both."""
   if training.samples is None:
     return corpus
   tokens = training.samples.write(
-      path / 'samples', target=training.task.target, tokens=corpus.train, say=say
+      path / 'samples', target=task.target, tokens=corpus.train.ids, say=say
   )
   if training.samples.with_text:
-    tokens = np.concatenate([np.asarray(corpus.train), np.asarray(tokens)])
-  return dataclasses.replace(corpus, train=tokens)
+    tokens = np.concatenate([np.asarray(corpus.train.ids), np.asarray(tokens)])
+  made = token_files.Tokens(tokens, None, corpus.train.info)
+  return dataclasses.replace(corpus, train=made)
 
 
-def _batches(training: Training, corpus, path: pathlib.Path, say: Say):
+def _batches(training: Training, task: Task, corpus, path: pathlib.Path, say: Say):
   """Step -> batch, and the held-out batches: tokens, or stored features of the target."""
   size = min(training.batch_size, training.held_out_windows)
   chunks = range(0, training.held_out_windows - size + 1, size)
-  task, settings = training.task, training.features
+  settings, train_tokens, held_out = training.features, corpus.train, corpus.held_out
   if not task.feature_layers or settings is None:
     batches = data.TokenBatches(
-        corpus.train, batch_size=training.batch_size, seq_len=training.seq_len, seed=training.seed
+        train_tokens.ids, batch_size=training.batch_size, seq_len=training.seq_len,
+        seed=training.seed, mask=train_tokens.mask,
     )
     windows = data.held_out_windows(
-        corpus.held_out, seq_len=training.seq_len, n=training.held_out_windows
+        held_out.ids, seq_len=training.seq_len, n=training.held_out_windows, mask=held_out.mask
     )
-    return batches.batch, [windows[i : i + size] for i in chunks]
+    return batches.batch, [jax.tree.map(lambda x: x[i : i + size], windows) for i in chunks]
   layers = tuple(sorted({*task.feature_layers, *settings.layers}))
   write = functools.partial(
       features.write, target=task.target, seq_len=training.seq_len, layers=layers, say=say
@@ -237,14 +240,17 @@ def _batches(training: Training, corpus, path: pathlib.Path, say: Say):
     )
   folder = pathlib.Path(settings.path or path / 'features')
   num_tokens = training.held_out_windows * training.seq_len + 1
+  first = lambda tokens, count: dict(
+      tokens=tokens.ids[:count], mask=None if tokens.mask is None else tokens.mask[:count]
+  )
   held_out = features.FeatureBatches(
-      write(folder / 'held_out', tokens=corpus.held_out[:num_tokens]),
+      write(folder / 'held_out', **first(held_out, num_tokens)),
       batch_size=size,
       layers=task.feature_layers,
   )
   most = settings.max_windows * training.seq_len + 1
   batches = features.FeatureBatches(
-      write(folder / 'train', tokens=corpus.train[:most] if most > 1 else corpus.train),
+      write(folder / 'train', **first(train_tokens, most if most > 1 else None)),
       batch_size=training.batch_size,
       layers=task.feature_layers,
       seed=training.seed,
@@ -252,19 +258,23 @@ def _batches(training: Training, corpus, path: pathlib.Path, say: Say):
   return batches.batch, [held_out.take(np.arange(i, i + size)) for i in chunks]
 
 
-def _measure(training: Training, corpus):
-  """Params -> acceptance length of greedy decoding with them, or None."""
-  settings, task = training.measure, training.task
+def _measure(training: Training, task: Task, corpus):
+  """Params -> acceptance length of greedy decoding with them, or None.
+
+  Prompts are held-out chats up to their first answer, or pieces of held-out texts.
+  """
+  settings = training.measure
   if task.drafter is None or settings is None:
     return None
   length = settings.prompt_tokens
   # On a mesh, all of them as often as rows must be for the devices that share them.
   ways = 1 if task.layout is None else task.layout.ways('batch')
   repeats = ways // math.gcd(ways, settings.num_prompts)
-  prompts = [
-      np.asarray(corpus.held_out[i * 2 * length :][:length]).tolist()
+  prompts = list(corpus.prompts[: settings.num_prompts]) or [
+      np.asarray(corpus.held_out.ids[i * 2 * length :][:length]).tolist()
       for i in range(settings.num_prompts)
-  ] * repeats
+  ]
+  prompts *= repeats
 
   def measure(params) -> dict[str, float]:
     output = specjax.generate(
@@ -272,6 +282,7 @@ def _measure(training: Training, corpus):
         prompts,
         drafter=task.drafter(params, settings.num_speculative_tokens),
         max_new_tokens=settings.new_tokens,
+        stop_tokens=corpus.end_tokens if corpus.prompts else (),
     )
     return {'acceptance_length': output.mean_acceptance_length}
 
@@ -337,7 +348,7 @@ def _compare_corpus(training: Training, corpus: corpus_lib.Corpus, say: Say) -> 
     )
 
 
-def _export(training: Training, results, params, corpus, say: Say) -> pathlib.Path:
+def _export(training: Training, task: Task, results, params, corpus, say: Say) -> pathlib.Path:
   """Saves what was trained with the tokenizer and how it was made."""
   params = jax.tree.map(processes.whole, params)
   folder = results.path / 'model'
@@ -351,17 +362,17 @@ def _export(training: Training, results, params, corpus, say: Say) -> pathlib.Pa
       'tokens': training.num_steps * training.batch_size * training.seq_len,
       'held_out': {k: v for row in held_out[-1:] for k, v in row.items() if k not in not_losses},
       'corpus': corpus.info,
-      'corpus_licence': corpus_lib.LICENCE,
+      'corpus_licence': corpus.licence,
       'config': training.recipe,
       'jax': jax.__version__,
   }
   file = results.write_json('training.json', described)
   if folder.exists():
     shutil.rmtree(folder)
-  training.task.save(
+  task.save(
       params,
       folder,
-      eos_ids=(corpus.tokenizer.token_to_id(data.END_OF_TEXT),),
+      eos_ids=corpus.end_tokens,
       extra_files=(corpus.tokenizer_file, file),
   )
   say(f'Saved the model to {folder}; its loss curve is {results.path / workdir_lib.METRICS}.')

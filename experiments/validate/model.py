@@ -104,7 +104,7 @@ class Bench:
     self.request = generation.Request(
         max_new_tokens=self.room, cache_length=size, prefill_chunk=16
     )
-    drafter, width = drafters.plain(), fast_width(self.target)
+    drafter, width = drafters.plain(), fast_width(self.target, self.batch)
     self._setup = engine.Setup(
         target=self.target,
         drafter=drafter,

@@ -99,7 +99,7 @@ def calibrate(
   )
 
   noise_of_candidates, candidates = 0.0, ()
-  dtype, width = _dtype_of(target), fast_width(target)
+  dtype, width = _dtype_of(target), fast_width(target, len(prompts))
   if dtypes:
     widest = max_num_speculative_tokens + 1
     candidates, noise_of_candidates = _candidates(

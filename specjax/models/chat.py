@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import os
 import pathlib
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 
@@ -240,9 +240,7 @@ def chat_end_ids(
     raise ValueError(
         f'messages must end with an answer of the assistant, got {hf_keys.shown(messages[-1])}.'
     )
-  ids = {added.content: i for i, added in tokenizer.get_added_tokens_decoder().items()}
-  ids |= {text: tokenizer.token_to_id(text) for text in special_tokens.values()}
-  marks = [text for text, i in ids.items() if text and i is not None]
+  marks = _marks(tokenizer, special_tokens)
   for following in ((), ({'role': 'user', 'content': 'And at night?'},)):
     text = render(
         template, [*messages, *following], add_generation_prompt=False,
@@ -254,10 +252,75 @@ def chat_end_ids(
           f'The chat template does not write the answer {answer!r}, so that its end is not known: '
           f'it wrote {hf_keys.shown(text)}. Give the stop tokens yourself.'
       )
-    after = after.lstrip()
-    if first := max(filter(after.startswith, marks), key=len, default=''):
-      return (ids[first],)
+    if ids := _first_mark(after, marks):
+      return ids
   return ()
+
+
+class UserTurn(NamedTuple):
+  """Where a user speaks in a chat.
+
+  Attributes:
+    header: token ids of everything before the first words of the user.
+    end_ids: the token after the user's last word.
+  """
+
+  header: list[int]
+  end_ids: tuple[int, ...]
+
+
+def user_turn(
+    template: str,
+    tokenizer: tokenizers.Tokenizer,
+    *,
+    system: str = '',
+    special_tokens: Mapping[str, str] = NO_TOKENS,
+    **variables: Any,
+) -> UserTurn:
+  """What a chat begins with, up to the user's first word, and the token that ends the user's turn.
+
+  A model that was trained on chats goes on from that beginning with a question of its own (Xu et
+  al. 2024, Magpie, https://arxiv.org/abs/2406.08464, section 2).
+
+  Args:
+    template: as for `render`; so are `special_tokens` and `variables`.
+    tokenizer: of the model.
+    system: a system's text to begin with; '' leaves it to the template.
+
+  Raises:
+    ValueError: as `render`, or where the template ends a user's turn by plain text.
+  """
+  message = _EXAMPLE[0]
+  messages = [{'role': 'system', 'content': system}] if system else []
+  text = render(
+      template, [*messages, message], add_generation_prompt=False, special_tokens=special_tokens,
+      **variables,
+  )
+  header, here, after = text.partition(message['content'])
+  end_ids = _first_mark(after, _marks(tokenizer, special_tokens)) if here else ()
+  if not end_ids:
+    raise ValueError(
+        'The chat template writes no special token after what a user says, so that a question '
+        f'which the model asks itself would have no end: it wrote {hf_keys.shown(text)}. Write the '
+        'questions yourself, and give them as a file.'
+    )
+  return UserTurn(encode(header, tokenizer), end_ids)
+
+
+def _marks(
+    tokenizer: tokenizers.Tokenizer, special_tokens: Mapping[str, str]
+) -> dict[str, int]:
+  """Ids of the special tokens by their texts."""
+  ids = {added.content: i for i, added in tokenizer.get_added_tokens_decoder().items()}
+  ids |= {text: tokenizer.token_to_id(text) for text in special_tokens.values()}
+  return {text: i for text, i in ids.items() if text and i is not None}
+
+
+def _first_mark(after: str, marks: Mapping[str, int]) -> tuple[int, ...]:
+  """The special token with which a text begins, blanks not counted; empty where there is none."""
+  after = after.lstrip()
+  first = max(filter(after.startswith, marks), key=len, default='')
+  return (marks[first],) if first else ()
 
 
 def _existing(folder: str | os.PathLike) -> pathlib.Path:

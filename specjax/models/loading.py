@@ -129,7 +129,7 @@ def describe(source: str | os.PathLike, *, chat_template: str | None = None) -> 
     special_tokens = gguf.load_gguf_special_tokens(path)
     end_tokens, sampling = gguf.load_gguf_eos_ids(path), {}
   else:
-    tokenizer = hf.load_tokenizer(path)
+    tokenizer = hf.load_tokenizer(_with_tokenizer(path))
     template, special_tokens = chat.load_chat_template(path), chat.special_tokens(path)
     end_tokens, sampling = hf.load_eos_ids(path), _sampling(path)
   template = chat_template or template
@@ -156,6 +156,12 @@ def read_config(source: str | os.PathLike, *, text_only: bool = True) -> Transfo
   if is_gguf(path):
     return gguf.load_gguf_config(path)
   return hf.load_config(path, text_only=text_only)
+
+
+def _with_tokenizer(folder: pathlib.Path) -> pathlib.Path:
+  """The folder, or the one that it lies in where the tokenizer is there, as that of a pair is."""
+  has_one = lambda path: (path / 'tokenizer.json').exists()
+  return folder.parent if has_one(folder.parent) and not has_one(folder) else folder
 
 
 def is_gguf(path: pathlib.Path) -> bool:

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import json
 import os
 import pathlib
 import platform
@@ -26,7 +25,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from specjax import atomic
+from specjax.training import token_files
 
 END_OF_TEXT = '<|endoftext|>'
 
@@ -211,83 +210,69 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
 
 
 def encode_files(
-  files: Sequence[str | os.PathLike], tokenizer: tokenizers.Tokenizer, *, out: str | os.PathLike
+  files: Sequence[str | os.PathLike],
+  tokenizer: tokenizers.Tokenizer,
+  *,
+  out: str | os.PathLike,
+  vocab_size: int | None = None,
+  end: int | None = None,
 ) -> CorpusInfo:
-  """Writes the files' tokens to `out`, uint16 `[tokens]`, each file followed by the end of text.
+  """Writes the files' tokens to `out`, `[tokens]`, each file followed by the end of text.
 
-  `np.load(out, mmap_mode="r")` reads it. What was written stands as JSON beside it (`train.npy`,
+  `np.load(out, mmap_mode="r")` reads it: uint16, or uint32 for a vocabulary of more than 65,536
+  tokens (`specjax.training.token_files`). What was written stands as JSON beside it (`train.npy`,
   `train.json`). Both appear whole or not at all: older ones stay untouched until the new ones are
-  complete on disk. A file that spells `<|endoftext|>` is encoded letter by letter, so that id 0
+  complete on disk. A file that spells `<|endoftext|>` is encoded letter by letter, so that its id
   always is a real end.
 
   Args:
     files: UTF-8 files, in the order wanted.
-    tokenizer: one with `<|endoftext|>` and at most 65,536 tokens.
+    tokenizer: to encode with.
     out: path that ends in `.npy`, in a folder that exists.
+    vocab_size: of the model; None is the tokenizer's.
+    end: id that ends a text; None takes that of `<|endoftext|>`.
 
   Raises:
-    ValueError: no files, a wrong name, or a tokenizer that does not fit.
+    ValueError: no files, a wrong name, or a tokenizer without `<|endoftext|>` and no `end`.
     FileNotFoundError: a file, or the folder of `out`, is missing.
     UnicodeDecodeError: a file is not UTF-8.
     OSError: the disk lacks the room that is needed; said before anything is encoded.
   """
   out, files = pathlib.Path(out), [pathlib.Path(path) for path in files]
-  end = _check_encodable(files, tokenizer, out)
-  _check_disk(out.parent, files)
-  digest, size, pieces = hashlib.sha256(), 0, []
-  with _special_tokens_as_text(tokenizer):
-    for text in read_texts(files):
-      data = text.encode('utf-8')
-      digest.update(data)
-      size += len(data)
-      pieces.append(
-        np.array([*tokenizer.encode(text, add_special_tokens=False).ids, end], np.uint16)
-      )
-  tokens = np.concatenate(pieces)
-  info = CorpusInfo(
-    python=platform.python_version(),
-    files=len(files),
-    bytes=size,
-    tokens=len(tokens),
-    bytes_per_token=size / len(tokens),
-    sha256=digest.hexdigest(),
-  )
-  described = json.dumps(dataclasses.asdict(info), indent=2) + '\n'
-  # The tokens last: where they are new, their description is too.
-  with atomic.replacing(out.with_suffix('.json'), out) as (description, array):
-    description.write_text(described, encoding='utf-8')
-    np.save(array, tokens)
+  if not files:
+    raise ValueError('expected at least one file to encode, got none; see stdlib_files()')
+  end = tokenizer.token_to_id(END_OF_TEXT) if end is None else end
+  if end is None:
+    raise ValueError(
+      f'expected a tokenizer with the token {END_OF_TEXT}, got one without; give end=, the id that '
+      'ends a text'
+    )
+  vocab_size = tokenizer.get_vocab_size() if vocab_size is None else vocab_size
+  digest, size = hashlib.sha256(), 0
+  with token_files.writing(out, vocab_size=vocab_size) as file:
+    _check_disk(out.parent, files, token_files.dtype_of(vocab_size).itemsize)
+    with _special_tokens_as_text(tokenizer):
+      for text in read_texts(files):
+        data = text.encode('utf-8')
+        digest.update(data)
+        size += len(data)
+        file.add([*tokenizer.encode(text, add_special_tokens=False).ids, end])
+    info = CorpusInfo(
+      python=platform.python_version(),
+      files=len(files),
+      bytes=size,
+      tokens=file.num_tokens,
+      bytes_per_token=size / file.num_tokens,
+      sha256=digest.hexdigest(),
+    )
+    file.info.update(dataclasses.asdict(info))
   return info
 
 
-def _check_encodable(
-  files: list[pathlib.Path], tokenizer: tokenizers.Tokenizer, out: pathlib.Path
-) -> int:
-  if not files:
-    raise ValueError('expected at least one file to encode, got none; see stdlib_files()')
-  if out.suffix != '.npy':
-    raise ValueError(f'expected out= to end in .npy, got {out}')
-  if not out.parent.is_dir():
-    raise FileNotFoundError(
-      f'expected the folder of out= to exist, got {out}; create {out.parent} first'
-    )
-  if tokenizer.get_vocab_size() > 2**16:
-    raise ValueError(
-      f'expected a tokenizer of at most 65536 tokens (uint16), got {tokenizer.get_vocab_size()}; '
-      'train one with train_tokenizer'
-    )
-  end = tokenizer.token_to_id(END_OF_TEXT)
-  if end is None:
-    raise ValueError(
-      f'expected a tokenizer with the token {END_OF_TEXT}, got one without; see train_tokenizer'
-    )
-  return end
-
-
-def _check_disk(folder: pathlib.Path, files: list[pathlib.Path]) -> None:
-  # A byte-level token is at least one byte long, so this is the most that two bytes per token can
-  # take.
-  need = 2 * sum(path.stat().st_size + 1 for path in files) + 2**12
+def _check_disk(folder: pathlib.Path, files: list[pathlib.Path], itemsize: int) -> None:
+  # A byte-level token is at least one byte long, so this is the most that the tokens can take.
+  # They lie there twice before the raw ones are removed.
+  need = 2 * itemsize * sum(path.stat().st_size + 1 for path in files) + 2**12
   free = shutil.disk_usage(folder).free
   if free < need:
     raise OSError(
@@ -322,6 +307,7 @@ class TokenBatches:
     batch_size: windows in a batch.
     seq_len: inputs in a window.
     seed: of offsets and orders.
+    mask: bool `[tokens]`, which of them count in a loss, or None for all.
 
   Raises:
     ValueError: a size below 1, tokens not one-dimensional integers, or fewer than `(batch_size + 1)
@@ -333,6 +319,7 @@ class TokenBatches:
   batch_size: int
   seq_len: int
   seed: int = 0
+  mask: np.ndarray | None = None
 
   def __post_init__(self):
     _check_tokens(self.tokens, seq_len=self.seq_len)
@@ -351,8 +338,10 @@ class TokenBatches:
     """Batches in an epoch, at least 1; the windows short of a full batch are left out."""
     return (len(self.tokens) // self.seq_len - 1) // self.batch_size
 
-  def batch(self, step: int) -> np.ndarray:
+  def batch(self, step: int) -> np.ndarray | dict[str, np.ndarray]:
     """The batch of a step, int32 [batch_size, seq_len + 1]: inputs [:, :-1], targets [:, 1:].
+
+    With a mask it is a dict of `tokens` and `mask`, bool of the same shape.
 
     Raises:
       ValueError: `step` below 0.
@@ -365,14 +354,24 @@ class TokenBatches:
     order = rng.permutation(len(self.tokens) // self.seq_len - 1)
     chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
     starts = offset + chosen * self.seq_len
-    return self.tokens[starts[:, None] + np.arange(self.seq_len + 1)].astype(np.int32)
+    return _windows_at(self.tokens, self.mask, starts, self.seq_len)
 
 
-def held_out_windows(tokens: np.ndarray, *, seq_len: int, n: int | None = None) -> np.ndarray:
+def _windows_at(tokens, mask, starts: np.ndarray, seq_len: int):
+  """The windows that begin at `starts`, with their masks where there is one."""
+  index = starts[:, None] + np.arange(seq_len + 1)
+  windows = tokens[index].astype(np.int32)
+  return windows if mask is None else {'tokens': windows, 'mask': mask[index]}
+
+
+def held_out_windows(
+  tokens: np.ndarray, *, seq_len: int, n: int | None = None, mask: np.ndarray | None = None
+) -> np.ndarray | dict[str, np.ndarray]:
   """The first `n` windows one after the other, int32 `[n, seq_len + 1]`; all of them by default.
 
   Window i holds tokens `[i * seq_len, (i + 1) * seq_len]`, both ends included: every token but the
-  first is a target once.
+  first is a target once. With a mask, which has an entry per token, it is a dict of `tokens` and
+  `mask`.
 
   >>> held_out_windows(np.arange(8), seq_len=3)
   array([[0, 1, 2, 3],
@@ -392,7 +391,7 @@ def held_out_windows(tokens: np.ndarray, *, seq_len: int, n: int | None = None) 
       f'expected at least n * seq_len + 1 = {wanted * seq_len + 1} tokens for {wanted} windows, '
       f'got {len(tokens)}; lower n or seq_len={seq_len}, or pass a longer corpus'
     )
-  return tokens[np.arange(wanted)[:, None] * seq_len + np.arange(seq_len + 1)].astype(np.int32)
+  return _windows_at(tokens, mask, np.arange(wanted) * seq_len, seq_len)
 
 
 def _check_tokens(tokens: np.ndarray, *, seq_len: int) -> None:

@@ -1,8 +1,9 @@
 """Losses of language models, alone or distilled: `(params, batch) -> (loss, metrics)` for `fit`.
 
 A batch is tokens int32 [B, T + 1]: a text, or what the target wrote
-(`specjax.training.samples`). The target of a distillation is frozen and an argument of the
-compiled step.
+(`specjax.training.samples`); or a dict of `tokens` and `mask`, bool of the same shape: losses and
+metrics are then means over the tokens that count. The target of a distillation is frozen and an
+argument of the compiled step.
 """
 
 import functools
@@ -27,8 +28,10 @@ def language_model(module: Transformer, *, num_chunks: int = 1):
   """
 
   def loss(params, batch):
-    side = _side(LanguageModel(module, params), batch[:, :-1])
-    value = chunked.cross_entropy(side, batch[:, 1:], num_chunks=num_chunks).mean()
+    tokens, mask = losses.unpacked(batch)
+    side = _side(LanguageModel(module, params), tokens[:, :-1])
+    values = chunked.cross_entropy(side, tokens[:, 1:], num_chunks=num_chunks)
+    value = losses.mean(values, None if mask is None else mask[:, 1:])
     return value, {'loss': value}
 
   return loss
@@ -75,18 +78,19 @@ def distilled(
 
 
 def _distilled(params, batch, *, target, module, weight, kind, num_chunks):
-  tokens = batch[:, :-1]
-  draft, goal = _side(LanguageModel(module, params), tokens), _side(target, tokens)
+  tokens, mask = losses.unpacked(batch)
+  mean = lambda values: losses.mean(values, None if mask is None else mask[:, 1:])
+  draft, goal = (_side(model, tokens[:, :-1]) for model in (LanguageModel(module, params), target))
   compared = chunked.compare(goal, draft, kind=kind, num_chunks=num_chunks)
-  divergence = compared.divergence.mean()
-  cross_entropy = chunked.cross_entropy(draft, batch[:, 1:], num_chunks=num_chunks).mean()
+  divergence = mean(compared.divergence)
+  cross_entropy = mean(chunked.cross_entropy(draft, tokens[:, 1:], num_chunks=num_chunks))
   value = weight * divergence + (1.0 - weight) * cross_entropy
   return value, {
       'loss': value,
       'kl' if kind == 'forward_kl' else kind: divergence,
       'cross_entropy': cross_entropy,
-      'acceptance': compared.acceptance.mean(),
-      'agreement': compared.agrees.mean(dtype='float32'),
+      'acceptance': mean(compared.acceptance),
+      'agreement': mean(compared.agrees),
   }
 
 

@@ -8,6 +8,8 @@ ways; the first serves windows at fixed places, the second windows at random off
     store = write(folder, target=target, tokens=tokens, seq_len=256, layers=(2, 7, 11, 14))
     batches = FeatureBatches(store, batch_size=16, seed=0)
     batches.batch(step)  # {'tokens': int32 [16, 257], 'features': [16, 256, F]}
+
+With a mask of the tokens that count, batches have `mask`, bool [16, 257], too.
 """
 
 from collections.abc import Callable
@@ -30,8 +32,8 @@ from specjax import models
 
 Array = jax.Array
 
-_FEATURES, _TOKENS, _DESCRIPTION, _PARTIAL = (
-    'features.bin', 'tokens.npy', 'features.json', 'features.partial.json'
+_FEATURES, _TOKENS, _MASK, _DESCRIPTION, _PARTIAL = (
+    'features.bin', 'tokens.npy', 'mask.npy', 'features.json', 'features.partial.json'
 )
 # Windows between two notes of how far a store has come.
 _NOTE_EVERY = 64
@@ -46,11 +48,13 @@ class FeatureStore:
       token of the one before.
     features: [W, T, F] in the target's dtype, memory-mapped; F is the sum over `layers`.
     layers: which residual streams, as `feature_layers` of `Transformer.__call__`.
+    mask: [W, T + 1] bool, which tokens count in a loss; None for all.
   """
 
   tokens: np.ndarray
   features: np.ndarray
   layers: tuple[int, ...]
+  mask: np.ndarray | None = None
 
   def columns(self, layers: tuple[int, ...]) -> slice | np.ndarray:
     """Columns of `features` that hold `layers`, in increasing order of layer.
@@ -92,6 +96,7 @@ def write(
     seq_len: int,
     layers: tuple[int, ...],
     batch_size: int = 16,
+    mask: np.ndarray | None = None,
     say: Callable[[str], None] = print,
 ) -> FeatureStore:
   """Stores the target's features of every whole window, or opens what is there already.
@@ -106,6 +111,7 @@ def write(
     seq_len: T, tokens of a window.
     layers: residual streams to keep.
     batch_size: windows per pass.
+    mask: [n] bool, which tokens count in a loss, kept beside them; None for all.
     say: told the disk cost before anything is written, and progress.
 
   Returns:
@@ -134,6 +140,8 @@ def write(
       target=fingerprint(target),
       tokens=hashlib.sha256(np.ascontiguousarray(tokens)).hexdigest()[:16],
   )
+  if mask is not None:
+    described['mask'] = hashlib.sha256(np.ascontiguousarray(mask)).hexdigest()[:16]
   if (folder / _DESCRIPTION).exists():
     _check_same(folder / _DESCRIPTION, described)
     return open_store(folder)
@@ -158,8 +166,10 @@ def write(
         f'{free / 1e9:.1f} GB are free. Make room, give another folder, keep fewer layers, or '
         'compute features in the step.'
     )
-  windows = _windows(tokens, seq_len)
+  windows = _windows(tokens, seq_len).astype(np.int32)
   np.save(folder / _TOKENS, windows)
+  if mask is not None:
+    np.save(folder / _MASK, _windows(mask, seq_len))
   mode = 'r+' if first else 'w+'
   shape = (num_windows, seq_len, described['width'])
   stored = np.memmap(folder / _FEATURES, dtype=dtype, mode=mode, shape=shape)
@@ -216,13 +226,14 @@ def open_store(folder: str | os.PathLike) -> FeatureStore:
       tokens=np.load(folder / _TOKENS, mmap_mode='r'),
       features=np.memmap(folder / _FEATURES, dtype=dtype, mode='r', shape=shape),
       layers=tuple(described['layers']),
+      mask=np.load(folder / _MASK, mmap_mode='r') if 'mask' in described else None,
   )
 
 
 def _windows(tokens: np.ndarray, seq_len: int) -> np.ndarray:
   count = (len(tokens) - 1) // seq_len
   index = np.arange(count)[:, None] * seq_len + np.arange(seq_len + 1)
-  return np.asarray(tokens)[index].astype(np.int32)
+  return np.asarray(tokens)[index]
 
 
 def _begun(folder: pathlib.Path, described: dict) -> int:
@@ -284,7 +295,10 @@ class FeatureBatches:
     return len(self.store.tokens) // self.batch_size
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
-    """`tokens` int32 [batch_size, T + 1] and `features` [batch_size, T, F] of a step."""
+    """`tokens` int32 [batch_size, T + 1] and `features` [batch_size, T, F] of a step.
+
+    Where the store has a mask, `mask` bool [batch_size, T + 1] too.
+    """
     epoch, index = divmod(step, self.batches_per_epoch)
     order = np.random.default_rng([self.seed, epoch]).permutation(len(self.store.tokens))
     return self.take(np.sort(order[index * self.batch_size :][: self.batch_size]))
@@ -294,4 +308,5 @@ class FeatureBatches:
     features = self.store.features[windows]
     if self.layers is not None and tuple(sorted(set(self.layers))) != self.store.layers:
       features = features[..., self.store.columns(self.layers)]
-    return {'tokens': self.store.tokens[windows].astype(np.int32), 'features': features}
+    batch = {'tokens': self.store.tokens[windows].astype(np.int32), 'features': features}
+    return batch if self.store.mask is None else batch | {'mask': self.store.mask[windows]}

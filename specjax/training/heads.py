@@ -1,12 +1,13 @@
 """Losses of heads: `(params, batch) -> (loss, metrics)` for `specjax.training.train.fit`.
 
-A batch is either tokens int32 [B, T + 1], and the target's features are computed in the step,
-or what `FeatureBatches` serves. The target is frozen in both cases and is an argument of the
-compiled step.
+A batch is either tokens int32 [B, T + 1], alone or under `tokens` with a `mask`, and the target's
+features are computed in the step; or what `FeatureBatches` serves. The target is frozen in both
+cases and is an argument of the compiled step. With a mask, bool [B, T + 1], a position counts where
+the token that it foretells does: losses and metrics are means over these.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +24,43 @@ from specjax.training.chunked import Comparison, Side
 Array = jax.Array
 
 
-def streams(
-    batch: Any, target: LanguageModel, layers: tuple[int, ...]
-) -> tuple[Array, dict[int, Array]]:
-  """Tokens [B, T + 1] and the residual streams [B, T, width] after the layers asked for.
+class Streams(NamedTuple):
+  """What a head learns from.
+
+  Attributes:
+    tokens: [B, T + 1] int32.
+    by_layer: residual streams [B, T, width] after the layers asked for.
+    mask: [B, T + 1] bool, the tokens that count, or None.
+  """
+
+  tokens: Array
+  by_layer: dict[int, Array]
+  mask: Array | None
+
+  def mean(self, values: Array, offset: int) -> Array:
+    """The mean of `values` [B, n], of which entry i is about token i + offset, where it counts."""
+    mask = None if self.mask is None else self.mask[:, offset : offset + values.shape[1]]
+    return losses.mean(values, mask)
+
+  def metrics(self, compared: Comparison, step: int, offset: int) -> dict[str, Array]:
+    """Acceptance at temperature 1 and agreement of argmaxes, of one draft step."""
+    return {
+        f'acceptance_{step + 1}': self.mean(compared.acceptance, offset),
+        f'agreement_{step + 1}': self.mean(compared.agrees, offset),
+    }
+
+
+def streams(batch: Any, target: LanguageModel, layers: tuple[int, ...]) -> Streams:
+  """Tokens, mask, and the residual streams after the layers asked for.
 
   Raises:
     ValueError: if stored features are not of the target's width times the layers.
   """
   layers = tuple(sorted(set(layers)))
   width = target.module.config.width
-  if isinstance(batch, dict):
-    tokens, features = batch['tokens'], batch['features']
+  tokens, mask = losses.unpacked(batch)
+  if isinstance(batch, dict) and 'features' in batch:
+    features = batch['features']
     if features.shape[-1] != width * len(layers):
       raise ValueError(
           f'The stored features are {features.shape[-1]} wide; the head reads layers {layers} '
@@ -42,11 +68,10 @@ def streams(
           'this target and these layers.'
       )
   else:
-    tokens = batch
     features = target(tokens[:, :-1], feature_layers=layers, with_logits=False).features
   features = jax.lax.stop_gradient(features)
   parts = jnp.split(features, len(layers), axis=-1)
-  return tokens, dict(zip(layers, parts))
+  return Streams(tokens, dict(zip(layers, parts)), mask)
 
 
 def eagle3(
@@ -95,7 +120,8 @@ def _eagle3(
 ):
   last = target.module.config.num_layers
   reads = tuple(sorted(module.config.feature_layers))
-  tokens, by_layer = streams(batch, target, (*reads, last))
+  read = streams(batch, target, (*reads, last))
+  tokens, by_layer = read.tokens, read.by_layer
   features = jnp.concatenate([by_layer[layer] for layer in reads], axis=-1)
   # Pair i holds feature i and token i + 1; the last feature has no law after it to learn.
   length = features.shape[1] - 1
@@ -114,17 +140,10 @@ def _eagle3(
     goal = wanted._replace(hidden=wanted.hidden[:, 1 + step : 1 + step + rows])
     side = Side(output, params['head'])
     compared = chunked.compare(goal, side, kind=kind, num_chunks=num_chunks)
-    total += decay**step * compared.divergence.mean()
-    metrics |= _metrics(compared, step)
+    # The law at position i is of token i + 1.
+    total += decay**step * read.mean(compared.divergence, 2 + step)
+    metrics |= read.metrics(compared, step, 2 + step)
   return total, {'loss': total} | metrics
-
-
-def _metrics(compared: Comparison, step: int) -> dict[str, Array]:
-  """Acceptance at temperature 1 and agreement of argmaxes, of one draft step."""
-  return {
-      f'acceptance_{step + 1}': compared.acceptance.mean(),
-      f'agreement_{step + 1}': compared.agrees.mean(dtype=jnp.float32),
-  }
 
 
 def medusa(
@@ -164,8 +183,8 @@ def medusa(
 
 def _medusa(params, batch, *, target, module, decay, kind, num_chunks):
   last = target.module.config.num_layers
-  _, by_layer = streams(batch, target, (last,))
-  wanted = chunked.side_of(target, by_layer[last])
+  read = streams(batch, target, (last,))
+  wanted = chunked.side_of(target, read.by_layer[last])
   total, metrics = 0.0, {}
   for k in range(module.config.num_heads):
     rows = wanted.hidden.shape[1] - 1 - k
@@ -173,8 +192,8 @@ def _medusa(params, batch, *, target, module, decay, kind, num_chunks):
     goal = wanted._replace(hidden=wanted.hidden[:, 1 + k :])
     side = Side(hidden, params['head'][k])
     compared = chunked.compare(goal, side, kind=kind, num_chunks=num_chunks)
-    total += decay**k * compared.divergence.mean()
-    metrics |= _metrics(compared, k)
+    total += decay**k * read.mean(compared.divergence, 2 + k)
+    metrics |= read.metrics(compared, k, 2 + k)
   return total, {'loss': total} | metrics
 
 
@@ -209,11 +228,11 @@ def early_exit(
 
 def _early_exit(params, batch, *, target, module, kind, num_chunks):
   last, layer = target.module.config.num_layers, module.config.exit_layer
-  _, by_layer = streams(batch, target, (layer, last))
-  wanted = chunked.side_of(target, by_layer[last])
-  hidden = module.apply({'params': params}, by_layer[layer])
+  read = streams(batch, target, (layer, last))
+  wanted = chunked.side_of(target, read.by_layer[last])
+  hidden = module.apply({'params': params}, read.by_layer[layer])
   compared = chunked.compare(
       wanted, wanted._replace(hidden=hidden), kind=kind, num_chunks=num_chunks
   )
-  value = compared.divergence.mean()
-  return value, {'loss': value} | _metrics(compared, 0)
+  value = read.mean(compared.divergence, 1)
+  return value, {'loss': value} | read.metrics(compared, 0, 1)

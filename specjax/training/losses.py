@@ -14,12 +14,31 @@ p is the target, q the draft. The last two are of what a rejection rule accepts.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 Array = jax.Array
+
+
+def unpacked(batch: Any) -> tuple[Array, Array | None]:
+  """The tokens [B, T + 1] of a batch, and the mask of those that count, bool, or None.
+
+  Args:
+    batch: tokens, or a dict of `tokens` and perhaps `mask`.
+  """
+  return (batch['tokens'], batch.get('mask')) if isinstance(batch, dict) else (batch, None)
+
+
+def mean(values: Array, mask: Array | None) -> Array:
+  """The mean of values [...] where the mask [...] is set, float32; 0 where it is nowhere."""
+  values = values.astype(jnp.float32)
+  if mask is None:
+    return values.mean()
+  weights = mask.astype(jnp.float32)
+  return (values * weights).sum() / jnp.maximum(weights.sum(), 1.0)
 
 
 def cross_entropy(logits: Array, tokens: Array) -> Array:

@@ -152,9 +152,7 @@ def load(name: str = 'stdlib', *, dtype: Any = None) -> Pair:
   """
   if name == smollm2.NAME:
     return _smollm2(dtype)
-  if name not in names():
-    known = ', '.join([*names(), smollm2.NAME])
-    raise ValueError(f'There is no pair named {name!r}; there are: {known}.')
+  _check_name(name)
   folder = _ROOT / name
   tokenizer = models.load_tokenizer(folder)
   drafts = {
@@ -172,6 +170,25 @@ def load(name: str = 'stdlib', *, dtype: Any = None) -> Pair:
       held_out=held_out,
       folder=folder,
   )
+
+
+def source(name: str = 'stdlib') -> pathlib.Path:
+  """The folder or file of a pair's target, as `specjax.load` takes it.
+
+  Raises:
+    ValueError: for an unknown name.
+    FileNotFoundError: if it cannot be fetched.
+  """
+  if name == smollm2.NAME:
+    return smollm2.fetch()
+  _check_name(name)
+  return _ROOT / name / 'target'
+
+
+def _check_name(name: str) -> None:
+  if name not in names():
+    known = ', '.join([*names(), smollm2.NAME])
+    raise ValueError(f'There is no pair named {name!r}; there are: {known}.')
 
 
 def _smollm2(dtype: Any) -> Pair:

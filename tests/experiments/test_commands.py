@@ -30,6 +30,8 @@ ELSEWHERE = {
     ('peers', 'benchmark_smollm2'): 'test_peers.py::test_a_model_without_a_draft',
     ('plan', 'llama3_70b'): '../sharding/test_plan.py::test_the_command_writes_rows_and_a_page',
     ('plan', 'llama3_70b_eagle3'): '../sharding/test_plan.py::test_a_tree_is_planned',
+    ('synthesize', 'synthesize'): 'test_synthesize.py::TestChats::test_rows',
+    ('train', 'train_eagle3'): 'test_synthesize.py::TestHead::test_the_corpus_is_the_chats',
     ('train', 'train_distill_zoo'): 'test_experiments.py::test_a_draft_is_distilled',
     ('train', 'train_eagle3_zoo'): 'test_experiments.py::test_a_head_is_trained_by_its_recipe',
     ('train', 'train_medusa_zoo'): 'test_experiments.py::test_a_head_is_trained_by_its_recipe',

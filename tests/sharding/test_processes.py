@@ -118,32 +118,43 @@ def training_flags():
   )
 
 
-def test_a_death_ends_the_others_and_training_goes_on_from_its_checkpoint(tmp_path):
-  flags = (*training_flags(), '--config.num_steps=400')
-  started = start(command('train', tmp_path / 'run', *flags))
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory):
+  """The folder of a training by two processes, one of which was killed, and what the other said."""
+  path = tmp_path_factory.mktemp('killed') / 'run'
+  started = start(command('train', path, *training_flags(), '--config.num_steps=400'))
   try:
-    checkpoint, limit = tmp_path / 'run' / 'checkpoints' / '20', time.time() + 300
+    checkpoint, limit = path / 'checkpoints' / '20', time.time() + 300
     while not checkpoint.is_dir():
       assert time.time() < limit and started[0].poll() is None, started[0].stdout.read()[-3000:]
       time.sleep(0.1)
     started[1].send_signal(signal.SIGKILL)
-    killed = time.time()
+    before = time.time()
     output, _ = started[0].communicate(timeout=60)
-    assert started[0].returncode != 0 and time.time() - killed < 60
-    assert 'another process of this run has died' in output or 'heartbeat' in output, output
+    return path, started[0].returncode, time.time() - before, output
   finally:
     for process in started:
       process.kill()
       process.communicate()
-  steps = [int(path.name) for path in checkpoint.parent.iterdir() if path.name.isdigit()]
+
+
+def test_a_death_ends_the_others(killed):
+  path, code, seconds, output = killed
+  assert code != 0 and seconds < 60
+  assert 'another process of this run has died' in output or 'heartbeat' in output, output
+  assert not (path / 'model').exists()
+
+
+def test_training_goes_on_from_its_checkpoint(killed):
+  path, *_ = killed
+  steps = [int(each.name) for each in (path / 'checkpoints').iterdir() if each.name.isdigit()]
   last = max(steps) + 10
-  flags = (*training_flags(), f'--config.num_steps={last}')
-  finish(start(command('train', tmp_path / 'run', *flags)))
-  lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  finish(start(command('train', path, *training_flags(), f'--config.num_steps={last}')))
+  lines = (path / 'metrics.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   trained = [row['step'] for row in rows if row['kind'] == 'train']
   assert trained == list(range(5, last + 1, 5))
-  assert (tmp_path / 'run' / 'model' / 'model.safetensors').exists()
+  assert (path / 'model' / 'model.safetensors').exists()
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,10 @@ TABLE: dict[str, Short] = {
         (), 'a counter-proof, as the ones above; 12 s',
         instead=_MEMORY + 'test_many_rows_of_narrow_heads_are_written_in_place',
     ),
+    _MEMORY + 'test_slots_that_fill_no_tile_would_be_copied': Short(
+        (), 'a counter-proof, as the ones above; 8 s',
+        instead=_MEMORY + 'test_caches_are_in_place_on_a_tpu',
+    ),
     _MEMORY + 'test_caches_are_in_place_on_a_tpu': Short(
         ('block chain',), 'test_a_tree_copies_narrow_heads_… compiles a tree; 8 s',
         elsewhere=('drafter', 'rule'),
@@ -188,8 +192,8 @@ TABLE: dict[str, Short] = {
         instead='tests/engine/test_identity.py::TestIdentical::test_chain_is_bitwise_plain',
     ),
     'tests/drafters/test_combined.py::test_output_is_plain_decodings': Short(
-        ('tree-rule1', 'eagle3-rule2'),
-        'test_heads has the tree of an exit, and test_benchmark the chain of a model; 16 s',
+        ('tree-rule1',),
+        'test_heads has heads alone, test_commands a combination with a chain; 24 s',
         elsewhere=('learned', 'rule'),
     ),
     'tests/engine/test_rows_without_a_law.py::test_what_cannot_be_drawn_is_not_proposed': Short(
@@ -234,6 +238,11 @@ TABLE: dict[str, Short] = {
         (), 'a third run of the same, 55 s',
         instead=_PROCESSES + 'test_two_processes_emit_the_tokens_of_one',
     ),
+    _PROCESSES + 'test_training_goes_on_from_its_checkpoint': Short(
+        (), 'the processes that are left by the death are held; one process resumes; 45 s',
+        instead='tests/training/test_training.py::'
+        'test_resumes_after_sigkill_to_bitwise_the_same_losses',
+    ),
     'tests/experiments/test_notebooks.py::TestFiles::test_runs_from_top_to_bottom': Short(
         ('quickstart',),
         'what the others show is held by test_lossless, test_head_training and test_plan; 215 s',
@@ -248,6 +257,14 @@ TABLE: dict[str, Short] = {
     'tests/experiments/test_ablate.py::TestExpectation::test_equals_the_enumeration': Short(
         ('block',), 'the rejection rule is one flip less; TestTable has its numbers; 5 s',
         elsewhere=('rule',),
+    ),
+    'tests/experiments/test_experiments.py::test_every_drafter_gives_the_same_greedy_text': Short(
+        (), 'test_commands runs a config of every kind, test_identity holds the tokens; 13 s',
+        instead='tests/experiments/test_commands.py::test_its_smoke_form_runs',
+    ),
+    'tests/experiments/test_own_parts.py::test_benchmark': Short(
+        (), 'a sweep of the same parts goes through the same machinery; 10 s',
+        instead='tests/experiments/test_own_parts.py::test_a_sweep_and_a_drafter_without_k',
     ),
     'tests/experiments/test_validate_hardware.py::test_the_whole_rehearsal': Short(
         (), 'all steps of the run for a GPU; 60 s',

@@ -226,8 +226,8 @@ class TestEncode:
         write(tmp_path, name, older)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def half_written(file, tokens):
-      pathlib.Path(file).write_bytes(b'half')
+    def half_written(source, file, size):
+      file.write(b'half')
       raise OSError(errno.ENOSPC, 'no space left')
 
     def not_synced(handle):
@@ -238,8 +238,10 @@ class TestEncode:
       with pytest.raises(UnicodeDecodeError):
         data.encode_files([*files, bad], tokenizer, out=tmp_path / 'train.npy')
     else:
-      name, fake = ('np.save', half_written) if failing == 'write' else ('os.fsync', not_synced)
-      monkeypatch.setattr(f'specjax.training.data.{name}', fake)
+      name, fake = 'os.fsync', not_synced
+      if failing == 'write':
+        name, fake = 'shutil.copyfileobj', half_written
+      monkeypatch.setattr(f'specjax.training.token_files.{name}', fake)
       with pytest.raises(OSError, match='no space left'):
         data.encode_files(files, tokenizer, out=tmp_path / 'train.npy')
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -264,12 +266,21 @@ class TestEncode:
       data.encode_files(files, tokenizer, out=tmp_path / 'missing' / 'train.npy')
     with pytest.raises(ValueError, match='expected a tokenizer with the token <|endoftext|>'):
       data.encode_files(files, tokenizers.Tokenizer(tokenizers.models.BPE()), out=out)
-    large = tokenizers.Tokenizer(
-      tokenizers.models.WordLevel({str(i): i for i in range(2**16 + 1)}, '0')
-    )
-    with pytest.raises(ValueError, match='at most 65536 tokens .* got 65537'):
-      data.encode_files(files, large, out=out)
     assert not list(tmp_path.iterdir())
+
+  def test_large_vocabularies_and_another_end(self, tmp_path):
+    size = 2**16 + 1
+    words = tokenizers.models.WordLevel({f't{i}': i for i in range(size)}, 't0')
+    tokenizer = tokenizers.Tokenizer(words)
+    path = write(tmp_path, 'a.txt', f't{size - 1}')
+    data.encode_files([path], tokenizer, out=tmp_path / 'a.npy', end=7)
+    tokens = np.load(tmp_path / 'a.npy')
+    assert tokens.dtype == np.uint32 and tokens.tolist() == [size - 1, 7]
+    # A small tokenizer of a model whose embeddings are padded beyond it.
+    small = tokenizers.Tokenizer(tokenizers.models.WordLevel({'a': 0}, 'a'))
+    file = write(tmp_path, 'b.txt', 'a')
+    data.encode_files([file], small, out=tmp_path / 'b.npy', vocab_size=size, end=1)
+    assert np.load(tmp_path / 'b.npy').dtype == np.uint32
 
 
 class TestBatches:

@@ -1,0 +1,63 @@
+r"""An EAGLE-3 head for any instruct model, from chats that the model wrote itself.
+
+    python -m experiments.synthesize --config=configs/synthesize.py --config.target.path=FOLDER \
+        --workdir=runs/chats
+    python -m experiments.train --config=configs/train_eagle3.py --config.target.path=FOLDER \
+        --config.corpus.chats=runs/chats/chats.jsonl --workdir=runs/head
+    python -m experiments.benchmark --config=configs/own.py --config.target.path=FOLDER \
+        --config.drafter.kind=eagle --config.drafter.path=runs/head/model --workdir=runs/own
+
+`target.path` is a Hugging Face folder, a hub id or a `.gguf` file; `--config.target.name=smollm2`
+takes the small chat model that is fetched. Chats of your own serve as well: `.jsonl` rows with
+`messages` or, as ShareGPT has them, `conversations`; several files with commas between them. They
+are encoded by the target's template, and losses and metrics are of the answers alone; one chat in
+32 is held out. The head is a layer of the target's sizes; it drafts the 8,192 tokens that are most
+frequent in the answers (`--config.head.vocab_size`, 0 for all). Features are computed in every
+step: `--config.features.stored=True` stores them first, whose size is said.
+
+`acceptance_length` is that of greedy decoding after held-out chats. The learning rate and four
+unrolled steps are those of the shipped head (`configs/train_eagle3_zoo.py`).
+
+`--config=configs/train_eagle3.py:smollm2` is the recipe for SmolLM2-135M on two cores: a draft
+vocabulary of 4,096 tokens, 7.5 M parameters. `configs/train_eagle3.py:smoke` is 20 small steps.
+"""
+
+import ml_collections
+
+from configs import train_eagle3_zoo
+from configs import zoo_target
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """The config; `arg` is '', 'smollm2' or 'smoke'."""
+  if arg not in ('', 'smollm2', 'smoke'):
+    raise ValueError(
+        f"configs/train_eagle3.py takes no argument, ':smollm2' or ':smoke', not {arg!r}."
+    )
+  config = train_eagle3_zoo.get_config()
+  config.name = 'eagle3'
+  config.target.path = ''
+  config.corpus.sha256 = ''
+  config.samples.update(num_samples=0, with_text=False)
+  config.features.update(stored=False, layers=(), max_windows=0)
+  config.num_steps, config.batch_size, config.seq_len = 4000, 16, 1024
+  config.checkpoint_every, config.evaluate_every = 100, 200
+  config.held_out_windows = 32
+  config.model = ml_collections.ConfigDict()  # of the target's sizes
+  config.head.vocab_size = 8192
+  config.head.num_chunks = 4
+  config.measure.update(num_prompts=16, new_tokens=64)
+  if arg == 'smollm2':
+    config.target.name = 'smollm2'
+    config.head.vocab_size, config.head.num_chunks = 4096, 1
+    config.num_steps, config.batch_size, config.seq_len = 2400, 4, 512
+    config.features.stored = True
+    config.measure.num_prompts = 8
+  if arg == 'smoke':
+    shape = config.model.to_dict()
+    zoo_target.shrink(config)
+    config.model = ml_collections.ConfigDict(shape)
+    config.head.update(vocab_size=64, num_chunks=1, num_steps=2)
+    config.corpus.held_out_one_in = 2
+    config.measure.update(num_prompts=2, new_tokens=8)
+  return config

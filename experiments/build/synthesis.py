@@ -1,0 +1,96 @@
+"""From a config to a `Synthesis`."""
+
+import ml_collections
+
+from experiments import prompts as prompts_lib
+from experiments.build import targets
+from experiments.build import values
+from experiments.runs import arms
+from experiments.runs import synthesis as synthesis_lib
+from specjax import models
+from specjax import sampling as sampling_lib
+from specjax.models import chat
+from specjax.models import loading
+from specjax.training import synthesis as filters_lib
+
+ConfigDict = ml_collections.ConfigDict
+
+_MAY_CHANGE = ('name', 'num_chats')
+
+
+def synthesis(config: ConfigDict) -> synthesis_lib.Synthesis:
+  """What `experiments.synthesize` runs; weights are read when it does.
+
+  Raises:
+    ValueError: for numbers that make no sense, or a target without a chat template.
+    FileNotFoundError: if the target or a file is missing.
+  """
+  for name in ('num_chats', 'batch_size', 'shard_size', 'rounds_per_chunk', 'prefill_chunk'):
+    if config[name] < 1:
+      raise ValueError(f'config.{name} must be at least 1, got {config[name]}.')
+  source = targets.source(config)
+  if not source:
+    raise ValueError(
+        'There is no model to write chats: give --config.target.path=… (a Hugging Face folder, hub '
+        'id or .gguf file) or --config.target.name=smollm2.'
+    )
+  about = loading.describe(source, chat_template=targets.template(config))
+  if about.chat_template is None:
+    raise ValueError(
+        f'{targets.name(config)} has no chat template, by which a model is asked to write chats: '
+        'give one with --config.target.chat_template=FILE, or another target.'
+    )
+  instructions = None
+  if config.instructions:
+    talks = prompts_lib.conversations(file=config.instructions)
+    instructions = tuple(each.turns[0] for each in talks)
+  else:
+    turn = chat.user_turn(
+        about.chat_template, about.tokenizer, system=config.system,
+        special_tokens=about.special_tokens,
+    )
+  filters = filters_lib.Filters(
+      min_characters=config.filters.min_characters,
+      max_repetition=config.filters.max_repetition,
+      excluded=tuple(
+          text
+          for file in config.filters.exclude
+          for each in prompts_lib.conversations(file=file)
+          for text in each.turns
+      ),
+  )
+  layouts = values.layouts(config.mesh)
+
+  def load() -> models.LanguageModel:
+    return loading.load_model(
+        source, dtype=values.dtype(config.dtype), layout=layouts and layouts.target,
+        int8=config.int8,
+    )
+
+  # More chats of the same kind go on in the same folder.
+  key = {name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}
+  key['target'] = arms.file_digest(str(about.source))
+  return synthesis_lib.Synthesis(
+      name=targets.name(config),
+      key=key,
+      load=load,
+      about=about,
+      system=config.system,
+      header=None if instructions is not None else turn,
+      instructions=instructions,
+      question=_sampler(config.question),
+      answer=_sampler(config.answer),
+      filters=filters,
+      num_chats=config.num_chats,
+      batch_size=config.batch_size,
+      shard_size=config.shard_size,
+      rounds_per_chunk=config.rounds_per_chunk,
+      prefill_chunk=config.prefill_chunk,
+      seed=config.seed,
+  )
+
+
+def _sampler(settings: ConfigDict) -> synthesis_lib.Sampler:
+  options = settings.to_dict()
+  limit = options.pop('max_tokens')
+  return synthesis_lib.Sampler(sampling_lib.make(batch_size=1, **options), limit)
