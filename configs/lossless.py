@@ -12,11 +12,14 @@ what is checked, with commas, all but `own` if it is empty:
     chains      draft model, adaptive draft model and prompt lookup at K = 1, 4 and 8
     trees       synthetic, of the draft model, static and dynamic, of suffix votes, and combined
     heads       EAGLE-3, Medusa, early exit, suffix, and suffix or EAGLE-3, as chains and as trees
+    free        prompt lookup, suffixes, and half of the target's own layers, of any target
     own         the drafter of config.drafter, and with it the rule of config.rule at temperature 1
     bfloat16    chains in this dtype alone
     float32     in this dtype alone
 
     … --config=configs/lossless.py:heads,trees,float32 --config.num_prompts=200
+    … --config=configs/lossless.py:free,float32 --config.target.name=smollm2 \
+        --config.prompt_file=question.jsonl --config.prompt_tokens=0 --config.num_prompts=100
     … --config=configs/lossless.py:own --config.drafter.kind=my_module:make
 
 It should show `identical` in every row of a chain, and `identical` or `rounding` for trees. With
@@ -112,6 +115,15 @@ def heads(dtypes: Sweep) -> Sweep:
   return chain(prod(dtypes, RULES, as_chains), prod(_exact(dtypes), RULES, as_trees))
 
 
+def free(dtypes: Sweep) -> Sweep:
+  """Drafters that need no training."""
+  kinds = ('ngram', 'suffix', 'experiments/examples/plain_exit.py:make')
+  return prod(
+      dtypes, RULES, param('drafter.kind', *kinds),
+      param('drafter.num_speculative_tokens', 4),
+  )
+
+
 def own(dtypes: Sweep) -> Sweep:
   """What config.drafter and config.rule say; the rule's tokens are tested against the law."""
   return prod(dtypes, chain(RULES, param('sampling.temperature', 1.0)))
@@ -122,4 +134,4 @@ def _exact(dtypes: Sweep) -> Sweep:
   return tuple(arm for arm in dtypes if arm == (('dtype', 'float32'),))
 
 
-PARTS = dict(chains=chains, trees=trees, heads=heads, own=own)
+PARTS = dict(chains=chains, trees=trees, heads=heads, free=free, own=own)

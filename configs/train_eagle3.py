@@ -1,4 +1,4 @@
-r"""An EAGLE-3 head for any instruct model, from chats that the model wrote itself.
+r"""A head or a draft for any instruct model, from chats that the model wrote itself.
 
     python -m experiments.synthesize --config=configs/synthesize.py --config.target.path=FOLDER \
         --workdir=runs/chats
@@ -14,6 +14,9 @@ are encoded by the target's template, and losses and metrics are of the answers 
 32 is held out. The head is a layer of the target's sizes; it drafts the 8,192 tokens that are most
 frequent in the answers (`--config.head.vocab_size`, 0 for all). Features are computed in every
 step: `--config.features.stored=True` stores them first, whose size is said.
+
+`--config.kind=medusa` trains Medusa heads instead, `early_exit` an adapter after
+`--config.head.exit_layer` layers, `model` a draft of the target's width with two layers, distilled.
 
 `acceptance_length` is that of greedy decoding after held-out chats. The learning rate and four
 unrolled steps are those of the shipped head (`configs/train_eagle3_zoo.py`).
@@ -44,8 +47,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.checkpoint_every, config.evaluate_every = 100, 200
   config.held_out_windows = 32
   config.model = ml_collections.ConfigDict()  # of the target's sizes
-  config.head.vocab_size = 8192
+  config.head.vocab_size = 8192  # of an EAGLE-3 head; 0: all of the target's
   config.head.num_chunks = 4
+  config.head.int8 = False  # save weights in eight bits, half of what export_dtype takes
+  # medusa: heads and their layers. early_exit: after how many of the target's layers, and the
+  # adapter's width.
+  config.head.update(num_heads=4, num_layers=1, exit_layer=2, mlp_width=1024)
+  # model: the loss is 0.9 KL(target || draft) + 0.1 cross-entropy.
+  config.distillation.update(kl_weight=0.9, num_layers=2, num_chunks=4)
   config.measure.update(num_prompts=16, new_tokens=64)
   if arg == 'smollm2':
     config.target.name = 'smollm2'
@@ -57,7 +66,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     shape = config.model.to_dict()
     zoo_target.shrink(config)
     config.model = ml_collections.ConfigDict(shape)
-    config.head.update(vocab_size=64, num_chunks=1, num_steps=2)
+    config.head.update(vocab_size=64, num_chunks=1, num_steps=2, mlp_width=16)
+    config.distillation.num_chunks = 1
     config.corpus.held_out_one_in = 2
     config.measure.update(num_prompts=2, new_tokens=8)
   return config

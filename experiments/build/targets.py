@@ -41,33 +41,32 @@ def load(config: ConfigDict) -> records.Loaded:
         chat_template=template_text or pair.chat_template,
         special_tokens=pair.special_tokens,
     )
-  source = config.target.path
+  path = config.target.path
   # A source that is no model is refused as such, before weights are fetched.
-  shape = loading.read_config(source)
-  about = loading.describe(source, chat_template=template_text)
+  shape = loading.read_config(path)
+  about = loading.describe(path, chat_template=template_text)
   drafters_lib.check_draft_vocabulary(config, shape.vocab_size, about.tokenizer)
   split = values.layouts(config.mesh, draft_heads=_draft_heads(config, shape, None))
-  loaded = models.load(
-      source, dtype=dtype, layout=split and split.target, int8=config.int8,
-      chat_template=template_text,
+  model = loading.load_model(
+      path, dtype=dtype, layout=split and split.target, int8=config.int8
   )
   return records.Loaded(
-      loaded.model,
-      loaded.tokenizer,
-      loaded.end_tokens,
+      model,
+      about.tokenizer,
+      about.end_tokens,
       (),
       None,
       split,
       name=name(config),
-      chat_template=loaded.chat_template,
-      special_tokens=loaded.special_tokens,
+      chat_template=about.chat_template,
+      special_tokens=about.special_tokens,
   )
 
 
 def name(config: ConfigDict) -> str:
   """The target's name, for people."""
-  source = config.target.path
-  return pathlib.Path(source).name if source else config.target.name
+  path = config.target.path
+  return pathlib.Path(path).name if path else config.target.name
 
 
 def source(config: ConfigDict) -> str | pathlib.Path:

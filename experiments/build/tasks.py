@@ -56,6 +56,11 @@ def check(config: ConfigDict) -> models.TransformerConfig | None:
         f'config.distillation.kl_weight must be in [0, 1], got {settings.kl_weight}.'
     )
   if not source:
+    if not config.model:
+      raise ValueError(
+          'config.model is empty, which takes the sizes of a target: give --config.target.path=…, '
+          'or a config.model.'
+      )
     if settings.kl_weight:
       raise ValueError(
           'config.distillation.kl_weight is set, but there is no target to distil from: give '
@@ -63,7 +68,7 @@ def check(config: ConfigDict) -> models.TransformerConfig | None:
       )
     return None
   shape = loading.read_config(source)
-  if shape.vocab_size != config.model.vocab_size:
+  if config.model and shape.vocab_size != config.model.vocab_size:
     raise ValueError(
         f'The target in {source} has a vocabulary of {shape.vocab_size} tokens, the draft of '
         f'{config.model.vocab_size}. Set --config.model.vocab_size={shape.vocab_size}.'
@@ -91,9 +96,21 @@ def task(config: ConfigDict, corpus: corpus_lib.Corpus) -> training_lib.Task:
   return dataclasses.replace(make(config, target), layout=layout)
 
 
-def module_of(config: ConfigDict) -> models.Transformer:
-  """The model that `config.model` describes, with float32 weights and `config.dtype`."""
-  shape = models.TransformerConfig(**config.model.to_dict())
+def module_of(
+    config: ConfigDict, target: models.TransformerConfig | None = None
+) -> models.Transformer:
+  """The model that `config.model` describes, with float32 weights and `config.dtype`.
+
+  Where that is empty, it has the target's sizes, vocabulary and embedding, and
+  `config.distillation.num_layers` layers.
+  """
+  if config.model:
+    shape = models.TransformerConfig(**config.model.to_dict())
+  else:
+    shape = _like(
+        target, vocab_size=target.vocab_size, num_layers=config.distillation.num_layers,
+        tie_embeddings=target.tie_embeddings,
+    )
   layouts = values.layouts(config.get('mesh'))
   layout = None if layouts is None else layouts.target
   shape = sharding.fitted(shape, layout)
@@ -115,7 +132,7 @@ def _loss(config: ConfigDict, model: models.Transformer, target: models.Language
 
 
 def _model(config: ConfigDict, target: models.LanguageModel | None) -> training_lib.Task:
-  module = module_of(config)
+  module = module_of(config, target and target.module.config)
   loss_fn = _loss(config, module, target)
 
   def drafter(params, num_tokens):
@@ -183,6 +200,7 @@ def _eagle3(
       draft_to_target=vocabulary,
   )
   head = lambda params: heads.Eagle(module, params, draft_to_target=vocabulary)
+  save = functools.partial(heads.save_eagle, int8=settings.get('int8', False))
 
   def init(key):
     params = dict(eagle.init_params(module, key))
@@ -203,7 +221,7 @@ def _eagle3(
       target=target,
       feature_layers=(*chosen, cfg.num_layers),
       drafter=drafter,
-      save=_saver(config, heads.save_eagle, head),
+      save=_saver(config, save, head),
   )
 
 
@@ -213,11 +231,13 @@ def _decoder(
   """The head's layer: that of `config.model`; one of the target's sizes where this is empty."""
   if fields := config.model.to_dict():
     return models.TransformerConfig(**{'vocab_size': vocab_size} | fields)
+  return _like(target, vocab_size=vocab_size, num_layers=1, tie_embeddings=False)
+
+
+def _like(target: models.TransformerConfig, **fields: Any) -> models.TransformerConfig:
+  """A Llama of the target's sizes, whatever the target's family: what other engines load too."""
   names = ('width', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_width', 'max_positions')
-  sizes = {name: getattr(target, name) for name in names}
-  return models.TransformerConfig(
-      **sizes, vocab_size=vocab_size, num_layers=1, tie_embeddings=False
-  )
+  return models.TransformerConfig(**{name: getattr(target, name) for name in names}, **fields)
 
 
 def _medusa(config: ConfigDict, target: models.LanguageModel) -> training_lib.Task:
@@ -267,6 +287,7 @@ def _early_exit(config: ConfigDict, target: models.LanguageModel) -> training_li
   module = heads.ExitAdapter(
       head_config, values.dtype(config.dtype), jnp.float32, target.layout
   )
+  save = functools.partial(heads.save_early_exit, int8=settings.get('int8', False))
   if not head_config.mlp_width:
     raise ValueError('config.head.mlp_width=0 leaves nothing to train; set the adapter\'s width.')
   loss_fn = head_losses.early_exit(
@@ -285,5 +306,5 @@ def _early_exit(config: ConfigDict, target: models.LanguageModel) -> training_li
       target=target,
       feature_layers=(head_config.exit_layer, cfg.num_layers),
       drafter=drafter,
-      save=_saver(config, heads.save_early_exit, functools.partial(heads.EarlyExit, module)),
+      save=_saver(config, save, functools.partial(heads.EarlyExit, module)),
   )

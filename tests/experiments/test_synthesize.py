@@ -216,6 +216,15 @@ class TestHead:
       drafted = specjax.generate(target, prompts, drafter=drafter, rule=rule, **options)
       np.testing.assert_array_equal(plain.tokens, drafted.tokens)
 
+  @pytest.mark.parametrize('kind', ['medusa', 'early_exit', 'model'])
+  def test_other_kinds_by_the_same_config(self, folder, written, trained, kind, tmp_path):
+    config = training(folder, written, kind=kind, num_steps=10)
+    config.corpus.path = str(trained.parent / 'corpus')
+    path = train.run(config, str(tmp_path / 'run'), console=console())
+    rows = [json.loads(line) for line in (path.parent / 'metrics.jsonl').read_text().splitlines()]
+    assert rows[-1]['acceptance_length'] >= 1.0
+    assert (path / 'config.json').exists()
+
   def test_what_does_not_fit(self, folder, written, tmp_path):
     with pytest.raises(ValueError, match='needs a target with a chat template'):
       config = training(folder, written)

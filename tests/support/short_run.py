@@ -262,6 +262,10 @@ TABLE: dict[str, Short] = {
         (), 'test_commands runs a config of every kind, test_identity holds the tokens; 13 s',
         instead='tests/experiments/test_commands.py::test_its_smoke_form_runs',
     ),
+    'tests/experiments/test_synthesize.py::TestHead::test_other_kinds_by_the_same_config': Short(
+        ('medusa',), 'test_experiments trains the others by their recipes; 20 s',
+        elsewhere=('kind',),
+    ),
     'tests/experiments/test_own_parts.py::test_benchmark': Short(
         (), 'a sweep of the same parts goes through the same machinery; 10 s',
         instead='tests/experiments/test_own_parts.py::test_a_sweep_and_a_drafter_without_k',

@@ -13,7 +13,8 @@ of Qwen3 add `q_norm` and `k_norm`.
 `embed_tokens.weight` is optional, and so is the `lm_head.weight` of an EAGLE-3 head over the whole
 vocabulary, which then has the target's. `d2t` holds the distance from each draft token to the
 target's token, `t2d` marks the target's tokens that have a draft token. Files are
-`model.safetensors` or `pytorch_model.bin`. `table` lists all other tensors of a layout; reading,
+`model.safetensors` or `pytorch_model.bin`; weights may be in eight bits
+(`specjax.heads.hf.eight_bits`). `table` lists all other tensors of a layout; reading,
 checking and writing follow from it, and a missing or an unexpected tensor is an error. So is an
 unknown key of `config.json` (`specjax.heads.hf.eagle_config`, `specjax.heads.hf.keys`).
 """
@@ -29,6 +30,7 @@ import numpy as np
 from specjax.heads import target as target_lib
 from specjax.heads.eagle import Eagle, EagleConfig, EagleHead
 from specjax.heads.hf import eagle_config
+from specjax.heads.hf import eight_bits
 from specjax.heads.hf import torch_files
 from specjax.models import LanguageModel
 from specjax.models.hf import files as hf_files
@@ -122,7 +124,8 @@ def load_eagle(
       head reads where the head's config does not. Its embedding is shared where the head brings
       the same or none, and so is its output head where an EAGLE-3 head over the whole vocabulary
       brings none.
-    dtype: of weights and activations; None keeps that of the files.
+    dtype: of weights and activations; None keeps that of the files, or takes float32 where they
+      hold eight bits.
 
   Returns:
     The head; its logits agree with the authors' code to 1e-4 in float32.
@@ -172,6 +175,7 @@ def save_eagle(
     layout: str = 'sglang',
     dtype: Any = None,
     embedding: Any = None,
+    int8: bool = False,
     extra_files=(),
 ) -> None:
   """Saves a head in one of the layouts; the folder appears complete or not at all.
@@ -183,6 +187,7 @@ def save_eagle(
     dtype: of the files; None keeps that of the parameters.
     embedding: [V, width] to store for readers that need one where the head has none of its
       own (the target's).
+    int8: stores weights in eight bits (`specjax.heads.hf.eight_bits`), which rounds them.
     extra_files: copied into the folder.
 
   Raises:
@@ -200,6 +205,8 @@ def save_eagle(
   parameters = table(config, layout, with_embedding=embedding is not None)
   tensors = list(hf_tensors.unwritten(params, parameters, dtype))
   stored = tensors[0].dtype.name
+  if int8:
+    tensors = eight_bits.rounded(tensors)
   if head.draft_to_target is not None:
     maps = _vocabulary_maps(np.asarray(head.draft_to_target), config.target_vocab_size)
     for name, value in maps.items():
@@ -242,8 +249,9 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   if (folder / TORCH_FILE).exists() and not (folder / hf_files.SINGLE).exists():
     tensors = torch_files.read(folder / TORCH_FILE)
   else:
-    stored = hf_files.open_folder(folder, dtypes=hf_files.FLOATS | hf_files.INTEGERS)
-    tensors = {name: tensor.read() for name, tensor in stored.items()}
+    dtypes = hf_files.FLOATS | hf_files.INTEGERS | hf_files.INT8
+    stored = hf_files.open_folder(folder, dtypes=dtypes)
+    tensors = eight_bits.floats(folder, {n: tensor.read() for n, tensor in stored.items()})
   stripped = {name.removeprefix('model.'): value for name, value in tensors.items()}
   return {name: value for name, value in stripped.items() if not name.endswith(_IGNORED)}
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from specjax.heads.early_exit import EarlyExit, ExitAdapter, ExitConfig
+from specjax.heads.hf import eight_bits
 from specjax.heads.hf import keys as head_keys
 from specjax.models import LanguageModel
 from specjax.models.config import TransformerConfig
@@ -44,10 +45,10 @@ def load_early_exit(
   if not file.exists():
     raise FileNotFoundError(f'{file} is missing: {folder} is not the folder of an early exit.')
   config = _read_config(file, target.module.config)
-  stored = hf_files.open_folder(folder)
-  hf_tensors.check(stored, table(config), str(folder))
+  stored = hf_files.open_folder(folder, dtypes=hf_files.FLOATS | hf_files.INT8)
+  tensors = eight_bits.floats(folder, {name: tensor.read() for name, tensor in stored.items()})
+  hf_tensors.check(tensors, table(config), str(folder))
   kept = np.dtype(dtype or stored['norm.weight'].dtype)
-  tensors = {name: tensor.read() for name, tensor in stored.items()}
   params = hf_tensors.load(table(config), tensors, kept)
   return EarlyExit(ExitAdapter(config, kept, kept), params)
 
@@ -78,7 +79,12 @@ def _read_config(file: pathlib.Path, target: TransformerConfig) -> ExitConfig:
 
 
 def save_early_exit(
-    exit: EarlyExit, folder: str | os.PathLike, *, dtype: Any = None, extra_files=()
+    exit: EarlyExit,
+    folder: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    int8: bool = False,
+    extra_files=(),
 ) -> None:
   """Saves an early exit with an adapter; the folder appears complete or not at all.
 
@@ -86,6 +92,7 @@ def save_early_exit(
     exit: the exit.
     folder: must not exist yet, or be empty.
     dtype: of the files; None keeps that of the parameters.
+    int8: stores weights in eight bits (`specjax.heads.hf.eight_bits`), which rounds them.
     extra_files: copied into the folder.
 
   Raises:
@@ -104,4 +111,6 @@ def save_early_exit(
       'num_target_layers': cfg.target.num_layers,
   }
   tensors = list(hf_tensors.unwritten(exit.params, table(cfg), dtype))
+  if int8:
+    tensors = eight_bits.rounded(tensors)
   hf_files.publish(folder, data, tensors, extra_files=extra_files)

@@ -6,8 +6,7 @@
   `lm_heads.{head}.weight`, or with `original_lm_head` one `lm_head.weight` for all heads, or none
   for the target's. `token_map` lists the tokens of a vocabulary that is a part of the target's.
 
-In either, a `.weight` may be int8 with a `.weight_scale` [out, 1] beside it, as compressed-tensors
-stores integers with one scale per output.
+In either, weights may be in eight bits (`specjax.heads.hf.eight_bits`).
 
 `table` lists the tensors of a layout; reading, checking and writing follow from it. A missing or an
 unexpected tensor is an error, and so is an unknown key of `config.json` (`specjax.heads.hf.keys`).
@@ -24,11 +23,11 @@ import numpy as np
 
 from specjax import _moved
 from specjax.heads import target as target_lib
+from specjax.heads.hf import eight_bits
 from specjax.heads.hf import keys as head_keys
 from specjax.heads.hf import torch_files
 from specjax.heads.medusa import Medusa, MedusaConfig, MedusaHeads
 from specjax.models import LanguageModel
-from specjax.models import quantization
 from specjax.models.config import TransformerConfig
 from specjax.models.hf import files as hf_files
 from specjax.models.hf import keys as hf_keys
@@ -37,7 +36,6 @@ from specjax.models.hf import tensors as hf_tensors
 LAYOUTS = ('authors', 'vllm')
 _AUTHORS_FILE = 'medusa_lm_head.safetensors'
 _TORCH_FILE = 'medusa_lm_head.pt'
-_SCALE = '_scale'
 _SHARED_HEAD = 'lm_head.weight'
 # What the tensors of a block, and those of an output head, are called without their endings.
 _NAMES = {
@@ -229,7 +227,7 @@ def save_medusa(
   kept = np.dtype(dtype or heads.params['head'].dtype)
   tensors = list(hf_tensors.unwritten(heads.params, table(cfg, layout), kept))
   if int8:
-    tensors = [each for tensor in tensors for each in _rounded(tensor)]
+    tensors = eight_bits.rounded(tensors)
   if heads.draft_to_target is not None:
     ids = np.asarray(heads.draft_to_target, np.int64)
     tensors.append(hf_files.Unwritten('token_map', ids.shape, ids.dtype, lambda: ids))
@@ -256,21 +254,6 @@ def save_medusa(
   hf_files.publish(folder, data, tensors, extra_files=extra_files)
 
 
-def _rounded(tensor: hf_files.Unwritten) -> list[hf_files.Unwritten]:
-  """A tensor in eight bits and its scales, if it is a weight; else the tensor."""
-  if not tensor.name.endswith('.weight'):
-    return [tensor]
-  quantized = quantization.quantize(jnp.asarray(tensor.make()))
-  arrays = {
-      tensor.name: np.asarray(quantized.values),
-      f'{tensor.name}{_SCALE}': np.asarray(quantized.scales)[:, None],
-  }
-  return [
-      hf_files.Unwritten(name, array.shape, array.dtype, lambda a=array: a)
-      for name, array in arrays.items()
-  ]
-
-
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """All tensors by name, without a leading name of the whole module."""
   files = [folder / name for name in (_AUTHORS_FILE, _TORCH_FILE, hf_files.SINGLE)]
@@ -287,28 +270,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     stored = hf_files.open_file(file, dtypes=dtypes)
     tensors = {name: tensor.read() for name, tensor in stored.items()}
   short = lambda name: name.removeprefix('medusa_heads.').removeprefix('medusa_head.')
-  return _dequantized(folder, {short(name): value for name, value in tensors.items()})
-
-
-def _dequantized(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The tensors, with every int8 one multiplied by its scales."""
-  result = {}
-  integers = {name for name, value in tensors.items() if value.dtype == np.int8}
-  for name, value in tensors.items():
-    if name.removesuffix(_SCALE) in integers - {name}:
-      continue
-    if name in integers:
-      scales = tensors.get(f'{name}{_SCALE}')
-      expected = (*value.shape[:1], 1)
-      if scales is None or scales.shape != expected:
-        raise ValueError(
-            f'{folder}: {name} is int8 and needs {name}{_SCALE} of shape {expected}, got '
-            f'{"none" if scales is None else scales.shape}. Export the heads again with one '
-            'scale per output.'
-        )
-      value = value.astype(np.float32) * scales.astype(np.float32)
-    result[name] = value
-  return result
+  return eight_bits.floats(folder, {short(name): value for name, value in tensors.items()})
 
 
 __getattr__ = _moved.names(__name__)

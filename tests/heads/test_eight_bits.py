@@ -1,4 +1,4 @@
-"""Medusa heads stored in eight bits: what comes back, and what is refused."""
+"""Heads stored in eight bits: what comes back, and what is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ from safetensors import numpy as safetensors
 from specjax import heads
 from specjax import models
 from specjax.models import quantization
+from tests.support import tiny
+from tests.support import tiny_heads
 
 
 @pytest.fixture(scope='module')
@@ -67,3 +69,21 @@ def test_scales_of_weights_that_need_none_are_unexpected(target, tmp_path):
   safetensors.save_file(tensors, path)
   with pytest.raises(ValueError, match=r'unexpected: 1\.1\.weight_scale'):
     heads.load_medusa(tmp_path / 'heads', target)
+
+
+@pytest.mark.parametrize('kind', ['eagle', 'early_exit'])
+def test_other_heads_take_half_of_the_file_and_round_weights_alone(kind, tmp_path):
+  made = tiny_heads.head(vocab_size=32) if kind == 'eagle' else tiny_heads.adapter()
+  save, load = getattr(heads, f'save_{kind}'), getattr(heads, f'load_{kind}')
+  save(made, tmp_path / 'small', dtype=jnp.bfloat16, int8=True)
+  save(made, tmp_path / 'large', dtype=jnp.bfloat16)
+  size = lambda name: (tmp_path / name / 'model.safetensors').stat().st_size
+  assert size('small') < 0.75 * size('large')  # scales and maps weigh more in small ones
+  again = load(tmp_path / 'small', tiny.target())
+  assert again.config == made.config
+  rows = lambda x: np.asarray(x, np.float32)
+  for path, value in jax.tree_util.tree_leaves_with_path(made.params):
+    found = rows(dict(jax.tree_util.tree_leaves_with_path(again.params))[path])
+    # A level is a 127th of the largest weight of an output; norms have their own dtype.
+    error, largest = np.abs(found - rows(value)).max(), np.abs(rows(value)).max()
+    assert error <= largest / (2 * 127) + largest * 2.0**-8, path
