@@ -51,7 +51,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.num_prompts, config.prompt_tokens, config.max_new_tokens = 84, 0, 64
   config.num_seeds = 1
   laws = zipit(param('rule.name', 'greedy', 'block'), param('sampling.temperature', 0.0, 1.0))
-  lengths = param('drafter.num_speculative_tokens', 4, 8)
+  lengths = param('drafter.num_speculative_tokens', 4)
   config.arms = prod(param('drafter.kind', 'ngram', 'suffix'), laws, lengths)
   if arg == 'smoke':
     config.name += '_smoke'

@@ -6,6 +6,7 @@ from, with their defaults, are in `specjax.drafters.base`.
 
 from specjax.drafters import expansion
 from specjax.drafters.combined import CombinedDrafter, combined
+from specjax.drafters.dflash import DFlashDrafter, dflash
 from specjax.drafters.eagle import EagleDrafter, eagle
 from specjax.drafters.early_exit import EarlyExitDrafter, early_exit
 from specjax.drafters.medusa import MedusaDrafter, medusa
@@ -20,6 +21,7 @@ from specjax.tree import dynamic_tree, static_tree
 
 __all__ = [
     'CombinedDrafter',
+    'DFlashDrafter',
     'EagleDrafter',
     'EarlyExitDrafter',
     'MedusaDrafter',
@@ -30,6 +32,7 @@ __all__ = [
     'SuffixDrafter',
     'SyntheticDrafter',
     'combined',
+    'dflash',
     'dynamic_tree',
     'eagle',
     'early_exit',

@@ -16,6 +16,7 @@ from specjax import drafters
 from specjax import generation
 from specjax import heads
 from specjax import verify
+from specjax.drafters.dflash import DFlashDrafter
 from specjax.drafters.eagle import EagleDrafter
 from specjax.drafters.early_exit import EarlyExitDrafter
 from specjax.drafters.medusa import MedusaDrafter
@@ -47,13 +48,20 @@ def drafted(kind: str):
   )
 
 
-@pytest.mark.parametrize('kind', ['eagle3', 'eagle1', 'reduced', 'medusa', 'exit', 'plain exit'])
+KINDS = ('eagle3', 'eagle1', 'reduced', 'medusa', 'exit', 'plain exit', 'dflash', 'dspark')
+
+
+@pytest.mark.parametrize('kind', KINDS)
 def test_a_chain_is_bit_for_bit_plain_decoding(kind):
   np.testing.assert_array_equal(drafted(kind).tokens, plain('greedy').tokens)
 
 
 @pytest.mark.parametrize(
-    'kind, rule', [('eagle3', 'coupled'), ('medusa', 'coupled'), ('exit', 'greedy')]
+    'kind, rule',
+    [
+        ('eagle3', 'coupled'), ('medusa', 'coupled'), ('exit', 'greedy'), ('dflash', 'greedy'),
+        ('dspark', 'coupled'),
+    ],
 )
 def test_a_tree_gives_the_tokens_of_plain_decoding(kind, rule):
   output = generation.generate(
@@ -83,7 +91,7 @@ def stale_rounds(kind: str, output) -> list[tuple[int, int]]:
     starts = trace.starts[row]
     for turn in np.flatnonzero(starts)[[0, 3]]:
       length = starts[turn]
-      if length == 1 and kind != 'exit':
+      if length == 1 and kind not in ('exit', 'dflash', 'dspark'):
         # One token has no feature before it.
         assert not trace.valid[row, turn].any()
         continue
@@ -94,7 +102,9 @@ def stale_rounds(kind: str, output) -> list[tuple[int, int]]:
   return stale
 
 
-@pytest.mark.parametrize('kind', ['eagle3', 'eagle1', 'reduced', 'medusa', 'exit'])
+@pytest.mark.parametrize(
+    'kind', ['eagle3', 'eagle1', 'reduced', 'medusa', 'exit', 'dflash', 'dspark']
+)
 def test_every_round_drafts_what_a_fresh_pass_would(kind):
   assert stale_rounds(kind, drafted(kind)) == []
 
@@ -131,6 +141,20 @@ class MedusaOneBack(FeaturesOneBack, MedusaDrafter):
 
 
 @struct.dataclass
+class BlockOneBack(FeaturesOneBack, DFlashDrafter):
+  """DFlash with wrong features."""
+
+
+@struct.dataclass
+class KeepsTheBlock(DFlashDrafter):
+  """Takes its own block for context, as if it had been accepted."""
+
+  def propose(self, context, state):
+    proposal, state, after = super().propose(context, state)
+    return proposal, state.replace(lengths=state.lengths + 1), after
+
+
+@struct.dataclass
 class ForgetsTheRoot(EarlyExitDrafter):
   """Reads the token before the root in the root's place."""
 
@@ -142,7 +166,7 @@ class ForgetsTheRoot(EarlyExitDrafter):
 
 @pytest.mark.parametrize('fault, kind', [
     (OneBack, 'eagle3'), (NotRolledBack, 'eagle3'), (MedusaOneBack, 'medusa'),
-    (ForgetsTheRoot, 'exit'),
+    (ForgetsTheRoot, 'exit'), (BlockOneBack, 'dflash'), (KeepsTheBlock, 'dspark'),
 ])
 def test_what_only_drafts_worse_is_caught_by_a_fresh_pass(fault, kind):
   right = tiny_heads.make(kind)
@@ -180,6 +204,10 @@ def test_misfits_are_refused():
     drafters.eagle(tiny_heads.head(), tiny.target(), num_speculative_tokens=0)
   with pytest.raises(ValueError, match='3 heads draft at most 3 tokens deep, 4'):
     drafters.medusa(tiny_heads.medusa(), tiny.target(), num_speculative_tokens=4)
+  with pytest.raises(ValueError, match='4 slots drafts at most 3 tokens, 4 were asked'):
+    drafters.dflash(tiny_heads.block(), tiny.target(), num_speculative_tokens=4)
+  with pytest.raises(ValueError, match='min_confidence needs a head with a confidence head'):
+    drafters.dflash(tiny_heads.block(), tiny.target(), min_confidence=0.5)
   with pytest.raises(ValueError, match='exit_layer must be 1 … 2, got 3'):
     heads.plain_exit(tiny.target(), 3)
   with pytest.raises(ValueError, match='EAGLE-3 head has one layer, got num_layers=2'):
@@ -196,7 +224,9 @@ def test_misfits_are_refused():
 def test_sizes_are_counted():
   for each in (tiny_heads.head(), tiny_heads.head(1)):
     assert sum(x.size for x in jax.tree.leaves(each.params)) == each.config.num_parameters
-  for each in (tiny_heads.medusa(), tiny_heads.adapter()):
+  for each in (
+      tiny_heads.medusa(), tiny_heads.adapter(), tiny_heads.block(), tiny_heads.block('dspark'),
+  ):
     assert sum(x.size for x in jax.tree.leaves(each.params)) == each.config.num_parameters
 
 

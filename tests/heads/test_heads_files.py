@@ -1,7 +1,6 @@
 """Published heads: the authors' own outputs, and every layout out and in again."""
 
 import json
-import pathlib
 import shutil
 
 import jax
@@ -16,8 +15,8 @@ from specjax.models.hf import files as hf_files
 from tests.support import tiny
 from tests.support import tiny_heads
 from tests.support import tolerance
+from tests.support.head_goldens import GOLDEN, golden
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'heads'
 # The heads' goldens were made for no target in particular: one of their width and vocabulary.
 WIDTH, VOCAB = 32, 96
 DTYPES = hf_files.FLOATS | hf_files.INTEGERS
@@ -25,11 +24,6 @@ DTYPES = hf_files.FLOATS | hf_files.INTEGERS
 
 def target():
   return tiny.model(0, num_layers=6, width=WIDTH, vocab_size=VOCAB)
-
-
-def golden(name: str):
-  arrays = np.load(GOLDEN / name / 'golden.npz')
-  return {key: arrays[key] for key in arrays.files}
 
 
 @pytest.mark.parametrize('name', ['eagle1', 'eagle3'])

@@ -17,6 +17,7 @@ from specjax import verify
 from specjax.drafters.eagle import EagleDrafter
 from specjax.drafters.early_exit import EarlyExitDrafter
 from specjax.drafters.medusa import MedusaDrafter
+from specjax.heads import dflash as dflash_lib
 from specjax.heads import eagle as eagle_lib
 from specjax.heads import medusa as medusa_lib
 from specjax.models import TransformerConfig
@@ -46,7 +47,8 @@ RULES = {
     'dynamic': TREE_RULES,
 }
 # EAGLE-2 is EAGLE-1's head with a dynamic tree.
-CASES = [(kind, shape) for kind in ('eagle1', 'eagle3', 'medusa', 'exit') for shape in SHAPES]
+KINDS = ('eagle1', 'eagle3', 'medusa', 'exit', 'dflash', 'dspark', 'gated', 'rnn')
+CASES = [(kind, shape) for kind in KINDS for shape in SHAPES]
 SETTINGS = [
     dict(temperature=1.0),
     dict(temperature=0.8, top_p=0.9, frequency_penalty=-0.6, logit_bias=(0.0, 0.5, -0.5)),
@@ -89,7 +91,39 @@ def medusa() -> heads.Medusa:
   return heads.Medusa(module, params)
 
 
+@functools.cache
+def dflash(kind: str) -> heads.DFlash:
+  """DFlash drafts from the masks' slots, the others from the root's on; 'rnn' knows two tokens."""
+  is_plain, is_reduced = kind == 'dflash', kind == 'rnn'
+  config = heads.DFlashConfig(
+      decoder=TransformerConfig(
+          vocab_size=2 if is_reduced else VOCAB, width=16, num_layers=2, qk_norm=True,
+          sliding_window=2 if is_plain else None, local_layers=(True, False) if is_plain else (),
+          **SIZES,
+      ),
+      target_width=16,
+      target_vocab_size=VOCAB,
+      feature_layers=(0, 1),
+      block_size=3 if is_plain else 2,
+      mask_token=1,
+      shift=dflash_lib.MASKS if is_plain else dflash_lib.NEXT,
+      has_head=is_reduced,
+      markov={'dspark': 'plain', 'gated': 'gated', 'rnn': 'rnn'}.get(kind),
+      markov_rank=0 if is_plain else 4,
+      has_confidence=not is_plain,
+      confidence_sees_token=kind in ('gated', 'rnn'),
+  )
+  module = heads.DFlashHead(config)
+  params = jax.jit(lambda: dflash_lib.init_params(module, jax.random.key(6)))()
+  ids = jnp.asarray([0, 2], jnp.int32) if is_reduced else None
+  return heads.DFlash(module, jax.tree.map(lambda x: x * 2, params), None, ids)
+
+
 def make(kind: str, **shape):
+  if kind in ('dflash', 'dspark', 'gated', 'rnn'):
+    # Of one row in two a confidence below which nothing more is drafted.
+    least = None if kind == 'dflash' or len(shape) > 1 else 0.4
+    return drafters.dflash(dflash(kind), target(), min_confidence=least, **shape)
   if kind == 'exit':
     return drafters.early_exit(heads.plain_exit(target(), 1), target(), **shape)
   if kind == 'medusa':

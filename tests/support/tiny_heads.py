@@ -8,6 +8,7 @@ import numpy as np
 
 from specjax import drafters
 from specjax import heads
+from specjax.heads import dflash as dflash_lib
 from specjax.heads import eagle as eagle_lib
 from specjax.heads import early_exit as exit_lib
 from specjax.heads import medusa as medusa_lib
@@ -56,6 +57,35 @@ def medusa() -> heads.Medusa:
 
 
 @functools.cache
+def block(kind: str = 'dflash', vocab_size: int = tiny.VOCAB) -> heads.DFlash:
+  """Heads of blocks that draft K tokens: 'dflash' by its masks, 'dspark' from its root on."""
+  cfg, is_next = tiny.target().module.config, kind == 'dspark'
+  config = heads.DFlashConfig(
+      decoder=TransformerConfig(
+          vocab_size=vocab_size, width=cfg.width, num_layers=2, num_heads=4, num_kv_heads=2,
+          head_dim=16, mlp_width=64, qk_norm=True, sliding_window=4, local_layers=(True, False),
+      ),
+      target_width=cfg.width,
+      target_vocab_size=cfg.vocab_size,
+      feature_layers=(0, 2),
+      block_size=K if is_next else K + 1,
+      mask_token=5,
+      shift=dflash_lib.NEXT if is_next else dflash_lib.MASKS,
+      has_head=vocab_size < tiny.VOCAB,
+      markov=dflash_lib.RNN if is_next else None,
+      markov_rank=8 if is_next else 0,
+      has_confidence=is_next,
+      confidence_sees_token=is_next,
+  )
+  module = heads.DFlashHead(config)
+  params = jax.tree.map(lambda x: x * 2, dflash_lib.init_params(module, jax.random.key(2)))
+  ids = None
+  if vocab_size < tiny.VOCAB:
+    ids = jnp.asarray(np.random.default_rng(0).permutation(tiny.VOCAB)[:vocab_size], jnp.int32)
+  return heads.DFlash(module, params, None, ids)
+
+
+@functools.cache
 def adapter() -> heads.EarlyExit:
   config = heads.ExitConfig(exit_layer=2, target=tiny.target().module.config, mlp_width=32)
   module = heads.ExitAdapter(config, jnp.float32, jnp.float32)
@@ -66,6 +96,8 @@ def make(kind: str, **shape):
   shape = shape or dict(num_speculative_tokens=K)
   if kind == 'medusa':
     return drafters.medusa(medusa(), tiny.target(), **shape)
+  if kind in ('dflash', 'dspark'):
+    return drafters.dflash(block(kind), tiny.target(), **shape)
   if kind == 'exit':
     return drafters.early_exit(adapter(), tiny.target(), **shape)
   if kind == 'plain exit':
@@ -92,6 +124,29 @@ def _unroll(chosen, embedded, features):
   return chosen.module.apply(variables, embedded, features, K, method='unroll')
 
 
+def _fresh_block(kind: str, tokens) -> list[int]:
+  """A block after all of its context at once, and the path of its most probable tokens."""
+  chosen, target = block(kind), tiny.target()
+  apply = lambda *args, **kw: chosen.module.apply({'params': chosen.params}, *args, **kw)
+  count, config = len(tokens) - 1, chosen.config
+  cache = chosen.module.init_cache(batch_size=1, cache_length=40, max_append=40)
+  if count:
+    features = streams(tokens[:-1], config.feature_layers)
+    cache = apply(features, cache, jnp.asarray([count]), method='context')
+  masked = jnp.asarray([[tokens[-1]] + [config.mask_token] * (config.block_size - 1)])
+  hidden, _ = apply(target_lib.embed(target, masked), cache)
+  hidden = hidden[0, 1:] if kind == 'dflash' else hidden[0]
+  found, before, state = [], tokens[-1], jnp.zeros(config.markov_rank)
+  for slot in hidden:
+    logits = target_lib.output_logits(target, slot)
+    if config.markov:
+      bias, state = apply(jnp.asarray(before), slot, state, method='markov_bias')
+      logits = logits + bias
+    before = int(logits.argmax())
+    found.append(before)
+  return found
+
+
 def fresh_chain(kind: str, tokens) -> list[int]:
   """What a head drafts after `tokens` (the root included), from nothing but its definition."""
   layers = {'eagle1': (3,), 'medusa': (3,)}.get(kind, (1, 2, 3))
@@ -101,6 +156,8 @@ def fresh_chain(kind: str, tokens) -> list[int]:
       stream = streams(chosen, (2,))
       chosen.append(int(adapter().logits(tiny.target(), stream)[0, -1].argmax()))
     return chosen[len(tokens) :]
+  if kind in ('dflash', 'dspark'):
+    return _fresh_block(kind, tokens)
   features = streams(tokens[:-1], layers)
   if kind == 'medusa':
     feature = target_lib.final_norm(tiny.target(), features[:, -1])

@@ -24,7 +24,6 @@ import os
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from specjax.heads import target as target_lib
@@ -32,6 +31,7 @@ from specjax.heads.eagle import Eagle, EagleConfig, EagleHead
 from specjax.heads.hf import eagle_config
 from specjax.heads.hf import eight_bits
 from specjax.heads.hf import torch_files
+from specjax.heads.hf import vocabulary_maps
 from specjax.models import LanguageModel
 from specjax.models.hf import files as hf_files
 from specjax.models.hf import tensors as hf_tensors
@@ -155,7 +155,9 @@ def load_eagle(
     target_lib.check_copy(tensors.pop(_HEAD), target, where)
   with_embedding = _EMBEDDING in tensors
   hf_tensors.check(tensors, table(config, layout, with_embedding=with_embedding), where)
-  draft_to_target = _draft_to_target(maps, config, where)
+  draft_to_target = vocabulary_maps.read(
+      maps, config.decoder.vocab_size, config.target_vocab_size, where
+  )
   if not with_embedding and config.decoder.width != config.target_width:
     raise ValueError(
         f"{where}: the head has width {config.decoder.width} and no {_EMBEDDING}; the target's "
@@ -208,9 +210,7 @@ def save_eagle(
   if int8:
     tensors = eight_bits.rounded(tensors)
   if head.draft_to_target is not None:
-    maps = _vocabulary_maps(np.asarray(head.draft_to_target), config.target_vocab_size)
-    for name, value in maps.items():
-      tensors.append(hf_files.Unwritten(name, value.shape, value.dtype, lambda v=value: v))
+    tensors += vocabulary_maps.tensors(head.draft_to_target, config.target_vocab_size)
   data = eagle_config.write(config, layout, stored)
   hf_files.publish(folder, data, tensors, extra_files=extra_files)
 
@@ -277,45 +277,3 @@ def _targets_head(config: EagleConfig, target: LanguageModel, where: str) -> np.
         f'does not take its place: {expected} is needed.'
     )
   return kernel
-
-
-def _vocabulary_maps(ids: np.ndarray, target_vocab_size: int) -> dict[str, np.ndarray]:
-  """What the target's ids of all draft tokens [V_draft] are stored as: `d2t` and `t2d`."""
-  ids = ids.astype(np.int64)
-  marks = np.zeros(target_vocab_size, bool)
-  marks[ids] = True
-  return {'d2t': ids - np.arange(len(ids)), 't2d': marks}
-
-
-def _draft_to_target(maps: dict[str, np.ndarray], config: EagleConfig, where: str):
-  """[V_draft] int32, the target's id of every draft token; None where all keep their ids.
-
-  Args:
-    maps: those of `d2t` and `t2d` that the files hold.
-    config: of the head.
-    where: the folder, for messages.
-  """
-  size, target_size = config.decoder.vocab_size, config.target_vocab_size
-  if 'd2t' not in maps:
-    if _is_reduced(config):
-      raise ValueError(
-          f'{where}: the draft vocabulary has {size} of {target_size} tokens, but the tensor d2t, '
-          'which maps them, is missing.'
-      )
-    return None
-  stored = maps['d2t']
-  if stored.dtype.kind not in 'iu':
-    raise ValueError(f'{where}: d2t has dtype {stored.dtype}, expected integers.')
-  if stored.shape != (size,):
-    raise ValueError(f'{where}: d2t has shape {stored.shape}, expected ({size},).')
-  offsets = np.asarray(stored, np.int64)
-  ids = offsets + np.arange(size)
-  if ids.min() < 0 or ids.max() >= target_size or len(set(ids.tolist())) != size:
-    raise ValueError(
-        f'{where}: d2t must send the {size} draft tokens to different ones of {target_size}.'
-    )
-  if 't2d' in maps:
-    marks = _vocabulary_maps(ids, target_size)['t2d']
-    if not np.array_equal(np.asarray(maps['t2d'], bool), marks):
-      raise ValueError(f'{where}: t2d does not mark the tokens that d2t leads to.')
-  return jnp.asarray(ids, jnp.int32) if _is_reduced(config) or offsets.any() else None

@@ -10,6 +10,8 @@ Table = keys.Table
 
 _NULL = dict(default=None, null=True)
 _LAYERS = keys.list_of(keys.integer(0), 'layer numbers', **_NULL)
+# Of what comes out of a layer: -1 is the embedding.
+_OUTPUTS = keys.list_of(keys.integer(-1), 'layer numbers', **_NULL)
 _FLAG = keys.flag(default=False, null=True)
 
 # Notes of transformers, of training and of other engines' scheduling: no head computes from them.
@@ -69,6 +71,35 @@ EAGLE: Table = _FLAGS | {
     'num_aux_hidden_states': keys.integer(**_NULL),
     'parallel_drafting': keys.only(False),
     'logit_scale': keys.only(1.0),
+}
+# z-lab nests what is particular to a DFlash head.
+DFLASH_CONFIG: Table = {
+    'target_layer_ids': _OUTPUTS,
+    'mask_token_id': keys.integer(0, **_NULL),
+    'block_size': keys.integer(high=1_000, **_NULL),
+}
+# A DFlash or DSpark head, beside what its decoder reads: z-lab's, DeepSpec's and speculators' keys.
+DFLASH: Table = {
+    'architectures': keys.list_of(keys.text(), 'texts', **_NULL),
+    'model_type': keys.text(**_NULL),
+    'speculators_model_type': keys.text(**_NULL),
+    'transformer_layer_config': keys.record(**_NULL),
+    'dflash_config': keys.record(**_NULL),
+    'attention_bias': _FLAG,
+    'block_size': keys.integer(high=1_000, **_NULL),
+    'mask_token_id': keys.integer(0, **_NULL),
+    'target_layer_ids': _OUTPUTS,
+    'aux_hidden_state_layer_ids': _LAYERS,
+    'num_target_layers': keys.integer(**_NULL),
+    'target_hidden_size': keys.integer(**_NULL),
+    'draft_vocab_size': keys.integer(**_NULL),
+    'sample_from_anchor': _FLAG,
+    'sliding_window_non_causal': _FLAG,
+    'markov_rank': keys.integer(0, **_NULL),
+    'markov_head_type': keys.text(**_NULL),
+    'enable_confidence_head': _FLAG,
+    'confidence_head_with_markov': _FLAG,
+    'num_anchors': keys.integer(0, **_NULL),  # of training
 }
 # Medusa heads: the authors' keys, then vLLM's. Sizes of the target may stand beside them.
 MEDUSA: Table = {
