@@ -114,6 +114,27 @@ class DynamicTree:
     return self.width * (self.depth - 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class BestFirstTree:
+  """The most probable nodes of all, row by row. Made by `best_first_tree`.
+
+  Attributes:
+    num_nodes: N.
+    depth: D.
+    width: k, the most children that a node may have.
+  """
+
+  num_nodes: int
+  depth: int
+  width: int
+  is_chain: bool = False
+
+  @property
+  def num_reads(self) -> int:
+    """Nodes that a drafter has to read, the root excluded: one per depth."""
+    return self.depth - 1
+
+
 def static_tree(
     *,
     paths: Sequence[Sequence[int]] | None = None,
@@ -196,6 +217,36 @@ def dynamic_tree(*, num_nodes: int, depth: int, width: int = 10) -> DynamicTree:
   return DynamicTree(num_nodes=num_nodes, depth=depth, width=width)
 
 
+def best_first_tree(*, num_nodes: int, depth: int, width: int = 10) -> BestFirstTree:
+  """The N nodes with the largest joint draft probability (DDTree, 2604.12989, algorithm 1).
+
+  For drafters whose laws depend on the depth alone, as those of Medusa heads and of DFlash do: then
+  all of them are known after one pass, and no node is expanded that is not kept. A node is at most
+  as probable as its parent, and as the sibling before it, so that they form a tree.
+
+  Args:
+    num_nodes: N.
+    depth: D, the deepest node.
+    width: k, the most children of a node.
+
+  Returns:
+    The shape.
+
+  Raises:
+    ValueError: if a number is below 1, or there are fewer than N such nodes.
+  """
+  if min(num_nodes, depth, width) < 1:
+    raise ValueError(
+        f'num_nodes, depth and width must be at least 1, got {num_nodes}, {depth}, {width}.'
+    )
+  if num_nodes > (most := sum(width**level for level in range(1, depth + 1))):
+    raise ValueError(
+        f'A tree of width {width} and depth {depth} has at most {most} nodes, too few for '
+        f'num_nodes={num_nodes}. Raise the width or the depth, or keep fewer nodes.'
+    )
+  return BestFirstTree(num_nodes=num_nodes, depth=depth, width=width)
+
+
 def evenly(num_nodes: int, depth: int) -> StaticTree:
   """A tree of N nodes on D levels of about the same width, each level's parents in turn.
 
@@ -210,9 +261,22 @@ def evenly(num_nodes: int, depth: int) -> StaticTree:
   return StaticTree(tuple(parents))
 
 
-def as_tree(tree) -> StaticTree | DynamicTree:
-  """A shape from a shape, a list of widths, or a list of paths."""
-  if isinstance(tree, StaticTree | DynamicTree):
+def as_tree(tree, *, is_independent: bool = False) -> StaticTree | DynamicTree | BestFirstTree:
+  """A shape from a shape, a list of widths, or a list of paths.
+
+  Args:
+    tree: any of these.
+    is_independent: whether the drafter's laws depend on the depth alone.
+
+  Raises:
+    ValueError: if it is no tree, or a best-first one of a drafter whose laws depend on the path.
+  """
+  if isinstance(tree, BestFirstTree) and not is_independent:
+    raise ValueError(
+        'A best-first tree is grown from laws that depend on the depth alone: Medusa heads, or a '
+        'DFlash head without a Markov head. Of this drafter take a dynamic tree.'
+    )
+  if isinstance(tree, StaticTree | DynamicTree | BestFirstTree):
     return tree
   tree = tuple(tree)
   if tree and all(isinstance(entry, int | np.integer) for entry in tree):

@@ -56,23 +56,25 @@ def tree(text: str):
   """The shape that `config.drafter.tree` describes.
 
   '3,2,1': children of every node, by depth. '0 1 0.0 0.1': paths, 0.1 being the second child of
-  the first. 'dynamic 60,6,10': nodes kept, depth, width.
+  the first. 'dynamic 60,6,10': nodes kept, depth, width. 'best_first 60,6,10': the same of a
+  best-first tree.
 
   Raises:
     ValueError: if it is none of these.
   """
   words = text.split()
   try:
-    if words[:1] == ['dynamic']:
+    if words[:1] in (['dynamic'], ['best_first']):
       num_nodes, depth, width = (int(number) for number in ''.join(words[1:]).split(','))
-      return drafters.dynamic_tree(num_nodes=num_nodes, depth=depth, width=width)
+      make = getattr(drafters, f'{words[0]}_tree')
+      return make(num_nodes=num_nodes, depth=depth, width=width)
     if ',' in text or len(words) == 1:
       return drafters.static_tree(widths=[int(number) for number in text.split(',')])
     return drafters.static_tree(paths=[tuple(map(int, word.split('.'))) for word in words])
   except ValueError as error:
     raise ValueError(
         f"config.drafter.tree must be children by depth ('3,2,1'), paths ('0 1 0.0 0.1'), or "
-        f"'dynamic NODES,DEPTH,WIDTH'; got {text!r}: {error}"
+        f"'dynamic NODES,DEPTH,WIDTH' or 'best_first NODES,DEPTH,WIDTH'; got {text!r}: {error}"
     ) from error
 
 

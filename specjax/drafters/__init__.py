@@ -17,7 +17,7 @@ from specjax.drafters.plain import Plain, plain
 from specjax.drafters.suffix import SuffixDrafter, suffix
 from specjax.drafters.synthetic import SyntheticDrafter, synthetic
 from specjax.drafters.vocabulary import translate
-from specjax.tree import dynamic_tree, static_tree
+from specjax.tree import best_first_tree, dynamic_tree, static_tree
 
 __all__ = [
     'CombinedDrafter',
@@ -31,6 +31,7 @@ __all__ = [
     'Plain',
     'SuffixDrafter',
     'SyntheticDrafter',
+    'best_first_tree',
     'combined',
     'dflash',
     'dynamic_tree',

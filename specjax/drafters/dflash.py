@@ -169,7 +169,10 @@ def dflash(
   depth = head.config.depth
   if num_speculative_tokens is None and tree is None:
     num_speculative_tokens = depth
-  shape = expansion.chain_or_tree(num_speculative_tokens, tree, siblings)
+  shape = expansion.chain_or_tree(
+      num_speculative_tokens, tree, siblings,
+      is_independent=not head.config.markov and min_confidence is None,
+  )
   if shape.depth > depth:
     raise ValueError(
         f'A block of {head.config.block_size} slots drafts at most {depth} tokens, {shape.depth} '

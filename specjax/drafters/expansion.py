@@ -12,8 +12,8 @@ by which law they count as drawn, and which of them are kept.
 | sample  | `WITHOUT_REPLACEMENT` | draws, each without those before it | WITHOUT_REPLACEMENT |
 | coupled | any                   | the largest of law + shared noise   | COUPLED             |
 
-A dynamic tree prunes, so what it keeps must not have been drawn: sampled siblings take a
-static tree. Coupled siblings may be pruned, for the coupled rule asks for no law.
+A dynamic or a best-first tree prunes, so what it keeps must not have been drawn: sampled siblings
+take a static tree. Coupled siblings may be pruned, for the coupled rule asks for no law.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax import randomness
-from specjax import sampling as sampling_lib
 from specjax import tree as tree_lib
 from specjax import types
 from specjax.drafters import base
+from specjax.drafters import best_first
+from specjax.drafters import children as children_lib
+from specjax.drafters.children import (  # noqa: F401  (the last is part of the table above)
+    RANK, SIBLINGS, WITHOUT_REPLACEMENT, WITH_REPLACEMENT,
+)
 
 Array = jax.Array
 PyTree = Any
-
-RANK, WITH_REPLACEMENT, WITHOUT_REPLACEMENT = 'rank', 'with_replacement', 'without_replacement'
-SIBLINGS = (RANK, WITH_REPLACEMENT, WITHOUT_REPLACEMENT)
 
 
 class Frontier(NamedTuple):
@@ -80,22 +80,6 @@ class Expansion(NamedTuple):
   reads: Array
 
 
-class _Children(NamedTuple):
-  """The children of a level's rows.
-
-  Attributes:
-    tokens: [B, W, k] int32.
-    scores: [B, W, k] float32, log-probability of each given its parent; -inf is no child.
-    law: [B, W, V] float32, or None.
-    sampler: advanced.
-  """
-
-  tokens: Array
-  scores: Array
-  law: Array | None
-  sampler: Any
-
-
 def expand(
     context: types.Context,
     logits: Array,
@@ -128,8 +112,9 @@ def expand(
     ValueError: see `check`.
   """
   siblings = check(shape, siblings)
-  is_static = isinstance(shape, tree_lib.StaticTree)
-  grow = _static if is_static else _dynamic
+  grow = {tree_lib.StaticTree: _static, tree_lib.DynamicTree: _dynamic}.get(
+      type(shape), _best_first
+  )
   how = {'greedy': RANK, 'coupled': types.COUPLED}.get(context.sampler.mode, siblings)
   if active is None:
     active = context.active
@@ -182,13 +167,19 @@ def check(shape: tree_lib.StaticTree | tree_lib.DynamicTree, siblings: str | Non
     raise ValueError(f'siblings must be one of {SIBLINGS} or None, got {siblings!r}.')
   if siblings != RANK and not is_static:
     raise ValueError(
-        'A dynamic tree keeps nodes because of what they are: had they been drawn, the output '
+        'This tree keeps nodes because of what they are: had they been drawn, the output '
         f"would be biased. Use siblings='{RANK}', or a static tree for siblings={siblings!r}."
     )
   return siblings
 
 
-def chain_or_tree(num_speculative_tokens: int | None, tree: Any, siblings: str | None):
+def chain_or_tree(
+    num_speculative_tokens: int | None,
+    tree: Any,
+    siblings: str | None,
+    *,
+    is_independent: bool = False,
+):
   """The shape of K or of a tree, one of which is given.
 
   Raises:
@@ -199,82 +190,9 @@ def chain_or_tree(num_speculative_tokens: int | None, tree: Any, siblings: str |
   if tree is None:
     count = 4 if num_speculative_tokens is None else num_speculative_tokens
     tree = (1,) * base.check_num_speculative_tokens(count)
-  shape = tree_lib.as_tree(tree)
+  shape = tree_lib.as_tree(tree, is_independent=is_independent)
   check(shape, siblings)
   return shape
-
-
-def _children(
-    sampler, logits: Array, path: Array, positions: Array, counts: np.ndarray, first: int, how: str
-) -> _Children:
-  """Children of W rows.
-
-  Args:
-    sampler: the context's.
-    logits: [B, W, V] raw.
-    path: [B, W, d] int32, tokens from the root's child on to the row itself.
-    positions: [B] int32, the absolute position that the children take.
-    counts: [W] numpy, how many of the k children each row has.
-    first: the node number of the first child; only where they are drawn.
-    how: a kind of sibling, or `COUPLED`.
-  """
-  count = int(counts.max())
-  controlled, is_empty = sampler.control(
-      logits, path=path, path_valid=jnp.ones(path.shape, bool)
-  )
-  # Where a drafter knows of no continuation there are no children.
-  is_empty = is_empty[..., None]
-  if how == RANK:
-    if sampler.mode == 'sample':
-      temperature = sampler.sampling.temperature[:, None, None]
-      controlled = controlled / jnp.where(temperature > 0, temperature, 1.0)
-    scores, tokens = jax.lax.top_k(jax.nn.log_softmax(controlled), count)
-    return _Children(tokens, jnp.where(is_empty, -jnp.inf, scores), None, sampler)
-  if how == types.COUPLED:
-    values = sampling_lib.scaled(controlled, sampler.sampling)
-    noise = sampler.source.gumbel(positions, values.shape[-1])
-    scores, tokens = jax.lax.top_k(jax.nn.log_softmax(values + noise[:, None]), count)
-    law = sampling_lib.law(controlled, sampler.sampling) if sampler.keep_law else None
-    children = _Children(tokens, scores, law, sampler)
-  else:
-    law = sampling_lib.law(controlled, sampler.sampling)
-    children = _draw(sampler, law, counts, first, with_replacement=how == WITH_REPLACEMENT)
-  return children._replace(
-      scores=jnp.where(is_empty, -jnp.inf, children.scores),
-      law=None if law is None else jnp.where(is_empty, -jnp.inf, law),
-  )
-
-
-def _draw(sampler, law: Array, counts, first: int, *, with_replacement: bool) -> _Children:
-  """Draws the children of all rows, the first of every row first; arguments as above."""
-  batch, num_rows, vocab_size = law.shape
-  starts = first + np.cumsum(counts) - counts
-  tokens = jnp.zeros((batch, num_rows, int(counts.max())), jnp.int32)
-  scores = jnp.full(tokens.shape, -jnp.inf)
-  source, left = sampler.source, law
-  for rank in range(tokens.shape[2]):
-    rows = np.flatnonzero(counts > rank)
-    remaining = left[:, rows]
-    # A law of two tokens has no third sibling. That depends on the law alone, not on what
-    # was drawn; something is drawn all the same, and is not valid.
-    is_empty = jnp.max(remaining, axis=-1) == -jnp.inf
-    remaining = jnp.where(is_empty[..., None], law[:, rows], remaining)
-    nodes = starts[rows] + rank
-    drawn, source = source.draw(remaining, purpose=randomness.DRAFT, node=nodes)
-    score = jnp.take_along_axis(law[:, rows], drawn[..., None], axis=-1)[..., 0]
-    tokens = tokens.at[:, rows, rank].set(drawn)
-    scores = scores.at[:, rows, rank].set(jnp.where(is_empty, -jnp.inf, score))
-    if not with_replacement:
-      is_drawn = jnp.arange(vocab_size) == drawn[..., None]
-      left = left.at[:, rows].set(jnp.where(is_drawn, -jnp.inf, left[:, rows]))
-  return _Children(tokens, scores, law, sampler.replace(source=source))
-
-
-def _kind(how: str, most_children: int) -> str:
-  """The kind of draft law; a draw without siblings is an independent one."""
-  if how == WITHOUT_REPLACEMENT:
-    return types.WITHOUT_REPLACEMENT if most_children > 1 else types.SAMPLED
-  return {RANK: types.ONE_HOT, WITH_REPLACEMENT: types.SAMPLED}.get(how, how)
 
 
 def _static(context, logits, step, state, shape: tree_lib.StaticTree, how: str) -> Expansion:
@@ -290,7 +208,7 @@ def _static(context, logits, step, state, shape: tree_lib.StaticTree, how: str) 
     paths = np.asarray([shape.path(row) for row in level.rows], np.int32)
     path = tokens[:, paths.reshape(len(level.rows), depth - 1) - 1]
     counts = np.asarray(level.counts)
-    children = _children(
+    children = children_lib.of_rows(
         sampler, logits, path, context.lengths + depth - 1, counts, level.first, how
     )
     sampler = children.sampler
@@ -307,7 +225,7 @@ def _static(context, logits, step, state, shape: tree_lib.StaticTree, how: str) 
       valid=valid.astype(bool),
       law=None if laws[0] is None else jnp.concatenate(laws, axis=1),
       rows=each_row([law_rows[parent] for parent in shape.parents]),
-      kind=_kind(how, max(max(level.counts) for level in shape.levels())),
+      kind=children_lib.kind_of(how, max(max(level.counts) for level in shape.levels())),
   )
   order = {node: index for index, node in enumerate(read, start=1)}
   reads = each_row([order.get(node, 0) for node in range(1, shape.num_nodes + 1)])
@@ -327,6 +245,38 @@ def _static_frontier(shape, depth: int, rows, read: list[int], tokens: Array) ->
       mask=jnp.broadcast_to(jnp.asarray(sees), (batch, *sees.shape)),
       depths=np.asarray([shape.depths[node] for node in read], np.int32),
   )
+
+
+def _best_first(context, logits, step, state, shape: tree_lib.BestFirstTree, how: str) -> Expansion:
+  """DDTree: the laws of all depths along the most probable path, then the best nodes of all."""
+  batch, sampler = logits.shape[0], context.sampler
+  path = jnp.zeros((batch, 0), jnp.int32)
+  levels, logits = [], logits[:, None]
+  for depth in range(1, shape.depth + 1):
+    if depth > 1:
+      frontier = Frontier(
+          depth=depth - 1,
+          tokens=path[:, -1:],
+          parents=jnp.full((batch, 1), depth - 2, jnp.int32),
+          mask=jnp.ones((batch, 1, depth - 1), bool),
+          depths=np.arange(1, depth, dtype=np.int32),
+      )
+      logits, state = step(state, frontier)
+    children = children_lib.of_rows(
+        sampler, logits, path[:, None], context.lengths + depth - 1, np.asarray([shape.width]), 0,
+        how,
+    )
+    sampler = children.sampler
+    levels.append(children)
+    path = jnp.concatenate([path, children.tokens[:, 0, :1]], axis=1)
+  stacked = lambda name: jnp.concatenate([getattr(level, name) for level in levels], axis=1)
+  law = None if levels[0].law is None else stacked('law')
+  kind = children_lib.kind_of(how, shape.width)
+  proposal = best_first.proposal(
+      stacked('tokens'), stacked('scores'), law, num_nodes=shape.num_nodes, kind=kind
+  )
+  reads = jnp.zeros_like(proposal.tokens)
+  return Expansion(proposal, state, context.replace(sampler=sampler), reads)
 
 
 class _Candidates(NamedTuple):
@@ -359,7 +309,7 @@ def _dynamic(context, logits, step, state, shape: tree_lib.DynamicTree, how: str
   sees = jnp.zeros((batch, 1, 0), bool)
   for depth in range(1, shape.depth + 1):
     rows = number.shape[1]
-    children = _children(
+    children = children_lib.of_rows(
         sampler, logits, path, context.lengths + depth - 1, np.full(rows, width), 0, how
     )
     sampler = children.sampler
@@ -399,7 +349,7 @@ def _dynamic(context, logits, step, state, shape: tree_lib.DynamicTree, how: str
     first += rows * width
   candidates = _Candidates(*(jnp.concatenate(parts, axis=1) for parts in zip(*levels)))
   law = None if laws[0] is None else jnp.concatenate(laws, axis=1)
-  proposal, reads = _keep_best(candidates, law, shape.num_nodes, _kind(how, width))
+  proposal, reads = _keep_best(candidates, law, shape.num_nodes, children_lib.kind_of(how, width))
   return Expansion(proposal, state, context.replace(sampler=sampler), reads)
 
 

@@ -98,7 +98,9 @@ def medusa(
   target_lib.check_fits(heads.config, target)
   if num_speculative_tokens is None and tree is None:
     num_speculative_tokens = heads.config.num_heads
-  shape = expansion.chain_or_tree(num_speculative_tokens, tree, siblings)
+  shape = expansion.chain_or_tree(
+      num_speculative_tokens, tree, siblings, is_independent=True
+  )
   if shape.depth > heads.config.num_heads:
     raise ValueError(
         f'{heads.config.num_heads} heads draft at most {heads.config.num_heads} tokens deep, '

@@ -38,6 +38,7 @@ SHAPES = {
     'with replacement': dict(tree=UNEVEN, siblings='with_replacement'),
     'without replacement': dict(tree=UNEVEN, siblings='without_replacement'),
     'dynamic': dict(tree=drafters.dynamic_tree(num_nodes=3, depth=2, width=2)),
+    'best first': dict(tree=drafters.best_first_tree(num_nodes=3, depth=2, width=2)),
 }
 TREE_RULES = verify.recursive(), verify.traversal()
 RULES = {
@@ -45,10 +46,13 @@ RULES = {
     'with replacement': (*TREE_RULES, verify.k_sequential()),
     'without replacement': TREE_RULES,
     'dynamic': TREE_RULES,
+    'best first': TREE_RULES,
 }
 # EAGLE-2 is EAGLE-1's head with a dynamic tree.
 KINDS = ('eagle1', 'eagle3', 'medusa', 'exit', 'dflash', 'dspark', 'gated', 'rnn')
-CASES = [(kind, shape) for kind in KINDS for shape in SHAPES]
+CASES = [(kind, shape) for kind in KINDS for shape in SHAPES if shape != 'best first']
+# Their laws depend on the depth alone.
+CASES += [('medusa', 'best first'), ('dflash', 'best first')]
 SETTINGS = [
     dict(temperature=1.0),
     dict(temperature=0.8, top_p=0.9, frequency_penalty=-0.6, logit_bias=(0.0, 0.5, -0.5)),

@@ -57,7 +57,7 @@ TABLE: dict[str, Short] = {
     'tests/heads/test_heads_lossless.py::test_the_output_law_is_the_targets': Short(
         (
             'eagle1-with replacement', 'eagle3-chain', 'medusa-dynamic',
-            'exit-without replacement', 'dflash-chain', 'rnn-with replacement',
+            'exit-without replacement', 'dflash-best first', 'rnn-with replacement',
         ),
         'head x shape, of which neither knows the other: each once, and of the Markov heads the '
         'one with a state; 130 s',
