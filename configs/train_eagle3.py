@@ -16,7 +16,9 @@ frequent in the answers (`--config.head.vocab_size`, 0 for all). Features are co
 step: `--config.features.stored=True` stores them first, whose size is said.
 
 `--config.kind=medusa` trains Medusa heads instead, `early_exit` an adapter after
-`--config.head.exit_layer` layers, `model` a draft of the target's width with two layers, distilled.
+`--config.head.exit_layer` layers, `model` a draft of the target's width with two layers, distilled,
+and `dflash` a DFlash head (`--config.head.loss=cross_entropy`) or, with `--config.head.markov=plain
+--config.head.confidence --config.head.loss=dspark`, a DSpark head.
 
 `acceptance_length` is that of greedy decoding after held-out chats. The learning rate and four
 unrolled steps are those of the shipped head (`configs/train_eagle3_zoo.py`).
@@ -50,6 +52,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.head.vocab_size = 8192  # of an EAGLE-3 head; 0: all of the target's
   config.head.num_chunks = 4
   config.head.int8 = False  # save weights in eight bits, half of what export_dtype takes
+  # dflash: blocks of so many slots, layers of the head (num_layers), how many of the target's
+  # layers it reads, blocks per text in a step; shift 'masks' (z-lab) or 'next' (DeepSpec); markov
+  # 'plain', 'gated' or 'rnn' and confidence make it a DSpark head. loss: cross_entropy, dspark, or
+  # as above.
+  config.head.update(
+      block_size=8, num_features=3, num_roots=64, shift='next', mask_token=-1, gamma=0.0,
+      markov='', markov_rank=64, confidence=False,
+  )
   # medusa: heads and their layers. early_exit: after how many of the target's layers, and the
   # adapter's width.
   config.head.update(num_heads=4, num_layers=1, exit_layer=2, mlp_width=1024)
@@ -66,7 +76,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     shape = config.model.to_dict()
     zoo_target.shrink(config)
     config.model = ml_collections.ConfigDict(shape)
-    config.head.update(vocab_size=64, num_chunks=1, num_steps=2, mlp_width=16)
+    config.head.update(vocab_size=64, num_chunks=1, num_steps=2, mlp_width=16, num_roots=8)
+    config.head.update(block_size=4, markov_rank=4)
     config.distillation.num_chunks = 1
     config.corpus.held_out_one_in = 2
     config.measure.update(num_prompts=2, new_tokens=8)

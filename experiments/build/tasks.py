@@ -16,11 +16,13 @@ from specjax import drafters
 from specjax import heads
 from specjax import models
 from specjax import sharding
+from specjax.heads import dflash
 from specjax.heads import eagle
 from specjax.heads import early_exit
 from specjax.heads import medusa
 from specjax.heads import target as target_lib
 from specjax.models import loading
+from specjax.training import blocks
 from specjax.training import chats
 from specjax.training import drafts as draft_losses
 from specjax.training import heads as head_losses
@@ -29,7 +31,7 @@ from specjax.training import losses
 ConfigDict = ml_collections.ConfigDict
 
 # As config.drafter.kind has them.
-KINDS = ('model', 'eagle', 'medusa', 'early_exit')
+KINDS = ('model', 'eagle', 'medusa', 'early_exit', 'dflash')
 
 
 def check(config: ConfigDict) -> models.TransformerConfig | None:
@@ -42,7 +44,7 @@ def check(config: ConfigDict) -> models.TransformerConfig | None:
   """
   values.choice('kind', config.kind, KINDS)
   settings = config.distillation if config.kind == 'model' else config.head
-  losses.check_kind(settings.loss)
+  (blocks if config.kind == 'dflash' else losses).check_kind(settings.loss)
   source = targets.source(config)
   if config.kind != 'model':
     if not source:
@@ -90,8 +92,9 @@ def task(config: ConfigDict, corpus: corpus_lib.Corpus) -> training_lib.Task:
     target = loading.load_model(source, dtype=values.dtype(config.dtype), layout=layout)
   if config.kind == 'model':
     return _model(config, target)
-  if config.kind == 'eagle':
-    return dataclasses.replace(_eagle3(config, target, corpus), layout=layout)
+  if config.kind in ('eagle', 'dflash'):
+    make = {'eagle': _eagle3, 'dflash': _dflash}[config.kind]
+    return dataclasses.replace(make(config, target, corpus), layout=layout)
   make = {'medusa': _medusa, 'early_exit': _early_exit}[config.kind]
   return dataclasses.replace(make(config, target), layout=layout)
 
@@ -177,11 +180,8 @@ def _eagle3(
 ) -> training_lib.Task:
   cfg = target.module.config
   settings = config.head
-  vocabulary = None
-  if size := settings.get('vocab_size', 0):
-    counts = corpus.train.counts(cfg.vocab_size)
-    vocabulary = jnp.asarray(chats.draft_vocabulary(counts, size, always=corpus.end_tokens))
-  shape = _decoder(config, cfg, vocab_size=size or cfg.vocab_size)
+  vocabulary = _draft_vocabulary(config, target, corpus)
+  shape = _decoder(config, cfg, vocab_size=settings.get('vocab_size', 0) or cfg.vocab_size)
   chosen = tuple(settings.feature_layers) or eagle.default_layers(cfg.num_layers)
   head_config = heads.EagleConfig(
       decoder=shape,
@@ -223,6 +223,80 @@ def _eagle3(
       drafter=drafter,
       save=_saver(config, save, head),
   )
+
+
+def _draft_vocabulary(config: ConfigDict, target: models.LanguageModel, corpus):
+  """[V_draft] int32, the tokens that are most frequent in the corpus, or None for all."""
+  size = config.head.get('vocab_size', 0)
+  if not size:
+    return None
+  counts = corpus.train.counts(target.vocab_size)
+  return jnp.asarray(chats.draft_vocabulary(counts, size, always=corpus.end_tokens))
+
+
+def _dflash(
+    config: ConfigDict, target: models.LanguageModel, corpus: corpus_lib.Corpus
+) -> training_lib.Task:
+  """A DFlash head, or with `config.head.markov` a DSpark head."""
+  cfg, settings = target.module.config, config.head
+  vocabulary = _draft_vocabulary(config, target, corpus)
+  decoder = dataclasses.replace(
+      _decoder(config, cfg, vocab_size=settings.vocab_size or cfg.vocab_size),
+      num_layers=settings.num_layers, qk_norm=True,
+  )
+  layers = tuple(settings.feature_layers)
+  head_config = heads.DFlashConfig(
+      decoder=decoder,
+      target_width=cfg.width,
+      target_vocab_size=cfg.vocab_size,
+      feature_layers=layers or dflash.default_layers(cfg.num_layers, settings.num_features),
+      block_size=settings.block_size,
+      mask_token=_mask_token(settings, cfg.vocab_size, corpus),
+      shift=settings.shift,
+      has_head=vocabulary is not None,
+      markov=settings.markov or None,
+      markov_rank=settings.markov_rank if settings.markov else 0,
+      has_confidence=settings.confidence,
+      confidence_sees_token=bool(settings.confidence and settings.markov),
+  )
+  module = heads.DFlashHead(head_config, dtype=values.dtype(config.dtype))
+  loss_fn = blocks.dflash(
+      module, target, num_roots=settings.num_roots, kind=settings.loss,
+      gamma=settings.gamma or None, num_chunks=settings.num_chunks, draft_to_target=vocabulary,
+  )
+  head = lambda params: heads.DFlash(module, params, draft_to_target=vocabulary)
+
+  def init(key):
+    params = dict(dflash.init_params(module, key))
+    if vocabulary is not None:
+      params['head'] = target_lib.head_kernel(target)[vocabulary].astype(jnp.float32)
+    return params
+
+  def drafter(params, num_tokens):
+    count = min(num_tokens, head_config.depth)
+    return drafters.dflash(head(params), target, num_speculative_tokens=count)
+
+  return training_lib.Task(
+      init=init,
+      loss_fn=loss_fn,
+      num_parameters=head_config.num_parameters,
+      target=target,
+      feature_layers=(*head_config.feature_layers, cfg.num_layers),
+      drafter=drafter,
+      save=_saver(config, functools.partial(heads.save_dflash, int8=settings.int8), head),
+  )
+
+
+def _mask_token(settings: ConfigDict, vocab_size: int, corpus: corpus_lib.Corpus) -> int:
+  """The token whose embedding fills a block: the one given, or one that no text has.
+
+  Where the embeddings are padded beyond the tokenizer's tokens that is the first of the others, as
+  DeepSpec takes it; else the first end of a text, after which nothing is drafted.
+  """
+  if settings.mask_token >= 0:
+    return settings.mask_token
+  known = corpus.tokenizer.get_vocab_size()
+  return known if known < vocab_size else corpus.end_tokens[0]
 
 
 def _decoder(

@@ -148,20 +148,61 @@ class _Attention(nn.Module):
 
   def append(self, x: Array, cos: Array, sin: Array, cache: kv_cache.KVCache, valid=None):
     """The cache with the keys and values of x [B, T, width] after each row's length."""
-    projected = self._project(x, slice(-2, None))
-    keys = self._rotate(projected[..., :1, :], 'key_norm', cos, sin)[..., 0, :]
-    return kv_cache.append(cache, self.layer, keys, projected[..., 1, :], valid)
+    return kv_cache.append(cache, self.layer, *self._keys_values(x, cos, sin), valid)
 
   def __call__(self, x: Array, cos: Array, sin: Array, mask: Array, cache: kv_cache.KVCache):
     """What the block x [B, T, width] sees of itself and of the context, and the cache."""
     cfg = self.config
     cache = self.append(x, cos, sin, cache)
-    queries = self._rotate(self._project(x, slice(-2)), 'query_norm', cos, sin)
-    scale = cfg.head_dim**-0.5
-    queries = (queries.astype(jnp.float32) * scale).astype(x.dtype)
+    queries = self._queries(x, cos, sin)
     mixed = transformer.attend(queries, cache.keys[self.layer], cache.values[self.layer], mask)
     mixed = mixed.reshape(*x.shape[:2], -1).astype(x.dtype)
     return layers.dense(mixed, self.out.reshape(cfg.width, -1)), cache
+
+  def unroll(self, context, x, context_rope, block_rope, context_mask, among):
+    """As `__call__`, for many blocks of a text at once: x [B, A, S, width].
+
+    Args:
+      context: [B, T, width], of all tokens of the text.
+      x: the blocks.
+      context_rope: cosines and sines of the context's positions.
+      block_rope: those of the blocks' positions, [B, A * S, hd].
+      context_mask: [B, A, S, T] bool, which of the context each slot sees.
+      among: [S, S] bool, which slots of its block.
+    """
+    cfg, (batch, blocks, size, _) = self.config, x.shape
+    keys, values = self._keys_values(context, *context_rope)
+    flat = x.reshape(batch, blocks * size, -1)
+    own_keys, own_values = (
+        each.reshape(batch, blocks, size, *each.shape[2:])
+        for each in self._keys_values(flat, *block_rope)
+    )
+    queries = self._queries(flat, *block_rope).reshape(
+        batch, blocks, size, cfg.num_kv_heads, -1, cfg.head_dim
+    )
+    einsum = lambda *args: jnp.einsum(*args, preferred_element_type=jnp.float32)
+    far = einsum('bnsgrh,btgh->bngrst', queries, keys)
+    near = einsum('bnsgrh,bnugh->bngrsu', queries, own_keys)
+    far = jnp.where(context_mask[:, :, None, None], far, -jnp.inf)
+    near = jnp.where(among, near, -jnp.inf)
+    weights = jax.nn.softmax(jnp.concatenate([far, near], -1), axis=-1).astype(values.dtype)
+    far, near = weights[..., : keys.shape[1]], weights[..., keys.shape[1] :]
+    mixed = einsum('bngrst,btgh->bnsgrh', far, values)
+    mixed += einsum('bngrsu,bnugh->bnsgrh', near, own_values)
+    mixed = mixed.reshape(batch, blocks, size, -1).astype(x.dtype)
+    return layers.dense(mixed, self.out.reshape(cfg.width, -1))
+
+  def _keys_values(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
+    """[B, T, G, hd] each."""
+    projected = self._project(x, slice(-2, None))
+    keys = self._rotate(projected[..., :1, :], 'key_norm', cos, sin)[..., 0, :]
+    return keys, projected[..., 1, :]
+
+  def _queries(self, x: Array, cos: Array, sin: Array) -> Array:
+    """[B, T, G, R, hd], scaled."""
+    queries = self._rotate(self._project(x, slice(-2)), 'query_norm', cos, sin)
+    scale = self.config.head_dim**-0.5
+    return (queries.astype(jnp.float32) * scale).astype(x.dtype)
 
   def _project(self, x: Array, part: slice) -> Array:
     """[B, T, G, R or 2, hd]."""
@@ -191,6 +232,12 @@ class _Layer(nn.Module):
 
   def context(self, x, cos, sin, cache, valid):
     return self.attention.append(x, cos, sin, cache, valid)
+
+  def unroll(self, context, x, context_rope, block_rope, context_mask, among):
+    x = x + self.attention.unroll(
+        context, self.attention_norm(x), context_rope, block_rope, context_mask, among
+    )
+    return x + self.mlp(self.mlp_norm(x))
 
   def __call__(self, x, cos, sin, mask, cache):
     mixed, cache = self.attention(self.attention_norm(x), cos, sin, mask, cache)
@@ -279,6 +326,39 @@ class DFlashHead(nn.Module):
       hidden, cache = layer(hidden, cos, sin, masks[window], cache)
     return self.final_norm(hidden), cache
 
+  def unroll(self, features: Array, embedded: Array, roots: Array) -> Array:
+    """Outputs of the blocks at many roots of a text, each as `__call__` gives it.
+
+    Args:
+      features: [B, T, F], the target's, of the whole text.
+      embedded: [B, A, S, width], of each root and of the mask token.
+      roots: [B, A] int32, their positions, 0 … T.
+
+    Returns:
+      [B, A, S, width], ready for the output head.
+    """
+    cfg, (batch, blocks, size, _) = self.config, embedded.shape
+    length = features.shape[1]
+    fused = self.context_norm(layers.dense(features.astype(self.dtype), self.fuse))
+    offsets = jnp.arange(size)
+    positions = roots[..., None] + offsets
+    context_rope = self._rope(jnp.broadcast_to(jnp.arange(length), (batch, length)))
+    block_rope = self._rope(positions.reshape(batch, blocks * size))
+    hidden = embedded.astype(self.dtype)
+    before = jnp.arange(length) < roots[..., None, None]
+    for layer, window in zip(self.layers, self._windows):
+      among, seen = jnp.ones((size, size), bool), jnp.broadcast_to(
+          before, (batch, blocks, size, length)
+      )
+      if window is not None:
+        among = jnp.tril(among) if cfg.causal_windows else among
+        first = positions - window + 1
+        if cfg.window_from_root:
+          first = jnp.broadcast_to(roots[..., None] - window, positions.shape)
+        seen = seen & (jnp.arange(length) >= first[..., None])
+      hidden = layer.unroll(fused, hidden, context_rope, block_rope, seen, among)
+    return self.final_norm(hidden)
+
   @property
   def _windows(self) -> tuple[int | None, ...]:
     decoder = self.config.decoder
@@ -291,7 +371,15 @@ class DFlashHead(nn.Module):
     )
 
   def markov_bias(self, tokens: Array, hidden: Array, state: Array) -> tuple[Array, Array]:
-    """What the tokens before a slot add to its logits.
+    """What the tokens before a slot add to its logits [..., V_draft] float32, and the new state.
+
+    Arguments are as for `markov_mix`.
+    """
+    mixed, state = self.markov_mix(tokens, hidden, state)
+    return layers.dense(mixed, self.markov_out, jnp.float32), state
+
+  def markov_mix(self, tokens: Array, hidden: Array, state: Array) -> tuple[Array, Array]:
+    """What `markov_out` multiplies.
 
     Args:
       tokens: [...] int32, the token before; the root for the first drafted one.
@@ -299,7 +387,7 @@ class DFlashHead(nn.Module):
       state: [..., r], of the path before it; zeros at the root. Only an `RNN` reads it.
 
     Returns:
-      [..., V_draft] float32, and the state after it.
+      [..., r], and the state after it.
     """
     before = self.markov_in[tokens].astype(self.dtype)
     mixed = before
@@ -314,10 +402,17 @@ class DFlashHead(nn.Module):
       gate, candidate, mixed = jnp.split(joint, 3, axis=-1)
       gate, mixed = jax.nn.sigmoid(gate), jnp.tanh(mixed)
       state = (gate * state + (1.0 - gate) * jnp.tanh(candidate)).astype(state.dtype)
-    return layers.dense(mixed, self.markov_out, jnp.float32), state
+    return mixed, state
 
   def confidence(self, tokens: Array, hidden: Array) -> Array:
     """The probability that a slot's token is accepted, if all before it are: [...] float32.
+
+    Arguments are as for `confidence_logits`.
+    """
+    return jax.nn.sigmoid(self.confidence_logits(tokens, hidden))
+
+  def confidence_logits(self, tokens: Array, hidden: Array) -> Array:
+    """Its logit, [...] float32.
 
     Args:
       tokens: [...] int32, the token before.
@@ -326,7 +421,7 @@ class DFlashHead(nn.Module):
     if self.config.confidence_sees_token:
       hidden = jnp.concatenate([hidden, self.markov_in[tokens].astype(self.dtype)], -1)
     logits = self._affine(hidden, self.confidence_out, self.confidence_bias)
-    return jax.nn.sigmoid(logits[..., 0].astype(jnp.float32))
+    return logits[..., 0].astype(jnp.float32)
 
   def _affine(self, x: Array, kernel: Array, bias: Array) -> Array:
     return layers.dense(x, kernel) + bias.astype(x.dtype)

@@ -215,9 +215,13 @@ class TestHead:
     drafted = specjax.generate(target, prompts, drafter=drafter, **options)
     np.testing.assert_array_equal(plain.tokens, drafted.tokens)
 
-  @pytest.mark.parametrize('kind', ['medusa', 'early_exit', 'model'])
+  @pytest.mark.parametrize('kind', ['medusa', 'early_exit', 'model', 'dflash', 'dspark'])
   def test_other_kinds_by_the_same_config(self, folder, written, trained, kind, tmp_path):
     config = training(folder, written, kind=kind, num_steps=10)
+    if kind in ('dflash', 'dspark'):
+      config.kind, config.head.loss = 'dflash', 'cross_entropy'
+    if kind == 'dspark':
+      config.head.update(loss='dspark', markov='rnn', confidence=True)
     config.corpus.path = str(trained.parent / 'corpus')
     path = train.run(config, str(tmp_path / 'run'), console=console())
     rows = [json.loads(line) for line in (path.parent / 'metrics.jsonl').read_text().splitlines()]

@@ -43,6 +43,7 @@ class Short:
 _MEMORY = 'tests/engine/test_tpu_memory.py::'
 _PROCESSES = 'tests/sharding/test_processes.py::'
 _CHAT = 'tests/models/test_chat.py::'
+_BLOCKS = 'tests/training/test_block_training.py::'
 _KILLED = 'tests/experiments/test_ablate_killed.py::'
 _RESUMED = 'tests/experiments/test_ablate.py::TestResuming::test_a_killed_sweep_goes_on'
 _ENGINE = 'the suite of the op holds each rule; in the engine two of them are enough'
@@ -276,6 +277,17 @@ TABLE: dict[str, Short] = {
     'tests/engine/test_refill.py::test_every_prompt_has_the_tokens_that_it_has_alone': Short(
         ('plain-1.0', 'eagle tree-0.0'), 'a chain of a model is between the two; 6 s',
         elsewhere=('kind',),
+    ),
+    _BLOCKS + 'test_a_loss_is_its_definition': Short(
+        ('1-dflash-cross_entropy', '4-dspark-dspark'),
+        'other divergences are those of test_head_training; 12 s', elsewhere=('loss',),
+    ),
+    _BLOCKS + 'test_many_blocks_at_once_are_those_of_decoding': Short(
+        ('windows2',), 'test_dflash_files has all windows by their definition; 15 s',
+        elsewhere=('windows',),
+    ),
+    _BLOCKS + 'test_training_lowers_the_loss_and_resumes': Short(
+        ('dspark-dspark',), 'the same head and more; 10 s', elsewhere=('kind', 'loss'),
     ),
     'tests/engine/test_device.py::test_a_tree_copies_no_cache': Short(
         (), 'a larger tree of a head, which reads more, is held to the same; 14 s',
