@@ -20,6 +20,7 @@ from specjax.drafters.dflash import DFlashDrafter
 from specjax.drafters.eagle import EagleDrafter
 from specjax.drafters.early_exit import EarlyExitDrafter
 from specjax.drafters.medusa import MedusaDrafter
+from specjax.heads import dflash as dflash_lib
 from specjax.heads import eagle as eagle_lib
 from specjax.models import TransformerConfig
 from tests.support import tiny
@@ -230,54 +231,85 @@ def test_sizes_are_counted():
     assert sum(x.size for x in jax.tree.leaves(each.params)) == each.config.num_parameters
 
 
-def test_a_70b_target_with_a_1b_head_traces_without_memory():
-  """Every array is a shape: prefill of a chunk, and one round of a tree of 60 nodes."""
+def one_round(build, *, batch: int, context: int, width: int):
+  """Prefill of a chunk and a round, to be traced: `build()` gives target and drafter."""
   from specjax import engine
   from specjax import sampling as sampling_lib
+
+  large, drafter = build()
+  setup = engine.Setup(
+      target=large, drafter=drafter, sampling=sampling_lib.make(batch_size=batch),
+      stop_tokens=jnp.full((8,), -1, jnp.int32), rule=verify.greedy(), width=width,
+  )
+  tokens = jnp.zeros((batch, context), jnp.int32)
+  sizes = generation.cache_sizes(batch, context, width=width, prefill_chunk=64)
+  num_new = jnp.full((batch,), 64, jnp.int32)
+  cache, drafter_state, features = engine.prefill_chunk(
+      setup, large.init_cache(**sizes), drafter.init(**sizes), tokens[:, :64], num_new
+  )
+  zeros = lambda *shape: jnp.zeros((batch, *shape), jnp.int32)
+  history = sampling_lib.init_history(
+      tokens, num_new + 1, vocab_size=large.vocab_size, constraint=None
+  )
+  depth = drafter.depth
+  state = engine.DecodeState(
+      tokens=tokens, lengths=num_new + 1, limits=num_new + 100, done=zeros() > 0,
+      finish=zeros(), keys=jnp.zeros((batch, 2), jnp.uint32), target_cache=cache,
+      drafter=drafter_state, history=history,
+      features=jnp.pad(features[:, None], ((0, 0), (0, depth), (0, 0))),
+      features_valid=zeros(depth + 1) == 0, logprobs=None,
+      stats=engine.Stats.zeros(batch, depth), trace=None,
+      round=jnp.int32(0),
+  )
+  return engine.speculative_round(setup, state)
+
+
+def large_target(name: str):
+  """A function that gives the target of a preset; to be traced, for it has no weights."""
   from specjax.models import LanguageModel, Transformer, presets
 
-  target_module = Transformer(presets.get('Llama-3.1-70B'), jnp.bfloat16, jnp.bfloat16)
+  module = Transformer(presets.get(name), jnp.bfloat16, jnp.bfloat16)
+
+  def make():
+    params = module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))['params']
+    return LanguageModel(module, params)
+
+  return make
+
+
+def test_a_70b_target_with_a_1b_head_traces_without_memory():
+  """Every array is a shape: prefill of a chunk, and one round of a tree of 60 nodes."""
   config = heads.presets.eagle3('Llama-3.1-70B')
   assert round(config.num_parameters / 1e9, 2) == 1.05
   module = heads.EagleHead(config, jnp.bfloat16, jnp.bfloat16)
-  batch, context = 2, 256
+  target = large_target('Llama-3.1-70B')
 
   def build():
-    params = target_module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))['params']
-    large = LanguageModel(target_module, params)
-    ids = jnp.arange(32_000, dtype=jnp.int32)
+    large, ids = target(), jnp.arange(32_000, dtype=jnp.int32)
     head_ = heads.Eagle(module, eagle_lib.init_params(module, jax.random.key(1)), None, ids)
     tree = drafters.dynamic_tree(num_nodes=60, depth=6, width=10)
     return large, drafters.eagle(head_, large, tree=tree)
 
-  def one_round():
-    large, drafter = build()
-    setup = engine.Setup(
-        target=large, drafter=drafter, sampling=sampling_lib.make(batch_size=batch),
-        stop_tokens=jnp.full((8,), -1, jnp.int32), rule=verify.greedy(), width=61,
-    )
-    tokens = jnp.zeros((batch, context), jnp.int32)
-    sizes = generation.cache_sizes(batch, context, width=61, prefill_chunk=64)
-    num_new = jnp.full((batch,), 64, jnp.int32)
-    cache, drafter_state, features = engine.prefill_chunk(
-        setup, large.init_cache(**sizes), drafter.init(**sizes), tokens[:, :64], num_new
-    )
-    zeros = lambda *shape: jnp.zeros((batch, *shape), jnp.int32)
-    history = sampling_lib.init_history(
-        tokens, num_new + 1, vocab_size=large.vocab_size, constraint=None
-    )
-    state = engine.DecodeState(
-        tokens=tokens, lengths=num_new + 1, limits=num_new + 100, done=zeros() > 0,
-        finish=zeros(), keys=jnp.zeros((batch, 2), jnp.uint32), target_cache=cache,
-        drafter=drafter_state, history=history,
-        features=jnp.pad(features[:, None], ((0, 0), (0, 6), (0, 0))),
-        features_valid=zeros(7) == 0, logprobs=None,
-        stats=engine.Stats.zeros(batch, 6), trace=None,
-        round=jnp.int32(0),
-    )
-    return engine.speculative_round(setup, state)
-
-  after = jax.eval_shape(one_round)
-  assert after.features.shape == (batch, 7, 3 * 8192)
+  after = jax.eval_shape(lambda: one_round(build, batch=2, context=256, width=61))
+  assert after.features.shape == (2, 7, 3 * 8192)
   held = sum(x.size for x in jax.tree.leaves(jax.eval_shape(build)))
   assert held > 71e9
+
+
+@pytest.mark.parametrize('rank, size', [(0, 1.05e9), (256, 1.13e9)])
+def test_an_8b_target_with_a_head_of_blocks_traces_without_memory(rank, size):
+  """DFlash and DSpark as DeepSpec trains them: a chain of seven."""
+  config = heads.presets.dflash('Qwen3-8B', markov_rank=rank)
+  assert config.feature_layers == (2, 10, 18, 26, 34) and config.depth == 7
+  assert abs(config.num_parameters / size - 1) < 0.01
+  module, target = heads.DFlashHead(config, jnp.bfloat16, jnp.bfloat16), large_target('Qwen3-8B')
+
+  def build():
+    large = target()
+    head_ = heads.DFlash(module, dflash_lib.init_params(module, jax.random.key(1)))
+    return large, drafters.dflash(head_, large)
+
+  after = jax.eval_shape(lambda: one_round(build, batch=4, context=256, width=8))
+  assert after.features.shape == (4, 8, 5 * 4096)
+  # Nothing but what the context left is kept: five layers of a cache.
+  assert len(after.drafter.keys) == 5 and after.drafter.lengths.shape == (4,)
