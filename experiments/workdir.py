@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -95,10 +96,15 @@ def open_workdir(path: str | os.PathLike, config: Any, *, resume: bool = False) 
     The `Workdir`.
 
   Raises:
-    ValueError: if no path is given, it is a file, or it cannot be written to.
+    ValueError: if no path is given, it is on remote storage or a file, or it cannot be written to.
   """
   if not str(path):
     raise ValueError('No workdir: say where results go with --workdir=DIR.')
+  if scheme := re.match(r'([a-z][a-z0-9+.-]*)://', str(path)):
+    raise ValueError(
+        f'The workdir {path} is on remote storage ({scheme[1]}), which is not written to: give a '
+        'local folder, and copy it when the run is over.'
+    )
   path = pathlib.Path(path).expanduser()
   existing = path
   while not existing.exists():

@@ -80,8 +80,10 @@ def _measure(
   engines = [own.Engine(task, dtype)]
   if settings.python:
     engines.append(hugging_face.Engine(task, dtype, python=settings.python))
-  # A tokenizer.json alone is not converted: llama.cpp knows tokenizers by name.
-  if settings.llama_cpp and (task.target / 'tokenizer.model').is_file():
+  # A tokenizer.json alone is not converted: llama.cpp knows tokenizers by name. That of a published
+  # model it may know, or its script says that it does not.
+  is_known = task.target == settings.model or (task.target / 'tokenizer.model').is_file()
+  if settings.llama_cpp and is_known:
     engines.append(llama_cpp.Engine(
         task, dtype, build=settings.llama_cpp, python=settings.python,
         cache_type=settings.llama_cpp_cache[dtype],

@@ -135,6 +135,8 @@ def absent(settings: Settings) -> list[str]:
         'llama.cpp was not run: give a build of it, --config.peers.llama_cpp=FOLDER '
         '(scripts/make_peer_pair.py says how to make one).'
     )
-  elif not settings.pair:
-    lines.append('llama.cpp was not run: it needs a pair made by scripts/make_peer_pair.py.')
+  elif not settings.pair and not settings.model:
+    lines.append(
+        'llama.cpp was not run: it needs a pair made by scripts/make_peer_pair.py, or a model.'
+    )
   return lines

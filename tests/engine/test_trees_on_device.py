@@ -13,6 +13,7 @@ from specjax import engine
 from specjax import generation
 from specjax import heads
 from specjax import verify
+from specjax.heads import dflash as dflash_lib
 from specjax.heads import eagle as eagle_lib
 from specjax.models import TransformerConfig
 from tests.support import tiny
@@ -44,10 +45,33 @@ def eagle() -> heads.Eagle:
   return heads.Eagle(module, params, None, jnp.arange(8, 56, dtype=jnp.int32))
 
 
+@functools.cache
+def block() -> heads.DFlash:
+  cfg = target().module.config
+  config = heads.DFlashConfig(
+      decoder=TransformerConfig(
+          vocab_size=cfg.vocab_size, width=cfg.width, num_layers=2, mlp_width=64, qk_norm=True,
+          **SIZES,
+      ),
+      target_width=cfg.width,
+      target_vocab_size=cfg.vocab_size,
+      feature_layers=(0, 1),
+      block_size=6,
+      mask_token=0,
+      shift=dflash_lib.NEXT,
+  )
+  module = heads.DFlashHead(config)
+  params = jax.jit(lambda: dflash_lib.init_params(module, jax.random.key(3)))()
+  return heads.DFlash(module, params)
+
+
 def prepared(kind: str, num_nodes: int, prompts):
   """Setup and state of four rows with a tree six deep."""
   tree = drafters.dynamic_tree(num_nodes=num_nodes, depth=6, width=10)
-  if kind == 'eagle3':
+  if kind == 'dflash':
+    tree = drafters.best_first_tree(num_nodes=num_nodes, depth=6, width=10)
+    drafter = drafters.dflash(block(), target(), tree=tree)
+  elif kind == 'eagle3':
     drafter = drafters.eagle(eagle(), target(), tree=tree)
   else:
     drafter = drafters.model_tree(tiny.model(0, num_layers=1, **SIZES), tree=tree)
@@ -76,7 +100,7 @@ def plain(prompts: tuple):
   )
 
 
-@pytest.mark.parametrize('kind', ['eagle3', 'draft model'])
+@pytest.mark.parametrize('kind', ['eagle3', 'draft model', 'dflash'])
 def test_sixty_nodes_compile_once_and_stay_on_the_device(kind):
   """A program that was compiled for the first prompts and cannot compile again runs others."""
   program, _ = compiled(kind, 60)
@@ -91,7 +115,7 @@ def test_sixty_nodes_compile_once_and_stay_on_the_device(kind):
     np.testing.assert_array_equal(state.tokens, expected.tokens)
 
 
-@pytest.mark.parametrize('kind', ['eagle3', 'draft model'])
+@pytest.mark.parametrize('kind', ['eagle3', 'draft model', 'dflash'])
 def test_sixty_nodes_copy_no_cache(kind):
   """The path is gathered in place: neither program nor temporaries have a layer's cache twice."""
   program, cached = compiled(kind, 60)

@@ -390,6 +390,8 @@ class TestWorkdir:
   def test_bad_places(self, tmp_path):
     with pytest.raises(ValueError, match='--workdir=DIR'):
       workdir_lib.open_workdir('', {})
+    with pytest.raises(ValueError, match='on remote storage .gs., which is not written to'):
+      workdir_lib.open_workdir('gs://bucket/run', {})
     (tmp_path / 'file').write_text('')
     with pytest.raises(ValueError, match='is a file'):
       workdir_lib.open_workdir(tmp_path / 'file' / 'run', {})
