@@ -14,6 +14,7 @@ from specjax import heads
 from specjax import sampling as sampling_lib
 from specjax import testing
 from specjax import verify
+from specjax.drafters.dflash import DFlashDrafter
 from specjax.drafters.eagle import EagleDrafter
 from specjax.drafters.early_exit import EarlyExitDrafter
 from specjax.drafters.medusa import MedusaDrafter
@@ -230,6 +231,15 @@ class LeavesKeys(EarlyExitDrafter):
     return proposal, state, context.replace(target_cache=cache)
 
 
+@struct.dataclass
+class LooksAtTheToken(DFlashDrafter):
+  """Stops before a token that was drawn and is not likely, instead of deciding before the draw."""
+
+  def propose(self, context, state):
+    proposal, state, context = super().propose(context, state)
+    return proposal.replace(valid=proposal.valid & (proposal.tokens != 0)), state, context
+
+
 def planted(fault: type, drafter):
   """`drafter` with a fault."""
   return fault(**{field.name: getattr(drafter, field.name) for field in dataclasses.fields(fault)})
@@ -239,6 +249,7 @@ FAULTS = {
     OtherLaw: ('medusa', CHAIN, verify.rejection()),
     PrunesDrawn: ('eagle1', dict(tree=(2,), siblings='with_replacement'), verify.recursive()),
     LeavesKeys: ('exit', CHAIN, verify.rejection()),
+    LooksAtTheToken: ('dspark', CHAIN, verify.rejection()),
 }
 
 
