@@ -25,7 +25,9 @@ class Engine:
     self._target = gguf(task.target)
     self._draft = None if task.draft is None else gguf(task.draft)
     self._cache_type, self._flash_attention = cache_type, flash_attention
-    self._texts = [task.tokenizer.decode(list(prompt)) for prompt in task.prompts]
+    # The marks of a chat are special tokens, which llama.cpp reads from their texts.
+    read = lambda ids: task.tokenizer.decode(list(ids), skip_special_tokens=False)
+    self._texts = [read(prompt) for prompt in task.prompts]
     self._passes: dict[int, int] = {}
 
   def run(self) -> list[runs.Run]:
