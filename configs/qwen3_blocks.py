@@ -40,6 +40,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     raise ValueError(
         f"configs/qwen3_blocks.py takes no argument, ':4b', ':14b' or ':smoke', not {arg!r}."
     )
+  if arg == 'smoke':
+    config = benchmark_zoo.get_config('smoke')
+    config.name = 'qwen3_blocks_smoke'
+    return config
   config = benchmark_zoo.get_config()
   size = _SIZES.get(arg, '8b')
   config.name, config.title = 'qwen3_blocks', 'Heads by DeepSpec on {target}'
@@ -59,13 +63,4 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.trace_methods = ('dspark_greedy',)
   config.acceptance.update(num_prompts=16, may_share=True)
   config.calibration.update(dtypes=(), curve=False, max_num_speculative_tokens=7)
-  if arg == 'smoke':
-    config.target.path, config.prompt_file, config.trace_methods = '', '', ()
-    config.methods = ml_collections.ConfigDict({
-        f'model_{law}': benchmark_zoo.method('draft model', rule, temperature, 'model', 2)
-        for law, (rule, temperature) in _LAWS.items()
-    })
-    config.order = tuple(config.methods)
-    benchmark_zoo.shrink(config)
-    config.order = tuple(config.methods)
   return config

@@ -21,7 +21,7 @@ from specjax import checks
 from specjax import engine
 from specjax import generation
 from specjax import sharding
-from specjax.models import LanguageModel
+from specjax.models import LanguageModel, fast_width
 from specjax.reading import FINISH
 from specjax.request import Request
 from specjax.types import Drafter, Sampling
@@ -122,6 +122,10 @@ def generate_each(
   if cache_length is None:
     longest = max(len(p) + int(n) for p, n in zip(prompts, request.max_new_tokens))
     request = dataclasses.replace(request, cache_length=generation.bucket(longest))
+  if width is None:
+    # Of the batch: the few rows that are prefilled for it must have caches of the same length.
+    width = fast_width(target, min(batch_size, len(prompts)))
+    request = dataclasses.replace(request, width=width)
   return _each(target, list(prompts), request, batch_size, refill)
 
 

@@ -64,6 +64,16 @@ def test_batches_of_any_size(batch_size, fill):
   assert tokens == {i: whole.new_tokens(i).tolist() for i in range(len(PROMPTS))}
 
 
+def test_a_place_is_filled_by_one_row_that_alone_would_read_another_width():
+  """bfloat16 on a CPU: one row reads two tokens per pass, several rows one."""
+  target = tiny.model(0, dtype='bfloat16')
+  found = list(refill.generate_each(
+      target, PROMPTS, batch_size=4, refill=1, max_new_tokens=LIMITS, prefill_chunk=8,
+      cache_length=47,
+  ))
+  assert [len(each.tokens) for each in sorted(found, key=lambda each: each.number)] == LIMITS
+
+
 def test_what_cannot_be_run_is_refused_at_once():
   call = lambda **options: refill.generate_each(tiny.target(), PROMPTS, **options)
   with pytest.raises(ValueError, match='batch_size must be at least 1, got 0'):

@@ -275,12 +275,14 @@ TABLE: dict[str, Short] = {
         instead='tests/experiments/test_synthesize.py::TestHead::test_the_corpus_is_the_chats',
     ),
     'tests/engine/test_refill.py::test_every_prompt_has_the_tokens_that_it_has_alone': Short(
-        ('plain-1.0', 'eagle tree-0.0'), 'a chain of a model is between the two; 6 s',
-        elsewhere=('kind',),
+        ('eagle tree-0.0',),
+        'plain decoding is filled by test_synthesize, a chain of a model is between the two; 12 s',
+        elsewhere=('kind', 'temperature'),
     ),
     _BLOCKS + 'test_a_loss_is_its_definition': Short(
-        ('1-dflash-cross_entropy', '4-dspark-dspark'),
-        'other divergences are those of test_head_training; 12 s', elsewhere=('loss',),
+        ('4-dspark-dspark',),
+        'the larger loss of the larger head, in parts; 25 s',
+        elsewhere=('loss', 'kind', 'num_chunks'),
     ),
     _BLOCKS + 'test_many_blocks_at_once_are_those_of_decoding': Short(
         ('windows2',), 'test_dflash_files has all windows by their definition; 15 s',
@@ -292,6 +294,16 @@ TABLE: dict[str, Short] = {
     'tests/engine/test_device.py::test_a_tree_copies_no_cache': Short(
         (), 'a larger tree of a head, which reads more, is held to the same; 14 s',
         instead='tests/engine/test_trees_on_device.py::test_sixty_nodes_copy_no_cache',
+    ),
+    'tests/drafters/test_best_first.py::test_output_is_plain_decodings': Short(
+        ('coupled-dflash',), 'rule x head, of which neither knows the other; 15 s',
+        elsewhere=('rule', 'kind'),
+    ),
+    'tests/experiments/test_experiments.py::'
+    'test_training_resumes_after_sigkill_to_the_same_curve': Short(
+        (), 'the same loop is killed there, without a command line around it; 10 s',
+        instead='tests/training/test_training.py::'
+        'test_resumes_after_sigkill_to_bitwise_the_same_losses',
     ),
     'tests/experiments/test_own_parts.py::test_benchmark': Short(
         (), 'a sweep of the same parts goes through the same machinery; 10 s',
