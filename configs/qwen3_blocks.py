@@ -16,7 +16,8 @@ Published for Qwen3-8B at temperature 1 (mean acceptance length, the next token 
 | DSpark | 6.17 | 5.78 | 5.52 | 3.72 |
 
 Nobody has run this config on the real weights here: the heads' files are checked against their
-authors' code with random weights, and a round of Qwen3-8B with each of them is traced.
+authors' code with random weights, and a round of Qwen3-8B with a DFlash and with a DSpark head is
+traced.
 
 `configs/qwen3_blocks.py:smoke` is two methods of the shipped pair.
 """

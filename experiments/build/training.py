@@ -29,7 +29,6 @@ def training(config: ConfigDict) -> training_lib.Training:
   """
   shape = tasks.check(config)
   vocab_size = config.model.vocab_size if shape is None else shape.vocab_size
-  task = functools.partial(tasks.task, config)
   fields = (
       'name', 'seed', 'num_steps', 'batch_size', 'seq_len', 'held_out_windows',
       'gradient_accumulation', 'checkpoint_every', 'evaluate_every', 'record_every',
@@ -37,7 +36,7 @@ def training(config: ConfigDict) -> training_lib.Training:
   settings = config.features
   measure = training_lib.Measure(**config.measure.to_dict())
   return training_lib.Training(
-      make_task=task,
+      make_task=functools.partial(tasks.task, config),
       optimizer=optimizer(config),
       corpus=_corpus(config, vocab_size),
       corpus_sha256=config.corpus.sha256,

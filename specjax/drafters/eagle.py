@@ -179,10 +179,8 @@ class EagleDrafter(base.Shaped):
     return self.head.module.apply({'params': self.head.params}, *args, **kwargs)
 
   def _embed(self, target, tokens: Array) -> Array:
-    dtype = self.head.module.dtype
-    if self.head.embedding is None:
-      return target_lib.embed(target, tokens, dtype=dtype)
-    return self.head.embedding[tokens].astype(dtype)
+    own, dtype = self.head.embedding, self.head.module.dtype
+    return target_lib.embed(target, tokens, dtype=dtype, own=own)
 
   def _logits(self, target, hidden: Array) -> Array:
     """[B, T, width] to raw logits [B, T, V] in the target's vocabulary."""

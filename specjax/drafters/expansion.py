@@ -29,12 +29,12 @@ from specjax import types
 from specjax.drafters import base
 from specjax.drafters import best_first
 from specjax.drafters import children as children_lib
-from specjax.drafters.children import (  # noqa: F401  (the last is part of the table above)
-    RANK, SIBLINGS, WITHOUT_REPLACEMENT, WITH_REPLACEMENT,
-)
 
 Array = jax.Array
 PyTree = Any
+
+SIBLINGS = children_lib.SIBLINGS
+RANK, WITH_REPLACEMENT, WITHOUT_REPLACEMENT = SIBLINGS
 
 
 class Frontier(NamedTuple):

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from specjax.cache import kv_cache
+from specjax.heads import block_layers
+from specjax.heads import weights
 from specjax.models import layers
 from specjax.models import transformer
 from specjax.models.config import TransformerConfig
@@ -125,126 +127,6 @@ class DFlashConfig:
     return total
 
 
-class _Attention(nn.Module):
-  """Attention whose keys and values are of the context and of the block itself."""
-
-  config: TransformerConfig
-  layer: int
-  param_dtype: Any
-
-  def setup(self):
-    cfg = self.config
-    repeats = cfg.num_heads // cfg.num_kv_heads
-    shape = (cfg.num_kv_heads, repeats + 2, cfg.head_dim)
-    init = layers.normal_init
-    self.qkv = self.param('qkv', init(cfg.width), (*shape, cfg.width), self.param_dtype)
-    if cfg.qkv_bias:
-      self.qkv_bias = self.param('qkv_bias', nn.initializers.zeros, shape, self.param_dtype)
-    out = (cfg.width, cfg.num_heads, cfg.head_dim)
-    self.out = self.param('out', init(cfg.num_heads * cfg.head_dim), out, self.param_dtype)
-    if cfg.qk_norm:
-      norm = lambda: layers.RMSNorm(cfg.norm_epsilon, 0.0, self.param_dtype)
-      self.query_norm, self.key_norm = norm(), norm()
-
-  def append(self, x: Array, cos: Array, sin: Array, cache: kv_cache.KVCache, valid=None):
-    """The cache with the keys and values of x [B, T, width] after each row's length."""
-    return kv_cache.append(cache, self.layer, *self._keys_values(x, cos, sin), valid)
-
-  def __call__(self, x: Array, cos: Array, sin: Array, mask: Array, cache: kv_cache.KVCache):
-    """What the block x [B, T, width] sees of itself and of the context, and the cache."""
-    cfg = self.config
-    cache = self.append(x, cos, sin, cache)
-    queries = self._queries(x, cos, sin)
-    mixed = transformer.attend(queries, cache.keys[self.layer], cache.values[self.layer], mask)
-    mixed = mixed.reshape(*x.shape[:2], -1).astype(x.dtype)
-    return layers.dense(mixed, self.out.reshape(cfg.width, -1)), cache
-
-  def unroll(self, context, x, context_rope, block_rope, context_mask, among):
-    """As `__call__`, for many blocks of a text at once: x [B, A, S, width].
-
-    Args:
-      context: [B, T, width], of all tokens of the text.
-      x: the blocks.
-      context_rope: cosines and sines of the context's positions.
-      block_rope: those of the blocks' positions, [B, A * S, hd].
-      context_mask: [B, A, S, T] bool, which of the context each slot sees.
-      among: [S, S] bool, which slots of its block.
-    """
-    cfg, (batch, blocks, size, _) = self.config, x.shape
-    keys, values = self._keys_values(context, *context_rope)
-    flat = x.reshape(batch, blocks * size, -1)
-    own_keys, own_values = (
-        each.reshape(batch, blocks, size, *each.shape[2:])
-        for each in self._keys_values(flat, *block_rope)
-    )
-    queries = self._queries(flat, *block_rope).reshape(
-        batch, blocks, size, cfg.num_kv_heads, -1, cfg.head_dim
-    )
-    einsum = lambda *args: jnp.einsum(*args, preferred_element_type=jnp.float32)
-    far = einsum('bnsgrh,btgh->bngrst', queries, keys)
-    near = einsum('bnsgrh,bnugh->bngrsu', queries, own_keys)
-    far = jnp.where(context_mask[:, :, None, None], far, -jnp.inf)
-    near = jnp.where(among, near, -jnp.inf)
-    weights = jax.nn.softmax(jnp.concatenate([far, near], -1), axis=-1).astype(values.dtype)
-    far, near = weights[..., : keys.shape[1]], weights[..., keys.shape[1] :]
-    mixed = einsum('bngrst,btgh->bnsgrh', far, values)
-    mixed += einsum('bngrsu,bnugh->bnsgrh', near, own_values)
-    mixed = mixed.reshape(batch, blocks, size, -1).astype(x.dtype)
-    return layers.dense(mixed, self.out.reshape(cfg.width, -1))
-
-  def _keys_values(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
-    """[B, T, G, hd] each."""
-    projected = self._project(x, slice(-2, None))
-    keys = self._rotate(projected[..., :1, :], 'key_norm', cos, sin)[..., 0, :]
-    return keys, projected[..., 1, :]
-
-  def _queries(self, x: Array, cos: Array, sin: Array) -> Array:
-    """[B, T, G, R, hd], scaled."""
-    queries = self._rotate(self._project(x, slice(-2)), 'query_norm', cos, sin)
-    scale = self.config.head_dim**-0.5
-    return (queries.astype(jnp.float32) * scale).astype(x.dtype)
-
-  def _project(self, x: Array, part: slice) -> Array:
-    """[B, T, G, R or 2, hd]."""
-    projected = layers.dense(x, self.qkv[:, part])
-    return projected + self.qkv_bias[:, part].astype(x.dtype) if self.config.qkv_bias else projected
-
-  def _rotate(self, x: Array, norm: str, cos: Array, sin: Array) -> Array:
-    """[B, T, G, R, hd], normed where the decoder norms heads, and rotated."""
-    x = getattr(self, norm)(x) if self.config.qk_norm else x
-    flat = x.reshape(*x.shape[:2], -1, x.shape[-1])
-    return layers.apply_rope(flat, cos, sin).reshape(x.shape)
-
-
-class _Layer(nn.Module):
-  """A decoder layer; the context goes into its attention as it is, without the layer's norm."""
-
-  config: TransformerConfig
-  layer: int
-  param_dtype: Any
-
-  def setup(self):
-    cfg = self.config
-    norm = lambda: layers.RMSNorm(cfg.norm_epsilon, 0.0, self.param_dtype)
-    self.attention = _Attention(cfg, self.layer, self.param_dtype)
-    self.attention_norm, self.mlp_norm = norm(), norm()
-    self.mlp = transformer.MLP(cfg, self.param_dtype)
-
-  def context(self, x, cos, sin, cache, valid):
-    return self.attention.append(x, cos, sin, cache, valid)
-
-  def unroll(self, context, x, context_rope, block_rope, context_mask, among):
-    x = x + self.attention.unroll(
-        context, self.attention_norm(x), context_rope, block_rope, context_mask, among
-    )
-    return x + self.mlp(self.mlp_norm(x))
-
-  def __call__(self, x, cos, sin, mask, cache):
-    mixed, cache = self.attention(self.attention_norm(x), cos, sin, mask, cache)
-    x = x + mixed
-    return x + self.mlp(self.mlp_norm(x)), cache
-
-
 class DFlashHead(nn.Module):
   """A DFlash or DSpark head; embeddings come from outside, for they are the target's.
 
@@ -267,7 +149,7 @@ class DFlashHead(nn.Module):
     bias = lambda name, size: self.param(name, nn.initializers.zeros, (size,), self.param_dtype)
     norm = lambda: layers.RMSNorm(decoder.norm_epsilon, 0.0, self.param_dtype)
     self.layers = [
-        _Layer(decoder, layer, self.param_dtype, name=f'layer_{layer}')
+        block_layers.Layer(decoder, layer, self.param_dtype, name=f'layer_{layer}')
         for layer in range(decoder.num_layers)
     ]
     streams = len(cfg.feature_layers) * cfg.target_width
@@ -480,25 +362,8 @@ def block_mask(
 
 
 @struct.dataclass
-class DFlash:
-  """A head with its weights.
-
-  Attributes:
-    module: static, the head.
-    params: its parameter tree.
-    embedding: [V, width] of its own, or None where it shares the target's.
-    draft_to_target: [V_draft] int32, the target's id of each draft token, or None where the
-      vocabularies are the same.
-  """
-
-  module: DFlashHead = struct.field(pytree_node=False)
-  params: Any
-  embedding: Array | None = None
-  draft_to_target: Array | None = None
-
-  @property
-  def config(self) -> DFlashConfig:
-    return self.module.config
+class DFlash(weights.HeadWithWeights):
+  """A `DFlashHead` with its weights; its shape is a `DFlashConfig`."""
 
 
 def init_params(module: DFlashHead, key: Array) -> Any:

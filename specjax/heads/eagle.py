@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.cache import kv_cache
+from specjax.heads import weights
 from specjax.models import layers
 from specjax.models import transformer
 from specjax.models.config import TransformerConfig
@@ -411,25 +412,8 @@ class EagleHead(nn.Module):
 
 
 @struct.dataclass
-class Eagle:
-  """A head with its weights.
-
-  Attributes:
-    module: static, the head.
-    params: its parameter tree.
-    embedding: [V, width] of its own, or None where it shares the target's.
-    draft_to_target: [V_draft] int32, the target's id of each draft token, or None where the
-      vocabularies are the same.
-  """
-
-  module: EagleHead = struct.field(pytree_node=False)
-  params: Any
-  embedding: Array | None = None
-  draft_to_target: Array | None = None
-
-  @property
-  def config(self) -> EagleConfig:
-    return self.module.config
+class Eagle(weights.HeadWithWeights):
+  """An `EagleHead` with its weights; its shape is an `EagleConfig`."""
 
 
 def init_params(module: EagleHead, key: Array) -> Any:

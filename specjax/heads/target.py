@@ -36,10 +36,21 @@ def output_logits(target: LanguageModel, normed: Array) -> Array:
   return layers.soft_cap(raw, target.module.config.logit_soft_cap)
 
 
-def embed(target: LanguageModel, tokens: Array, *, dtype: Any = None) -> Array:
-  """The target's embeddings [..., width] of tokens [...]; in its compute dtype where None."""
+def embed(
+    target: LanguageModel, tokens: Array, *, dtype: Any = None, own: Array | None = None
+) -> Array:
+  """Embeddings [..., width] of tokens [...].
+
+  Args:
+    target: whose embedding it is.
+    tokens: [...] int32.
+    dtype: of the result; None is the target's compute dtype.
+    own: [V, width], of a head that brings an embedding of its own, in the place of the target's.
+  """
   cfg = target.module.config
   dtype = target.module.dtype if dtype is None else dtype
+  if own is not None:
+    return own[tokens].astype(dtype)
   embedded = target.params['embedding'][tokens].astype(dtype)
   if cfg.embedding_scale != 1.0:
     embedded = embedded * jnp.asarray(cfg.embedding_scale, embedded.dtype)

@@ -129,7 +129,7 @@ def _dflash(
   draft = _side(module, params, target, hidden, before, apply)
   goal = chunked.side_of(target, read.by_layer[last][rows, after - 1], draft_to_target)
 
-  mean = lambda values, weights: (values * weights).sum() / jnp.maximum(weights.sum(), 1.0)
+  mean = losses.mean
   compared_kind = 'total_variation' if kind in (CROSS_ENTROPY, DSPARK) else kind
   compared = chunked.compare(goal, draft, kind=compared_kind, num_chunks=num_chunks)
   total = 0.0

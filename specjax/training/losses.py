@@ -33,7 +33,10 @@ def unpacked(batch: Any) -> tuple[Array, Array | None]:
 
 
 def mean(values: Array, mask: Array | None) -> Array:
-  """The mean of values [...] where the mask [...] is set, float32; 0 where it is nowhere."""
+  """The mean of values [...] where the mask [...] is set, float32; 0 where it is nowhere.
+
+  A mask of numbers weighs the values by them.
+  """
   values = values.astype(jnp.float32)
   if mask is None:
     return values.mean()

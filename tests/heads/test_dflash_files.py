@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from specjax import heads
 from specjax.heads import dflash
 from specjax.heads import target as target_lib
-from tests.support.head_goldens import GOLDEN, golden
+from tests.support.head_goldens import GOLDEN, golden, same
 from tests.support import tiny
 from tests.support import tiny_heads
 from tests.support import tolerance
@@ -73,11 +72,6 @@ def test_a_head_agrees_with_its_authors_code(name):
     tolerated = tolerance.of_sum(2 * WIDTH, size=tolerance.largest(arrays['logits']))
     tolerance.assert_close(logits, arrays['logits'][:, slot], tolerated)
     before = jnp.asarray(arrays['tokens'][:, slot])
-
-
-def same(one, other) -> bool:
-  equal = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), one, other)
-  return all(jax.tree.leaves(equal))
 
 
 def whole(kind):

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from specjax.models.hf import files as hf_files
 from tests.support import tiny
 from tests.support import tiny_heads
 from tests.support import tolerance
-from tests.support.head_goldens import GOLDEN, golden
+from tests.support.head_goldens import GOLDEN, golden, same
 
 # The heads' goldens were made for no target in particular: one of their width and vocabulary.
 WIDTH, VOCAB = 32, 96
@@ -90,11 +89,6 @@ def test_the_golden_heads_draft_in_the_engine():
   drafter = drafters.eagle(head, target(), num_speculative_tokens=3)
   output = generation.generate(target(), prompts, drafter=drafter, **options)
   np.testing.assert_array_equal(output.tokens, plain.tokens)
-
-
-def same(one, other) -> bool:
-  equal = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), one, other)
-  return all(jax.tree.leaves(equal))
 
 
 @pytest.mark.parametrize(

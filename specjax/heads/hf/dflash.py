@@ -25,14 +25,13 @@ from specjax.heads import target as target_lib
 from specjax.heads.dflash import DFlash, DFlashConfig, DFlashHead
 from specjax.heads.hf import dflash_config
 from specjax.heads.hf import eight_bits
+from specjax.heads.hf import stored
 from specjax.heads.hf import vocabulary_maps
 from specjax.models import LanguageModel
 from specjax.models.hf import files as hf_files
 from specjax.models.hf import tensors as hf_tensors
 
 LAYOUTS = dflash_config.LAYOUTS
-# The target's own, which training code of speculators leaves in its files; and old buffers.
-_IGNORED = ('verifier_norm.weight', 'verifier_lm_head.weight', 'rotary_emb.inv_freq')
 _EMBEDDING, _HEAD = 'embed_tokens.weight', 'lm_head.weight'
 
 
@@ -112,25 +111,21 @@ def load_dflash(
     raise FileNotFoundError(f'{file} is missing: {folder} is not the folder of a head.')
   config = dflash_config.read(hf_files.read_json(file), target.module.config, where=str(file))
   target_lib.check_fits(config, target)
-  dtypes = hf_files.FLOATS | hf_files.INTEGERS | hf_files.INT8
-  stored = hf_files.open_folder(folder, dtypes=dtypes)
-  stored = {
-      name.removeprefix('model.'): tensor.read()
-      for name, tensor in stored.items() if not name.endswith(_IGNORED)
-  }
-  tensors = eight_bits.floats(folder, stored)
+  tensors = stored.read(folder)
   maps = {name: tensors.pop(name) for name in ('d2t', 't2d') if name in tensors}
   is_reduced = config.decoder.vocab_size < config.target_vocab_size
-  if _HEAD in tensors and not is_reduced and _equal(tensors[_HEAD], target_lib.output_head(target)):
-    del tensors[_HEAD]
+  shared = {_EMBEDDING: target.params['embedding']}
+  if not is_reduced:
+    shared[_HEAD] = target_lib.output_head(target)
+  for name, value in shared.items():
+    if name in tensors and stored.is_copy(tensors[name], value):
+      del tensors[name]
   config = dataclasses.replace(config, has_head=_HEAD in tensors)
   if is_reduced and not config.has_head:
     raise ValueError(
         f'{where} holds no {_HEAD}, and its draft vocabulary is a part of the target\'s, whose '
         'output head does not take its place.'
     )
-  if _EMBEDDING in tensors and _equal(tensors[_EMBEDDING], target.params['embedding']):
-    del tensors[_EMBEDDING]
   with_embedding = _EMBEDDING in tensors
   hf_tensors.check(tensors, table(config, with_embedding=with_embedding), where)
   draft_to_target = vocabulary_maps.read(
@@ -180,16 +175,16 @@ def save_dflash(
         f'The {layout} layout has no place for {misfit}; save the head with layout='
         f'{" or ".join(map(repr, fitting)) or "none of them: change its config"}.'
     )
-  params, stored = dict(head.params), config
+  params, written = dict(head.params), config
   embedding = head.embedding
   if target is not None:
     embedding = target.params['embedding'] if embedding is None else embedding
     if not config.has_head:
       params['head'] = np.asarray(target_lib.output_head(target))
-      stored = dataclasses.replace(config, has_head=True)
+      written = dataclasses.replace(config, has_head=True)
   if embedding is not None:
     params['embedding'] = np.asarray(embedding)
-  parameters = table(stored, with_embedding=embedding is not None)
+  parameters = table(written, with_embedding=embedding is not None)
   tensors = list(hf_tensors.unwritten(params, parameters, dtype))
   name = tensors[0].dtype.name
   if int8:
@@ -214,9 +209,3 @@ def _misfit(config: DFlashConfig, layout: str) -> str:
       return 'a Markov or confidence head'
     return 'a block whose root drafts' if config.shift == dflash.NEXT else ''
   return 'a block whose root drafts nothing' if config.shift == dflash.MASKS else ''
-
-
-def _equal(stored: np.ndarray, shared: Any) -> bool:
-  """Whether a stored array is the target's, up to the rounding to the target's dtype."""
-  shared = np.asarray(shared)
-  return stored.shape == shared.shape and np.array_equal(stored.astype(shared.dtype), shared)

@@ -58,22 +58,15 @@ def read(data: Mapping[str, Any], target: TransformerConfig, *, where: str) -> d
     ValueError: for what is missing, not supported, or contradicts the target, naming the key.
   """
   layout = layout_of(data, where)
-  values = hf_keys.read(data, head_keys.DFLASH, where=where)
-  keys = head_keys.IDLE | head_keys.DECODER
-  hf_keys.refuse_unknown(data, keys | set(head_keys.DFLASH), where=where)
-  decoder_data, decoder_where = data, where
-  if layout == 'speculators':
-    decoder_data = values['transformer_layer_config']
-    decoder_where = f'{where}: transformer_layer_config'
-    if decoder_data is None:
-      raise ValueError(f'{where}: config.json has no transformer_layer_config.')
-    hf_keys.refuse_unknown(decoder_data, keys | {'num_target_layers'}, where=decoder_where)
+  values, decoder_data, decoder_where = head_keys.read(
+      data, head_keys.DFLASH, is_nested=layout == 'speculators', num_layers=target.num_layers,
+      where=where,
+  )
   if layout == 'z-lab':
     nested_where = f'{where}: dflash_config'
     nested = hf_keys.read(data['dflash_config'], head_keys.DFLASH_CONFIG, where=nested_where)
     hf_keys.refuse_unknown(data['dflash_config'], set(head_keys.DFLASH_CONFIG), where=nested_where)
     values |= {name: value for name, value in nested.items() if value is not None}
-  _check_target(values, target, where)
   decoder = _decoder(decoder_data, decoder_where)
   rank = values['markov_rank'] or 0
   kind = values['markov_head_type'] or 'vanilla'
@@ -123,15 +116,6 @@ def _needed(values: Mapping[str, Any], name: str, where: str) -> int:
         'accepted: add it.'
     )
   return values[name]
-
-
-def _check_target(values: Mapping[str, Any], target: TransformerConfig, where: str) -> None:
-  depth = values['num_target_layers']
-  if depth is not None and depth != target.num_layers:
-    raise ValueError(
-        f'{where}: num_target_layers={depth}, the target has {target.num_layers}. Use the head '
-        'that was made for it.'
-    )
 
 
 def _decoder(data: Mapping[str, Any], where: str) -> TransformerConfig:

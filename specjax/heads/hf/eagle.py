@@ -30,16 +30,13 @@ from specjax.heads import target as target_lib
 from specjax.heads.eagle import Eagle, EagleConfig, EagleHead
 from specjax.heads.hf import eagle_config
 from specjax.heads.hf import eight_bits
-from specjax.heads.hf import torch_files
+from specjax.heads.hf import stored
 from specjax.heads.hf import vocabulary_maps
 from specjax.models import LanguageModel
 from specjax.models.hf import files as hf_files
 from specjax.models.hf import tensors as hf_tensors
 
 LAYOUTS = ('authors', 'sglang', 'speculators')
-TORCH_FILE = 'pytorch_model.bin'
-# The target's own, which training code of speculators leaves in its files; and old buffers.
-_IGNORED = ('verifier_norm.weight', 'verifier_lm_head.weight', 'rotary_emb.inv_freq')
 _EMBEDDING, _HEAD = 'embed_tokens.weight', 'lm_head.weight'
 # (layout, version): the fusing product's name, and what the names of a layer begin with.
 _NAMES = {
@@ -139,7 +136,7 @@ def load_eagle(
   folder = pathlib.Path(folder)
   where = str(folder)
   data = _read_config(folder)
-  tensors = _read_tensors(folder)
+  tensors = stored.read(folder)
   layout = eagle_config.layout_of(data, tensors)
   config = eagle_config.read(
       data, tensors, target.module.config, layout=layout, where=str(folder / 'config.json')
@@ -164,7 +161,9 @@ def load_eagle(
         f'embedding, of width {config.target_width}, does not fit it.'
     )
   kept = np.dtype(dtype or tensors[f'{_NAMES[layout, config.version][0]}.weight'].dtype)
-  has_own = with_embedding and not _is_targets_embedding(tensors[_EMBEDDING], target)
+  has_own = with_embedding and not stored.is_copy(
+      tensors[_EMBEDDING], target.params['embedding']
+  )
   params = hf_tensors.load(table(config, layout, with_embedding=has_own), tensors, kept)
   embedding = params.pop('embedding', None)
   return Eagle(EagleHead(config, dtype=kept, param_dtype=kept), params, embedding, draft_to_target)
@@ -206,12 +205,12 @@ def save_eagle(
     params['embedding'] = np.asarray(embedding)
   parameters = table(config, layout, with_embedding=embedding is not None)
   tensors = list(hf_tensors.unwritten(params, parameters, dtype))
-  stored = tensors[0].dtype.name
+  dtype_name = tensors[0].dtype.name
   if int8:
     tensors = eight_bits.rounded(tensors)
   if head.draft_to_target is not None:
     tensors += vocabulary_maps.tensors(head.draft_to_target, config.target_vocab_size)
-  data = eagle_config.write(config, layout, stored)
+  data = eagle_config.write(config, layout, dtype_name)
   hf_files.publish(folder, data, tensors, extra_files=extra_files)
 
 
@@ -244,27 +243,9 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
   return hf_files.read_json(file)
 
 
-def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """All tensors by name, without a leading `model.` and without those that no head uses."""
-  if (folder / TORCH_FILE).exists() and not (folder / hf_files.SINGLE).exists():
-    tensors = torch_files.read(folder / TORCH_FILE)
-  else:
-    dtypes = hf_files.FLOATS | hf_files.INTEGERS | hf_files.INT8
-    stored = hf_files.open_folder(folder, dtypes=dtypes)
-    tensors = eight_bits.floats(folder, {n: tensor.read() for n, tensor in stored.items()})
-  stripped = {name.removeprefix('model.'): value for name, value in tensors.items()}
-  return {name: value for name, value in stripped.items() if not name.endswith(_IGNORED)}
-
-
 def _is_reduced(config: EagleConfig) -> bool:
   """Whether the draft vocabulary is a part of the target's."""
   return config.version == 3 and config.decoder.vocab_size < config.target_vocab_size
-
-
-def _is_targets_embedding(stored: np.ndarray, target: LanguageModel) -> bool:
-  """Whether a stored embedding is the target's, up to the rounding to the target's dtype."""
-  shared = np.asarray(target.params['embedding'])
-  return stored.shape == shared.shape and np.array_equal(stored.astype(shared.dtype), shared)
 
 
 def _targets_head(config: EagleConfig, target: LanguageModel, where: str) -> np.ndarray:

@@ -41,27 +41,14 @@ def read(
   Raises:
     ValueError: for what is not supported or contradicts the target, naming the key.
   """
-  values = hf_keys.read(data, head_keys.EAGLE, where=where)
-  known = head_keys.IDLE | head_keys.DECODER
-  hf_keys.refuse_unknown(data, known | set(head_keys.EAGLE), where=where)
-  decoder_data, decoder_where = data, where
-  if layout == 'speculators':
-    decoder_data = values['transformer_layer_config']
-    decoder_where = f'{where}: transformer_layer_config'
-    if decoder_data is None:
-      raise ValueError(f'{where}: config.json has no transformer_layer_config.')
-    hf_keys.refuse_unknown(decoder_data, known, where=decoder_where)
-    hf_keys.read(data, hf_keys.MODEL, where=where)
+  values, decoder_data, decoder_where = head_keys.read(
+      data, head_keys.EAGLE, is_nested=layout == 'speculators', num_layers=target.num_layers,
+      where=where,
+  )
   decoder = _decoder(decoder_data, names, decoder_where)
   kind = values['speculators_model_type']
   if kind not in (None, 'eagle', 'eagle3'):
     raise ValueError(f'{where}: speculators of type {kind!r} are not EAGLE heads.')
-  depth = values['num_target_layers']
-  if depth is not None and depth != target.num_layers:
-    raise ValueError(
-        f'{where}: num_target_layers={depth}, the target has {target.num_layers}. Use the head '
-        'that was made for it.'
-    )
   switches = _switches(values, where)
   shape = _third if _is_third(values, names) else _first
   try:

@@ -4,6 +4,9 @@ A key that changes what a head computes and adds no tensor would otherwise pass 
 kinds of keys are those of `specjax.models.hf.keys`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from specjax.models.hf import keys
 
 Table = keys.Table
@@ -129,3 +132,41 @@ EXIT: Table = {
 }
 # Every key that the decoder of a head may have: those of Llama and Qwen3.
 DECODER = frozenset(keys.MODEL | keys.DECODER | keys.NO_GEMMA | keys.QWEN) - {'text_config'}
+
+
+def read(
+    data: Mapping[str, Any], table: Table, *, is_nested: bool, num_layers: int, where: str
+) -> tuple[dict[str, Any], Mapping[str, Any], str]:
+  """What a head's config says by a table, and the part of it that describes the decoder.
+
+  Args:
+    data: the content of a `config.json`.
+    table: `EAGLE` or `DFLASH`.
+    is_nested: whether the decoder stands in `transformer_layer_config` (speculators).
+    num_layers: of the target.
+    where: the file, for messages.
+
+  Returns:
+    The values of the table's keys, the decoder's object, and its place for messages.
+
+  Raises:
+    ValueError: for a key that is not known or says what is not allowed, a nested decoder that is
+      missing, or a target of another depth.
+  """
+  values = keys.read(data, table, where=where)
+  known = IDLE | DECODER
+  keys.refuse_unknown(data, known | set(table), where=where)
+  depth = values['num_target_layers']
+  if depth is not None and depth != num_layers:
+    raise ValueError(
+        f'{where}: num_target_layers={depth}, the target has {num_layers}. Use the head that was '
+        'made for it.'
+    )
+  if not is_nested:
+    return values, data, where
+  decoder, decoder_where = values['transformer_layer_config'], f'{where}: transformer_layer_config'
+  if decoder is None:
+    raise ValueError(f'{where}: config.json has no transformer_layer_config.')
+  keys.refuse_unknown(decoder, known, where=decoder_where)
+  keys.read(data, keys.MODEL, where=where)
+  return values, decoder, decoder_where
