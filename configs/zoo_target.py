@@ -43,6 +43,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.checkpoint_every = 50
   config.evaluate_every = 100
   config.record_every = 5
+  # wandb or trackio, where installed, follow the run; TensorBoard's files are written always.
+  config.tracking = ''
 
   config.model = ml_collections.ConfigDict(
       dict(

@@ -45,13 +45,15 @@ def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
     if len(argv) > 1:
       raise app.UsageError(f'What is {argv[1]!r}? Settings are given as --config.FIELD=VALUE.')
     logging.set_verbosity(logging.WARNING)  # orbax reports every file that it writes
-    several = False
+    several = ''
     try:
       several = processes.start(
           coordinator_address=address.value, num_processes=count.value, process_id=number.value
       )
       # The first process talks and writes; the others compute the same.
       quiet = several and not processes.is_first()
+      if several and not quiet:
+        print(several)
       run(config.value, directory.value, **({'console': _silent()} if quiet else {}))
     except (ValueError, OSError, FloatingPointError) as error:
       sys.exit(f'error: {error}')

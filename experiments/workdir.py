@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import claims
 from specjax import atomic
 from specjax.sharding import processes
 
@@ -40,6 +41,7 @@ class Workdir:
   resume: bool = False
   writes: bool = True
   _started: bool = dataclasses.field(default=False, repr=False)
+  _claim: claims.Claim | None = dataclasses.field(default=None, repr=False, compare=False)
 
   def record(self, row: Mapping[str, Any]) -> None:
     """Appends one row to `metrics.jsonl`; on the disk's queue when this returns."""
@@ -64,10 +66,20 @@ class Workdir:
     """As `write`, for anything that `to_json` takes."""
     return self.write(name, json.dumps(to_json(value), indent=2, allow_nan=False) + '\n')
 
+  def claim(self) -> None:
+    """Makes the folder and takes it for this process, before something else is written there.
+
+    Raises:
+      ValueError: if it belongs to a run that goes on.
+    """
+    if self.writes:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._claim = claims.claim(self.path)
+
   def _start(self) -> None:
     if self._started:
       return
-    self.path.mkdir(parents=True, exist_ok=True)
+    self.claim()
     metrics = self.path / METRICS
     if metrics.exists() and self.resume:
       # A kill may have left half a line, to which the next row must not be glued.

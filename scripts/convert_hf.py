@@ -24,7 +24,7 @@ from specjax import models
 from specjax.models import hub
 from specjax.models import loading
 from specjax.models.hf import keys as hf_keys
-from specjax.zoo import smollm2
+from specjax.zoo import fetched
 
 DTYPES = {
     'keep': None,
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
   jax.config.update('jax_platforms', 'cpu')
   try:
     model = convert(
-        smollm2.fetch() if _SOURCE.value == smollm2.NAME else hub.fetch(_SOURCE.value),
+        fetched.fetch() if _SOURCE.value == fetched.NAME else hub.fetch(_SOURCE.value),
         None if _OUTPUT.value is None else pathlib.Path(_OUTPUT.value),
         dtype=_DTYPE.value,
         max_shard_bytes=int(_SHARD_GB.value * 1e9),

@@ -15,7 +15,7 @@ from specjax import generation
 from specjax import models
 from specjax import zoo
 from specjax.models import loading
-from specjax.zoo import smollm2
+from specjax.zoo import fetched
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -100,8 +100,8 @@ def estimate(config: ConfigDict, study: records.Study) -> Estimate:
 def _target_shape(config: ConfigDict) -> models.TransformerConfig:
   if config.target.path:
     return loading.read_config(config.target.path)
-  if config.target.name == smollm2.NAME:
-    return loading.read_config(smollm2.fetch())
+  if config.target.name == fetched.NAME:
+    return loading.read_config(fetched.fetch())
   return zoo.load(config.target.name).target.module.config
 
 

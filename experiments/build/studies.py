@@ -152,8 +152,9 @@ def method(config: ConfigDict, key: str, calibration: Any = None) -> records.Arm
   if is_open:
     allowed.drafter.num_speculative_tokens = 1
   _check(allowed)
-  shown = key in (*config.trace_methods, config.stream_method)
-  arm = _arm(settings, trace=records.TRACE_FIRST if shown else records.TRACE_NONE)
+  # What happens along the text is said of all prompts; the streamed text is one of them.
+  shown = records.TRACE_FIRST if key == config.stream_method else records.TRACE_NONE
+  arm = _arm(settings, trace=records.TRACE_ALL if key in config.trace_methods else shown)
   name = config.methods[key].name or arm.recipe.kind
   size = f', batch {settings.batch_size}' if settings.batch_size > 1 else ''
   # Those of one batch size are calibrated together.

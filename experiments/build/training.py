@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from experiments import tracking
 from experiments.build import targets
 from experiments.build import tasks
 from experiments.runs import corpus as corpus_lib
@@ -46,6 +47,7 @@ def training(config: ConfigDict) -> training_lib.Training:
       else None,
       measure=measure if measure.num_prompts else None,
       recipe=_portable(config),
+      tracking=tracking.check(config.tracking),
       **{name: config[name] for name in fields},
   )
 
@@ -144,6 +146,6 @@ def _portable(config: ConfigDict) -> dict[str, Any]:
   """The config without the folders of one machine."""
   fields = config.to_dict()
   fields['corpus'] = {k: v for k, v in fields['corpus'].items() if k in ('max_files', 'sha256')}
-  for name in ('target', 'features'):
+  for name in ('target', 'features', 'tracking'):
     fields.pop(name)
   return fields

@@ -19,6 +19,9 @@ from experiments.report.plots import Plot
 
 Row = Mapping[str, Any]
 
+# The text of a cell that has nothing to say.
+NOTHING = '–'
+
 _FOLDER = pathlib.Path(__file__).parent
 _STYLES = ('vendor/uplot/uPlot.min.css', 'assets/report.css')
 _SCRIPTS = ('vendor/uplot/uPlot.iife.min.js', 'assets/plots.js', 'assets/viewer.js')
@@ -115,9 +118,13 @@ class Section:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Row], *, best: Row | None = None) -> Table:
-  """The table of `rows`, in which `best` stands out."""
+  """The table of `rows`, in which `best` stands out; columns that say nothing are left out."""
   number = next((number for number, row in enumerate(rows) if row is best), None)
-  return Table(columns, [_line(columns, row) for row in rows], number)
+  lines = [_line(columns, row) for row in rows]
+  silent = lambda index: all(len(line) <= index or line[index].text == NOTHING for line in lines)
+  said = [index for index in range(len(columns)) if not silent(index)]
+  lines = [[line[index] for index in said if index < len(line)] for line in lines]
+  return Table([columns[index] for index in said], lines, number)
 
 
 def _line(columns: Sequence[Column], row: Row) -> list[Cell]:

@@ -66,7 +66,10 @@ def tiles(rows: Sequence[Row], calibration: Row | None) -> list[Tile]:
   fastest = _best(rows)
   if fastest is not None:
     name = fastest['name'] if 'arm' in fastest else f'{fastest["name"]}, {fastest["rule"]}'
-    tiles.append(Tile(f'{fastest["speedup"]:.2f}×', f'fastest: {name}'))
+    text = f'fastest: {name}; batch {fastest["batch_size"]}'
+    if fastest.get('speedup_low') is not None and fastest['prompts'] > 1:
+      text += f'; 95 %: {fastest["speedup_low"]:.2f}–{fastest["speedup_high"]:.2f}'
+    tiles.append(Tile(f'{fastest["speedup"]:.2f}×', text))
   checked = [row for row in rows if row['identical_to_plain'] is not None]
   if checked:
     same = sum(row['identical_to_plain'] for row in checked)
@@ -270,14 +273,14 @@ def _interval(
 ) -> Cell:
   """A number, and in small letters its interval."""
   if value is None:
-    return Cell('–')
+    return Cell(page.NOTHING)
   text = lambda number: f'{scale * number:.{digits}f}'
   return Cell(text(value) + unit, small='' if low is None else f'{text(low)}–{text(high)}')
 
 
 def _number(value: float | None, unit: str = '', *, digits: int = 2) -> str:
-  return '–' if value is None else f'{value:.{digits}f}{unit}'
+  return page.NOTHING if value is None else f'{value:.{digits}f}{unit}'
 
 
 def _percent(value: float | None) -> str:
-  return '–' if value is None else f'{100 * value:.0f} %'
+  return page.NOTHING if value is None else f'{100 * value:.0f} %'

@@ -2,7 +2,7 @@
 
     python -m experiments.report --workdir=DIR && tensorboard --logdir=DIR/tensorboard
 
-Training becomes a run for each kind of row (`train`, `held_out`) with a curve for each number
+A training run writes them while it goes on. Training becomes a run for each kind of row (`train`, `held_out`) with a curve for each number
 over steps; a sweep a run for each line of its plots, over the field that it goes along; methods
 a run each, over K.
 """
@@ -19,6 +19,7 @@ from experiments import sweep as sweep_lib
 from specjax import atomic
 
 FOLDER = 'tensorboard'
+_FLUSH_SECONDS = 5
 
 # What is worth a curve of a method or an arm.
 _NUMBERS = (
@@ -57,6 +58,27 @@ def write(folder: pathlib.Path, rows: Sequence[Row], *, x: str = '') -> pathlib.
       writer.close()
     shutil.rmtree(place, ignore_errors=True)
   return place
+
+
+class Live:
+  """Event files that grow while a run goes on, from what it has written before on."""
+
+  def __init__(self, folder: pathlib.Path, rows: Sequence[Row]):
+    self._place = write(folder, rows)
+    self._writers: dict[str, tensorboardX.SummaryWriter] = {}
+
+  def add(self, row: Row) -> None:
+    """Adds the points of a row; TensorBoard sees them within seconds."""
+    for run, tag, step, value in points([row]):
+      if run not in self._writers:
+        place = str(self._place / run)
+        self._writers[run] = tensorboardX.SummaryWriter(place, flush_secs=_FLUSH_SECONDS)
+      self._writers[run].add_scalar(tag, value, step)
+
+  def close(self) -> None:
+    """Writes what is left."""
+    for writer in self._writers.values():
+      writer.close()
 
 
 def points(rows: Sequence[Row], *, x: str = '') -> list[Point]:

@@ -55,6 +55,8 @@ def run(
   arms, results = study.arms, _finished(study, store)
   todo = [arm for arm in arms if results[arm.key] is None]
   _tell_what_is_there(console, arms, todo, store)
+  if todo:
+    workdir.claim()
 
   def write() -> Rows:
     rows = rows_of(arms, results, calibrations=calibrations)

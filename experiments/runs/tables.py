@@ -118,6 +118,8 @@ def of_benchmark(
       rows.append(dict(name=arm.label, status='failed', arm=arm.label, error=result['error']))
       continue
     row = dict(result['record'])
+    if 'along' in result:
+      row['along'] = result['along']
     if calibrations and arm.key in calibrations:
       row |= _predicted(_prediction(arm, result, calibrations[arm.key]))
     rows.append(row)

@@ -14,6 +14,7 @@ import numpy as np
 import rich.console
 
 from experiments import display
+from experiments import tracking
 from experiments import workdir as workdir_lib
 from experiments.runs import corpus as corpus_lib
 import specjax
@@ -32,7 +33,7 @@ Say = Callable[[str], None]
 # These may differ between the parts of a resumed run; everything else makes it another run.
 _MAY_CHANGE = (
     'num_steps', 'checkpoint_every', 'evaluate_every', 'record_every', 'corpus', 'target', 'mesh',
-    'features', 'measure',
+    'features', 'measure', 'tracking',
 )
 
 
@@ -131,6 +132,7 @@ class Training:
     evaluate_every: steps.
     record_every: steps.
     recipe: what `training.json` says of the config.
+    tracking: services that follow the run, of `experiments.tracking`.
   """
 
   name: str
@@ -151,6 +153,7 @@ class Training:
   evaluate_every: int
   record_every: int
   recipe: dict[str, Any]
+  tracking: tuple[str, ...] = ()
 
 
 def run(
@@ -163,6 +166,7 @@ def run(
     FloatingPointError: if the loss is not finite any more.
   """
   say = lambda text: console.print(text, highlight=False, soft_wrap=True)
+  results.claim()
   first = _resume(results, say)
   corpus = processes.first_alone(lambda: training.corpus(results.path / 'corpus', say))
   _compare_corpus(training, corpus, say)
@@ -176,10 +180,15 @@ def run(
       f'{training.batch_size} x {training.seq_len} tokens to go, on '
       f'{jax.devices()[0].device_kind}.'
   )
-  with display.training(console, training.num_steps) as show:
+  with (
+      display.training(console, training.num_steps) as show,
+      tracking.tracker(results, name=training.name, services=training.tracking) as track,
+  ):
 
     def record(progress: train.Progress) -> None:
-      results.record(_row(training.name, progress))
+      row = _row(training.name, progress)
+      results.record(row)
+      track(row)
       show(progress)
 
     state = train.fit(

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 import os
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import jax
+from jax._src import clusters
 from jax.experimental import multihost_utils
 import numpy as np
 
@@ -12,41 +14,81 @@ import numpy as np
 HEARTBEAT_SECONDS = 20
 
 
+class Cluster(NamedTuple):
+  """What started this process together with others.
+
+  Attributes:
+    name: 'slurm', 'ompi' (Open MPI), 'gketpu' or 'gcetpu' (TPU pods), 'k8s'.
+    num_processes: of all hosts.
+    process_id: this one's number.
+  """
+
+  name: str
+  num_processes: int
+  process_id: int
+
+
+def detect() -> Cluster | None:
+  """The cluster that started this process, by JAX's own detection; None for a single process.
+
+  Raises:
+    ValueError: if there is one that does not say how many processes there are.
+  """
+  for kind in clusters.ClusterEnv._cluster_types:
+    if kind.opt_in_only_method or not _may_be(kind.name) or not kind.is_env_present():
+      continue
+    try:
+      cluster = Cluster(kind.name, kind.get_process_count(), kind.get_process_id())
+    except RuntimeError as error:
+      raise ValueError(
+          f'{kind.name} started this process and does not say as which of how many: {error} Give '
+          '--coordinator_address=HOST:PORT --num_processes=N --process_id=0 … N - 1, or '
+          '--num_processes=1 to run alone.'
+      ) from error
+    return cluster if cluster.num_processes > 1 else None
+  return None
+
+
+def _may_be(name: str) -> bool:
+  # A pod of Kubernetes that is no part of an indexed job, a notebook say, is a process of its own.
+  return name != 'k8s' or 'JOB_COMPLETION_INDEX' in os.environ
+
+
 def start(
     *,
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-) -> bool:
+) -> str:
   """Joins this process to the others, before anything touches a device.
 
   If one of them dies, the others are ended by JAX's runtime, which says so in their logs, after
   at most about twice `HEARTBEAT_SECONDS`.
 
   Args:
-    coordinator_address: host:port of process 0. Without it, a TPU pod is recognised by what it
-      sets itself (TPU_WORKER_HOSTNAMES with several hosts); else there is one process.
-    num_processes: of all hosts; needed with an address.
+    coordinator_address: host:port of process 0. Without it, JAX looks whether Slurm, Open MPI, an
+      indexed job of Kubernetes or a TPU pod started this process (`detect`); if none of them did,
+      there is one process.
+    num_processes: of all hosts; needed with an address. 1 without an address is one process,
+      whatever started it.
     process_id: this one's number; needed with an address.
 
   Returns:
-    Whether there are several processes.
+    What was found, in words; empty for a single process.
 
   Raises:
     ValueError: for an address without the numbers, or numbers without an address.
   """
   given = (num_processes is not None, process_id is not None)
   if coordinator_address is None:
+    if num_processes == 1 and not process_id:
+      return ''
     if any(given):
       raise ValueError(
           'num_processes and process_id need the address of process 0: give '
           '--coordinator_address=HOST:PORT as well.'
       )
-    pod = ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
-    if not pod or os.environ.get('JAX_PLATFORMS', '').startswith('cpu'):
-      return False
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-    return jax.process_count() > 1
+    return _join(detect())
   if not all(given):
     raise ValueError(
         'An address of process 0 needs --num_processes=N and --process_id=0 … N - 1 as well.'
@@ -60,7 +102,29 @@ def start(
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
       initialization_timeout=120,
   )
-  return num_processes > 1
+  if num_processes == 1:
+    return ''
+  return f'Process {process_id} of {num_processes}, at {coordinator_address}.'
+
+
+def _join(cluster: Cluster | None) -> str:
+  if cluster is None:
+    return ''
+  jax.distributed.initialize(
+      cluster_detection_method=cluster.name, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+  )
+  if _is_alone_on_its_host(cluster.name):
+    # JAX gives every task one GPU, the one of its number on its host.
+    for platform in ('cuda', 'rocm'):
+      jax.config.update(f'jax_{platform}_visible_devices', 'all')
+  return f'Process {cluster.process_id} of {cluster.num_processes}, as {cluster.name} says.'
+
+
+def _is_alone_on_its_host(name: str) -> bool:
+  if name == 'slurm':
+    tasks = os.environ.get('SLURM_STEP_TASKS_PER_NODE', '')
+    return re.fullmatch(r'1(\(x\d+\))?', tasks) is not None
+  return name == 'ompi' and os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'
 
 
 def is_first() -> bool:

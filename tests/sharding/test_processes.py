@@ -1,4 +1,8 @@
-"""Two processes of four devices give what one of eight gives; a death ends the others."""
+"""Two processes of four devices give what one of eight gives; a death ends the others.
+
+They know of each other from flags, or from what a cluster sets: variables of Slurm, and of a TPU pod
+with two hosts.
+"""
 
 import functools
 import json
@@ -10,6 +14,7 @@ import subprocess
 import sys
 import time
 
+from jax._src import clusters
 import pytest
 
 from specjax.sharding import processes
@@ -25,18 +30,35 @@ def free_port() -> int:
     return found.getsockname()[1]
 
 
-def start(arguments, *, devices=4, count=2, port=None):
+def start(arguments, *, devices=4, count=2, port=None, variables=lambda port, number: {}):
   """Starts `count` processes of `python -m …` that know of each other."""
   port = port or free_port()
   flags = f'--xla_force_host_platform_device_count={devices}'
   return [
       subprocess.Popen(
           [sys.executable, '-m', *arguments(port, number)],
-          cwd=ROOT, env=ENVIRONMENT | {'XLA_FLAGS': flags}, text=True,
+          cwd=ROOT, env=ENVIRONMENT | {'XLA_FLAGS': flags} | variables(port, number), text=True,
           stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
       )
       for number in range(count)
   ]
+
+
+def slurm(port, number):
+  """What `srun --ntasks=2 --ntasks-per-node=1` sets; the port is of JAX's choice by the job."""
+  return {
+      'SLURM_JOB_ID': '4711', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2',
+      'SLURM_STEP_TASKS_PER_NODE': '1(x2)', 'SLURM_STEP_NUM_NODES': '2', 'SLURM_LOCALID': '0',
+      'SLURM_PROCID': str(number), 'JAX_COORDINATOR_PORT': str(port),
+  }
+
+
+def pod(port, number):
+  """What a host of a TPU pod has; JAX takes this machine for one although it has no chip."""
+  return {
+      'JAX_FORCE_TPU_INIT': '1', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_ID': str(number),
+      'TPU_WORKER_HOSTNAMES': 'localhost,localhost', 'JAX_COORDINATOR_PORT': str(port),
+  }
 
 
 def finish(started, timeout=400):
@@ -46,26 +68,22 @@ def finish(started, timeout=400):
     assert process.returncode == 0, output[-4000:]
 
 
-def run(folder, name, *, count):
+def run(folder, name, *, count, variables=lambda port, number: {}):
   """The tokens of a few cases, by `count` processes with eight devices together."""
   out = folder / f'{name}.json'
 
   def arguments(port, number):
     made = ['tests.support.mesh_run', str(out), f'--devices={8 // count}', '--few']
-    if not short_run.everything():
-      made.append('--short')
-    if count == 1:
-      return made
-    return [*made, f'--coordinator=localhost:{port}', f'--number={number}', f'--count={count}']
+    return made if short_run.everything() else [*made, '--short']
 
-  finish(start(arguments, devices=8 // count, count=count))
+  finish(start(arguments, devices=8 // count, count=count, variables=variables))
   return json.loads(out.read_text())
 
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
-  """What two processes of four devices emit."""
-  return run(tmp_path_factory.mktemp('two'), 'two', count=2)
+  """What two tasks of four devices emit, which Slurm started."""
+  return run(tmp_path_factory.mktemp('two'), 'two', count=2, variables=slurm)
 
 
 def test_two_processes_emit_the_tokens_of_one(two, tmp_path):
@@ -75,9 +93,9 @@ def test_two_processes_emit_the_tokens_of_one(two, tmp_path):
       assert found['tokens'] == two[layout][case]['tokens'], (layout, case)
 
 
-def test_the_same_processes_give_the_same_bits(two, tmp_path):
+def test_two_hosts_of_a_pod_give_the_same_bits(two, tmp_path):
   """Not only the tokens: every log-probability."""
-  assert run(tmp_path, 'again', count=2) == two
+  assert run(tmp_path, 'again', count=2, variables=pod) == two
 
 
 def command(name, workdir, *flags):
@@ -170,7 +188,38 @@ def test_flags_that_do_not_go_together_are_refused(options, message):
     processes.start(**options)
 
 
+@pytest.mark.parametrize(
+    'change, expected',
+    [
+        ({}, processes.Cluster('slurm', 2, 1)),
+        ({'SLURM_NTASKS': '1'}, None),
+        # Inside an allocation, but not started by srun.
+        ({'SLURM_STEP_NODELIST': None}, None),
+    ],
+)
+def test_what_started_it(monkeypatch, change, expected):
+  for name, value in (slurm(1, 1) | change).items():
+    monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+  assert processes.detect() == expected
+  assert processes.start(num_processes=1) == ''
+
+
+def test_a_pod_of_kubernetes_is_alone_unless_it_is_indexed(monkeypatch):
+  monkeypatch.setenv('KUBERNETES_SERVICE_HOST', 'x')
+  assert processes.detect() is None
+
+  def count():
+    raise RuntimeError('no permission.')
+
+  monkeypatch.setenv('JOB_COMPLETION_INDEX', '0')
+  kind = next(each for each in clusters.ClusterEnv._cluster_types if each.name == 'k8s')
+  monkeypatch.setattr(kind, 'is_env_present', lambda: True)
+  monkeypatch.setattr(kind, 'get_process_count', count)
+  with pytest.raises(ValueError, match=r'k8s started this process.*no permission.*to run alone'):
+    processes.start()
+
+
 def test_one_process_is_the_first_and_needs_nothing():
-  assert processes.start() is False
+  assert processes.start() == ''
   assert processes.is_first()
   assert processes.first_alone(lambda: 3) == 3

@@ -1,11 +1,10 @@
 """What the tests of meshes run in processes of their own, with several CPU devices each.
 
-    python -m tests.support.mesh_run OUT.json --devices=8 \
-        [--coordinator=HOST:PORT --number=0 --count=2]
+    python -m tests.support.mesh_run OUT.json --devices=8
     python -m tests.support.mesh_run OUT.json --devices=8 --full
 
 Writes, for every layout x drafter x rule, the tokens of a run, and those on one device where
-there is one process alone. The tests take a cut, `--short` the least of it in which every layout,
+there is one process alone: several are told by what a cluster sets. The tests take a cut, `--short` the least of it in which every layout,
 drafter and rule of the cut occurs; `--full` takes every drafter with every rule
 that verifies it, `--pairs` a quarter of these under each layout, so that every two of (layout,
 drafter, rule) meet; `--layouts` and `--rules` take some of them, `--few` one layout, and
@@ -369,9 +368,6 @@ def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument('out')
   parser.add_argument('--devices', type=int)
-  parser.add_argument('--coordinator')
-  parser.add_argument('--number', type=int)
-  parser.add_argument('--count', type=int)
   parser.add_argument('--few', action='store_true', help='one layout, for several processes')
   extents = parser.add_mutually_exclusive_group()
   extents.add_argument('--short', action='store_true', help='the least of the cut')
@@ -394,12 +390,8 @@ def main() -> None:
   from specjax import sharding
   from specjax.sharding import processes
 
-  processes.start(
-      coordinator_address=arguments.coordinator,
-      num_processes=arguments.count,
-      process_id=arguments.number,
-  )
-  alone = arguments.count in (None, 1) and not arguments.few and not arguments.layouts
+  several = processes.start()
+  alone = not several and not arguments.few and not arguments.layouts
   names = arguments.layouts.split(',') if arguments.layouts else list(LAYOUTS)
   if arguments.few:
     names = ['data x tensor']

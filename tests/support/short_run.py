@@ -242,8 +242,8 @@ TABLE: dict[str, Short] = {
         (), 'the same two processes, started by the script; 23 s',
         instead=_PROCESSES + 'test_two_processes_emit_the_tokens_of_one',
     ),
-    _PROCESSES + 'test_the_same_processes_give_the_same_bits': Short(
-        (), 'a third run of the same, 55 s',
+    _PROCESSES + 'test_two_hosts_of_a_pod_give_the_same_bits': Short(
+        (), 'the same two processes, as a pod starts them; 55 s',
         instead=_PROCESSES + 'test_two_processes_emit_the_tokens_of_one',
     ),
     _PROCESSES + 'test_training_goes_on_from_its_checkpoint': Short(

@@ -183,9 +183,11 @@ function shape(name, attributes, content) {
   }
 
   // Horizontal bars in a group per category, with whiskers, and a line at the reference. The
-  // picture is 760 wide and scales with its holder; a pointer that rests on a bar is told its name.
-  function horizontal(plot) {
-    const [width, left, height, gap] = [760, 200, 15, 14];
+  // picture is as wide as its holder, so that letters keep their size; on a narrow one names stand
+  // above their bars. A pointer that rests on a bar is told its name.
+  function horizontal(plot, room) {
+    const width = Math.min(Math.max(room, 240), 860), narrow = width < 560;
+    const [left, height, gap, above] = [narrow ? 2 : 220, 15, 14, narrow ? 17 : 0];
     const { ticks, unit } = plot.y;
     const scale = (width - left - 60) / ticks[ticks.length - 1];
     const fixed = (value) => value.toFixed(1);
@@ -197,7 +199,9 @@ function shape(name, attributes, content) {
     let y = 10;
     plot.x.names.forEach((name, i) => {
       const bars = plot.series.filter((series) => given(series.values, i));
-      groups.push(text(left - 12, y + (height * Math.max(bars.length, 1)) / 2 + 4, name, 'label end'));
+      if (narrow) groups.push(text(left, y + 12, name, 'label'));
+      else groups.push(text(left - 12, y + (height * Math.max(bars.length, 1)) / 2 + 4, name, 'label end'));
+      y += above;
       for (const series of bars) {
         const value = series.values[i];
         const group = shape('g', {});
@@ -218,7 +222,8 @@ function shape(name, attributes, content) {
       y += bars.length ? gap : height + gap;
     });
     const bottom = y - gap + 6;
-    const svg = shape('svg', { class: 'chart', viewBox: `0 0 ${width} ${(bottom + 24).toFixed(0)}`, role: 'img', 'aria-label': plot.title });
+    const tall = (bottom + 24).toFixed(0);
+    const svg = shape('svg', { class: 'chart', viewBox: `0 0 ${width} ${tall}`, width, height: tall, role: 'img', 'aria-label': plot.title });
     svg.append(
       ...ticks.map((value) => line(at(value), 4, at(value), bottom, 'grid')),
       line(at(plot.reference), 4, at(plot.reference), bottom, 'reference'),
@@ -237,9 +242,18 @@ function shape(name, attributes, content) {
     return [keys, svg];
   }
 
+  // Draws, and draws again whenever the holder has another width.
+  function follow(holder, redraw) {
+    let width = holder.clientWidth;
+    redraw();
+    new ResizeObserver(() => {
+      if (holder.clientWidth !== width) { width = holder.clientWidth; redraw(); }
+    }).observe(holder);
+  }
+
   function draw(holder, plot) {
     if (plot.kind === 'hbars') {
-      holder.replaceChildren(...horizontal(plot));
+      follow(holder, () => holder.replaceChildren(...horizontal(plot, holder.clientWidth)));
       return;
     }
     const order = drawn(plot);
@@ -252,11 +266,7 @@ function shape(name, attributes, content) {
     };
     const key = legend(plot, order, redraw);
     holder.replaceChildren(canvas, key.where, key.box);
-    redraw();
-    let width = holder.clientWidth;
-    new ResizeObserver(() => {
-      if (holder.clientWidth !== width) { width = holder.clientWidth; redraw(); }
-    }).observe(holder);
+    follow(holder, redraw);
     matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
   }
 

@@ -120,7 +120,7 @@
     }
     if (end) {
       const from = at(tail);
-      // Behind the last accepted node, below the others where that place is taken.
+      // After the last accepted node, below the others where that place is taken.
       const blocked = depth > places.get(tail).depth;
       const to = { x: from.x + stepX, y: blocked ? 4 + (rows - 1) * stepY : from.y };
       edge(from, to, end[1]);
@@ -138,7 +138,12 @@
       span.classList.toggle('future', current > 0 && index + 1 > current);
     });
     for (const [id, off] of [['step-first', !current], ['step-back', !current], ['step-next', current === count], ['step-last', current === count]]) find(id).disabled = off;
-    if (!current) { panel.replaceChildren(); return; }
+    if (!current) {
+      panel.replaceChildren();
+      // Long prompts stand above: what was generated comes into sight, below the prompt's last lines.
+      if (spans.length) text.scrollTop += spans[0].getBoundingClientRect().top - text.getBoundingClientRect().top - 60;
+      return;
+    }
     const round = trace.rounds[current - 1];
     const kept = round.nodes.filter((node) => node.accepted).length;
     const end = last(round);

@@ -1,0 +1,45 @@
+"""One run per workdir."""
+
+import pathlib
+import subprocess
+import sys
+
+
+from experiments import claims
+from experiments import workdir as workdir_lib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+_TAKE = 'import pathlib, sys; from experiments import claims; claims.claim(pathlib.Path(sys.argv[1]))'
+
+
+def take(folder: pathlib.Path) -> str:
+  """What another process says that wants the workdir; empty if it gets it."""
+  done = subprocess.run(
+      [sys.executable, '-c', _TAKE, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=60
+  )
+  return done.stderr
+
+
+def test_a_workdir_has_one_run(tmp_path):
+  run = workdir_lib.open_workdir(tmp_path / 'run', {})
+  run.record({'step': 1})
+  assert 'is the workdir of a run that goes on (process' in take(run.path)
+  # The same process may go on with it.
+  again = workdir_lib.open_workdir(run.path, {}, resume=True)
+  again.record({'step': 2})
+  del run
+  assert 'goes on' in take(again.path)
+  del again
+  names = [path.name for path in (tmp_path / 'run').iterdir()]
+  assert not take(tmp_path / 'run')
+  assert sorted(names) == ['config.json', 'metrics.jsonl']
+
+
+def test_what_a_killed_run_leaves_is_no_claim(tmp_path):
+  (tmp_path / '.claim').write_text('half a')
+  claim = claims.claim(tmp_path)
+  assert 'process' in take(tmp_path)
+  del claim
+  assert not take(tmp_path)
+
+
