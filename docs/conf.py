@@ -26,14 +26,14 @@ extensions = [
     'sphinx.ext.napoleon',
     'sphinx.ext.viewcode',
 ]
-exclude_patterns = ['_build', 'examples', '**.ipynb_checkpoints']
+exclude_patterns = ['_build', '**.ipynb_checkpoints']
 
 # Pages are Markdown; headings down to the third level are anchors.
 myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath']
 myst_heading_anchors = 3
 # Notebooks are rendered from the outputs that scripts/render_notebooks.py wrote.
 nb_execution_mode = 'off'
-# Progress bars and warnings of a run are on the page as they were printed.
+# What a cell printed is one block.
 nb_merge_streams = True
 
 # Docstrings are Google's, with the shape of every array in square brackets, a summary in the first
