@@ -86,13 +86,12 @@ def test_both_go_through_the_command_lines(tiny, tmp_path):
   config.dtype = 'float32'
   config.drafter.kind, config.drafter.num_speculative_tokens = DRAFTER, 2
   config.drafter.options = 'smooth=0.5'
-  config.rule.name, config.rule.options = RULE, 'most=1'
+  config.rule.name = RULE
   config.order, config.trace_methods = ('own_greedy', 'own_sampled', 'own_coupled'), ()
   config.calibration.repetitions = 1
   rows = benchmark.run(config, str(tmp_path / 'run'), console=console())
   assert [row['rule'] for row in rows[2:]] == ['greedy', 'brief', 'coupled']
   assert [row['lossless'] for row in rows[2:]] == ['identical', 'same law', 'identical']
-  assert rows[3]['mean_acceptance_length'] <= 2.0
 
 
 def test_the_sweep(tiny, tmp_path):
