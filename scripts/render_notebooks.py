@@ -58,8 +58,9 @@ def execute(notebook: nbformat.NotebookNode, folder: pathlib.Path, *, timeout: i
   kernel = dict(argv=command, display_name='specjax', language='python', env=environment)
   (kernels / 'kernel.json').write_text(json.dumps(kernel))
   os.environ['JUPYTER_PATH'] = str(folder / '.jupyter')
+  resources = {'metadata': {'path': str(folder)}}
   nbclient.NotebookClient(
-      notebook, timeout=timeout, kernel_name='specjax', resources={'metadata': {'path': str(folder)}}
+      notebook, timeout=timeout, kernel_name='specjax', resources=resources
   ).execute()
 
 
