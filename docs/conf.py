@@ -96,8 +96,10 @@ def _literal_blocks(lines):
     in_table = is_row
     before = lines[number - 1].strip() if number else ''
     parent = len(last) - len(last.lstrip())
+    # Sections of arguments are indented by two, without an empty line before what they list.
+    deeper = 2 if last.endswith((':', ',')) else 4
     if (
-        text and not before and last.endswith((':', ',')) and indent >= parent + 2
+        text and number and not before and indent >= parent + deeper
         and not is_row and not in_doctest and not text.startswith(('- ', '* '))
     ):
       yield from (' ' * parent + '::', '')
