@@ -13,6 +13,7 @@ from specjax import drafters as drafters_lib
 from specjax import engine
 from specjax import generation
 from specjax import tree as tree_lib
+from specjax import types
 from specjax import verify
 from specjax.analysis import timing
 from specjax.cache import kv_cache
@@ -70,15 +71,25 @@ def rounds_and_passes(target, prompts, request, width, widths, rules, makers, ro
   return programs
 
 
+def rule_of_chosen(rule: Any) -> Any:
+  """The rule to time with drafts that cost nothing, which are chosen: the rule itself.
+
+  For one that takes drawn tokens alone it is the recursive rule, which asks for as many numbers.
+  """
+  kinds = getattr(rule, 'kinds', None)
+  return rule if kinds is None or types.ONE_HOT in kinds else verify.recursive()
+
+
 def _synthetic_rounds(setup, state, reference, vocab_size: int, request, key, **shape):
   """Rounds whose drafts cost nothing, with all of them accepted and with none."""
-  programs = {}
+  programs, of_rule = {}, setup.rule.name
+  setup = setup.replace(rule=rule_of_chosen(setup.rule))
   for name, acceptance in (('all', 1.0), ('none', 0.0)):
     drafter = drafters_lib.synthetic(
         reference, acceptance=acceptance, vocab_size=vocab_size, **shape
     )
     made = with_drafter(setup, state, drafter, request)
-    programs[setup.rule.name, name, key] = loop(*made)
+    programs[of_rule, name, key] = loop(*made)
   return programs
 
 

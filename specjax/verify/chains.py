@@ -95,7 +95,11 @@ class ChainRule(rule_lib.RuleBase):
     return probs
 
   def rest(self, progress: Progress, is_bonus: Array) -> tuple[Array, Array]:
-    """Scale and share of the law that the next token is drawn from. Elementwise."""
+    """Scale and share of the law that the next token is drawn from. Elementwise.
+
+    With a share above 0 a token that was chosen, not drawn (`ONE_HOT`), is struck out of that law
+    whatever the scale: a rule must accept such a token with its whole probability.
+    """
     return jnp.where(is_bonus, 1.0, progress.scale), jnp.where(is_bonus, 0.0, 1.0)
 
   def check(self, proposal: types.Proposal) -> None:
