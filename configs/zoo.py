@@ -76,7 +76,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       dict(
           # auto: greedy at temperature 0, else block, for trees recursive. Also rejection,
           # traversal, k_sequential (siblings with_replacement), coupled, typical; or one of your
-          # own, 'my_module:make', which gets the fields below that it names.
+          # own, 'my_module:make', which gets `options`, 'most=2, name="x"'.
           name='auto',
           options='',
           epsilon=0.09,  # typical (lossy)

@@ -32,7 +32,8 @@ def check(names: str) -> tuple[str, ...]:
   for name in chosen:
     if name not in SERVICES:
       raise ValueError(
-          f'config.tracking takes {" and ".join(SERVICES)}, with a comma between them; got {name!r}.'
+          f'config.tracking takes {" and ".join(SERVICES)}, with a comma between them; got '
+          f'{name!r}.'
       )
     if importlib.util.find_spec(name) is None:
       raise ValueError(

@@ -29,7 +29,10 @@ ROWS = ROOT / 'results' / 'smollm2' / 'spec_bench.jsonl'
 _OUT = flags.DEFINE_string('out', 'docs/images', 'The folder of the pictures.')
 
 _PROMPT, _LENGTH, _NEW = 3, 96, 112
-_NAMES = {'ngram': 'prompt lookup', 'suffix': 'suffixes', 'eagle': 'EAGLE-3 head', 'eagle_tree': 'EAGLE-3 tree'}
+_NAMES = {
+    'eagle_tree': 'EAGLE-3 tree', 'eagle': 'EAGLE-3 head', 'ngram': 'prompt lookup',
+    'suffix': 'suffixes',
+}
 _COLOURS = {0.0: '#0f9682', 1.0: '#8f6ae0'}
 
 

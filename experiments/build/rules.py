@@ -18,8 +18,9 @@ NAMES = ('auto', *verify.NAMES)
 def rule(config: ConfigDict) -> Any:
   """The rule of `config.rule`: one of the library's by name, or a factory by import path.
 
-  A factory gets those fields of `config.rule` that its signature names, and `config.rule.options`;
-  'auto' is `specjax.verify.default`, which takes a drafter of one's own for a chain unless its
+  One of the library's gets those fields of `config.rule` that its signature names, and
+  `config.rule.options`; one's own gets the options alone, for a field of the same name would have
+  the value of the library's rule. 'auto' is `specjax.verify.default`, which takes a drafter of one's own for a chain unless its
   factory takes a `tree`.
 
   Raises:
@@ -39,6 +40,7 @@ def rule(config: ConfigDict) -> Any:
     factory = getattr(verify, settings.name)
   parts.check_options('rule.options', factory, options)
   fields = {k: v for k, v in settings.to_dict().items() if k not in ('name', 'options')}
+  fields = {} if parts.is_own(settings.name) else fields
   rule_object = factory(**parts.arguments(factory, fields, options))
   missing = [name for name in ('name', 'lossless', 'mode') if not hasattr(rule_object, name)]
   if missing:

@@ -51,7 +51,7 @@ def sweep(config: ConfigDict) -> records.Study:
   for pairs in config.arms:
     fields = tuple((field, value) for field, value in pairs)
     label = sweep_lib.label(fields)
-    settings = sweep_lib.apply(config, fields)
+    settings = _without_others_options(sweep_lib.apply(config, fields), config)
     try:
       _check(settings)
       if settings.num_prompts % settings.batch_size:
@@ -192,6 +192,16 @@ def _of_method(config: ConfigDict, key: str) -> ConfigDict:
   settings.rule.name = chosen.rule or config.rule.name
   settings.sampling.temperature = float(chosen.temperature)
   settings.batch_size = chosen.get('batch_size', 1)
+  return _without_others_options(settings, config)
+
+
+def _without_others_options(settings: ConfigDict, given: ConfigDict) -> ConfigDict:
+  """Clears options that were given for a drafter or a rule of one's own, where another one runs."""
+  for part, name in (('drafter', 'kind'), ('rule', 'name')):
+    mine, theirs = settings[part], given[part]
+    is_another = mine[name] != theirs[name] and not parts.is_own(mine[name])
+    if is_another and mine.options == theirs.options:
+      mine.options = ''
   return settings
 
 

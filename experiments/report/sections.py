@@ -66,7 +66,9 @@ def tiles(rows: Sequence[Row], calibration: Row | None) -> list[Tile]:
   fastest = _best(rows)
   if fastest is not None:
     name = fastest['name'] if 'arm' in fastest else f'{fastest["name"]}, {fastest["rule"]}'
-    text = f'fastest: {name}; batch {fastest["batch_size"]}'
+    text = f'fastest: {name}'
+    if 'batch_size' in fastest:
+      text += f'; batch {fastest["batch_size"]}'
     if fastest.get('speedup_low') is not None and fastest['prompts'] > 1:
       text += f'; 95 %: {fastest["speedup_low"]:.2f}–{fastest["speedup_high"]:.2f}'
     tiles.append(Tile(f'{fastest["speedup"]:.2f}×', text))

@@ -2,9 +2,9 @@
 
     python -m experiments.report --workdir=DIR && tensorboard --logdir=DIR/tensorboard
 
-A training run writes them while it goes on. Training becomes a run for each kind of row (`train`, `held_out`) with a curve for each number
-over steps; a sweep a run for each line of its plots, over the field that it goes along; methods
-a run each, over K.
+A training run writes them while it goes on. Training becomes a run for each kind of row (`train`,
+`held_out`) with a curve for each number over steps; a sweep a run for each line of its plots,
+over the field that it goes along; methods a run each, over K.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,10 @@ class Live:
     for run, tag, step, value in points([row]):
       if run not in self._writers:
         place = str(self._place / run)
-        self._writers[run] = tensorboardX.SummaryWriter(place, flush_secs=_FLUSH_SECONDS)
+        # Files are named by the second: one of `write` may be as old.
+        self._writers[run] = tensorboardX.SummaryWriter(
+            place, flush_secs=_FLUSH_SECONDS, filename_suffix='.live'
+        )
       self._writers[run].add_scalar(tag, value, step)
 
   def close(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 # A process that says nothing for so long is taken for dead, and the others end.
 HEARTBEAT_SECONDS = 20
+_KUBERNETES = 'k8s'
 
 
 class Cluster(NamedTuple):
@@ -35,23 +36,21 @@ def detect() -> Cluster | None:
     ValueError: if there is one that does not say how many processes there are.
   """
   for kind in clusters.ClusterEnv._cluster_types:
-    if kind.opt_in_only_method or not _may_be(kind.name) or not kind.is_env_present():
+    name = kind.name or _KUBERNETES  # the only one that JAX leaves without a name
+    # A pod that is no part of an indexed job, a notebook say, is a process of its own.
+    is_alone = name == _KUBERNETES and 'JOB_COMPLETION_INDEX' not in os.environ
+    if kind.opt_in_only_method or is_alone or not kind.is_env_present():
       continue
     try:
-      cluster = Cluster(kind.name, kind.get_process_count(), kind.get_process_id())
+      cluster = Cluster(name, kind.get_process_count(), kind.get_process_id())
     except RuntimeError as error:
       raise ValueError(
-          f'{kind.name} started this process and does not say as which of how many: {error} Give '
+          f'{name} started this process and does not say as which of how many: {error} Give '
           '--coordinator_address=HOST:PORT --num_processes=N --process_id=0 … N - 1, or '
           '--num_processes=1 to run alone.'
       ) from error
     return cluster if cluster.num_processes > 1 else None
   return None
-
-
-def _may_be(name: str) -> bool:
-  # A pod of Kubernetes that is no part of an indexed job, a notebook say, is a process of its own.
-  return name != 'k8s' or 'JOB_COMPLETION_INDEX' in os.environ
 
 
 def start(
@@ -110,9 +109,7 @@ def start(
 def _join(cluster: Cluster | None) -> str:
   if cluster is None:
     return ''
-  jax.distributed.initialize(
-      cluster_detection_method=cluster.name, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-  )
+  jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
   if _is_alone_on_its_host(cluster.name):
     # JAX gives every task one GPU, the one of its number on its host.
     for platform in ('cuda', 'rocm'):

@@ -127,7 +127,7 @@ class TestTable:
       assert gain['low'] <= gain['value'] <= gain['high']
 
   def test_files(self, finished):
-    names = sorted(file.name for file in finished.path.iterdir())
+    names = sorted(file.name for file in finished.path.glob('[!.]*'))
     assert names == [
         'arms', 'config.json', 'metrics.jsonl', 'report.html', 'tensorboard', 'traces.json'
     ]

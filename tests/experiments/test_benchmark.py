@@ -96,7 +96,7 @@ class TestRun:
     assert all(list(row) == fields for row in finished.rows)
 
   def test_files(self, finished):
-    names = sorted(file.name for file in finished.path.iterdir())
+    names = sorted(file.name for file in finished.path.glob('[!.]*'))
     assert names == [
         'arms', 'calibration.json', 'calibrations', 'config.json', 'metrics.jsonl', 'report.html',
         'tensorboard', 'traces.json',

@@ -9,15 +9,16 @@ from experiments import claims
 from experiments import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-_TAKE = 'import pathlib, sys; from experiments import claims; claims.claim(pathlib.Path(sys.argv[1]))'
+_TAKE = '''import pathlib, sys
+from experiments import claims
+claims.claim(pathlib.Path(sys.argv[1]))
+'''
 
 
 def take(folder: pathlib.Path) -> str:
   """What another process says that wants the workdir; empty if it gets it."""
-  done = subprocess.run(
-      [sys.executable, '-c', _TAKE, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=60
-  )
-  return done.stderr
+  command = [sys.executable, '-c', _TAKE, str(folder)]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60).stderr
 
 
 def test_a_workdir_has_one_run(tmp_path):

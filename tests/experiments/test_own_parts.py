@@ -94,6 +94,7 @@ def of_file(config, file, *, drafter='make', rule=None, **options):
     config.drafter.options = ', '.join(f'{name}={value!r}' for name, value in options.items())
   if rule:
     config.rule.name = f'{file}:{rule}'
+    config.rule.options = 'delta=0.3' if rule == 'careful' else ''
   return config
 
 

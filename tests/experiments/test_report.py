@@ -355,7 +355,7 @@ class TestWorkdir:
     assert json.loads(lines[0]) == {'x': 0.5, 'y': [0, 1], 'z': None, 'é': None}
     assert workdir_lib.read_rows(run.path)[1] == {'x': 2}
     assert json.loads((run.path / 'config.json').read_text()) == {'a': 1, 'b': {'c': [1, 2]}}
-    assert sorted(file.name for file in run.path.iterdir()) == ['config.json', 'metrics.jsonl']
+    assert sorted(file.name for file in run.path.glob('[!.]*')) == ['config.json', 'metrics.jsonl']
 
   def test_a_new_run_replaces_rows_at_its_first_result(self, tmp_path):
     first = workdir_lib.open_workdir(tmp_path, {})
@@ -385,7 +385,7 @@ class TestWorkdir:
     with pytest.raises(OSError, match='disk full'):
       run.write('report.html', 'new')
     assert (tmp_path / 'report.html').read_text() == 'old'
-    assert sorted(file.name for file in tmp_path.iterdir()) == ['config.json', 'report.html']
+    assert sorted(file.name for file in tmp_path.glob('[!.]*')) == ['config.json', 'report.html']
 
   def test_bad_places(self, tmp_path):
     with pytest.raises(ValueError, match='--workdir=DIR'):

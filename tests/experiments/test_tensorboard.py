@@ -66,7 +66,7 @@ def test_the_report_writes_them_and_a_new_run_removes_them(tmp_path):
   assert found['draft_model_greedy_T=0', 'tokens_per_second'] == [(2, 40.0)]
   report.write(run)
   assert scalars(tmp_path / 'tensorboard') == found
-  names = sorted(path.name for path in tmp_path.iterdir())
+  names = sorted(path.name for path in tmp_path.glob('[!.]*'))
   assert names == ['config.json', 'metrics.jsonl', 'report.html', 'tensorboard']
   workdir_lib.open_workdir(tmp_path, {}).record({'step': 1})
   assert not (tmp_path / 'tensorboard').exists()
@@ -81,7 +81,8 @@ def test_training_is_followed_while_it_goes_on(tmp_path, monkeypatch):
       finish=lambda: said.append('end'),
   )
   monkeypatch.setitem(sys.modules, 'trackio', service)
-  monkeypatch.setattr(tracking.importlib.util, 'find_spec', lambda name: name == 'trackio' or None)
+  found = lambda name: name == 'trackio' or None
+  monkeypatch.setattr(tracking.importlib.util, 'find_spec', found)
   run = workdir_lib.open_workdir(tmp_path, {}, resume=True)
   row = lambda step: dict(name='x', kind='train', step=step, loss=1.0 / step)
   run.record(row(1))  # by the part of the run before this one
