@@ -24,7 +24,8 @@ and `dflash` a DFlash head (`--config.head.loss=cross_entropy`) or, with `--conf
 unrolled steps are those of the shipped head (`configs/train_eagle3_zoo.py`).
 
 `--config=configs/train_eagle3.py:smollm2` is the recipe for SmolLM2-135M on two cores: a draft
-vocabulary of 4,096 tokens, 7.5 M parameters. `configs/train_eagle3.py:smoke` is 20 small steps.
+vocabulary of 6,144 tokens whose output head is the target's (`config.head.own_output`), 4.2 M
+trained parameters, stored in eight bits. `configs/train_eagle3.py:smoke` is 20 small steps.
 """
 
 import ml_collections
@@ -50,6 +51,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.held_out_windows = 32
   config.model = ml_collections.ConfigDict()  # of the target's sizes
   config.head.vocab_size = 8192  # of an EAGLE-3 head; 0: all of the target's
+  # Whether the head has an output head of its own, or the target's rows, which are not stored.
+  config.head.own_output = True
   config.head.num_chunks = 4
   config.head.int8 = False  # save weights in eight bits, half of what export_dtype takes
   # dflash: blocks of so many slots, layers of the head (num_layers), how many of the target's
@@ -68,7 +71,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.measure.update(num_prompts=16, new_tokens=64)
   if arg == 'smollm2':
     config.target.name = 'smollm2'
-    config.head.vocab_size, config.head.num_chunks = 4096, 1
+    config.head.update(vocab_size=6144, own_output=False, num_chunks=1, num_steps=3, int8=True)
+    config.model.update(
+        width=576, num_layers=1, num_heads=9, num_kv_heads=3, head_dim=64, mlp_width=1024,
+        tie_embeddings=False, max_positions=8192,
+    )
     config.num_steps, config.batch_size, config.seq_len = 2400, 4, 512
     config.features.stored = True
     config.measure.num_prompts = 8

@@ -20,8 +20,8 @@ def rule(config: ConfigDict) -> Any:
 
   One of the library's gets those fields of `config.rule` that its signature names, and
   `config.rule.options`; one's own gets the options alone, for a field of the same name would have
-  the value of the library's rule. 'auto' is `specjax.verify.default`, which takes a drafter of one's own for a chain unless its
-  factory takes a `tree`.
+  the value of the library's rule. 'auto' is `specjax.verify.default`, which takes a drafter of
+  one's own for a chain unless its factory takes a `tree`.
 
   Raises:
     ValueError: if there is no such rule, or greedy is asked for above temperature 0.

@@ -189,6 +189,15 @@ def _eagle3(
       feature_layers=chosen,
   )
   module = heads.EagleHead(head_config, dtype=values.dtype(config.dtype), layout=target.layout)
+  rows = target_lib.head_kernel(target)
+  rows = rows if vocabulary is None else rows[vocabulary]
+  fits = rows.shape == (shape.vocab_size, shape.width)
+  shared = {} if settings.get('own_output', True) else {'head': rows}
+  if shared and not fits:
+    raise ValueError(
+        f"config.head.own_output=False takes the target's output head, {rows.shape}, which does "
+        f'not fit a head of width {shape.width}: leave config.model.width to the target.'
+    )
   loss_fn = head_losses.eagle3(
       module,
       target,
@@ -197,17 +206,19 @@ def _eagle3(
       kind=settings.loss,
       num_chunks=settings.num_chunks,
       draft_to_target=vocabulary,
+      output_head=shared.get('head'),
   )
-  head = lambda params: heads.Eagle(module, params, draft_to_target=vocabulary)
-  save = functools.partial(heads.save_eagle, int8=settings.get('int8', False))
+  head = lambda params: heads.Eagle(module, {**params, **shared}, draft_to_target=vocabulary)
+  save = functools.partial(
+      heads.save_eagle, int8=settings.get('int8', False), shared_with=target if shared else None
+  )
 
   def init(key):
     params = dict(eagle.init_params(module, key))
-    if shape.width == cfg.width:
-      kernel = target_lib.head_kernel(target)
-      kernel = kernel if vocabulary is None else kernel[vocabulary]
-      if kernel.shape == params['head'].shape:
-        params['head'] = kernel.astype(jnp.float32)
+    if shared:
+      del params['head']
+    elif fits:
+      params['head'] = rows.astype(jnp.float32)
     return params
 
   def drafter(params, num_tokens):
@@ -216,7 +227,7 @@ def _eagle3(
   return training_lib.Task(
       init=init,
       loss_fn=loss_fn,
-      num_parameters=head_config.num_parameters,
+      num_parameters=head_config.num_parameters - sum(each.size for each in shared.values()),
       target=target,
       feature_layers=(*chosen, cfg.num_layers),
       drafter=drafter,

@@ -83,6 +83,7 @@ def eagle3(
     kind: str = 'forward_kl',
     num_chunks: int = 1,
     draft_to_target: Array | None = None,
+    output_head: Array | None = None,
 ):
   """Training-time test (Li et al. 2025, section 3.2): `num_steps` draft steps per position.
 
@@ -98,6 +99,7 @@ def eagle3(
     kind: of `specjax.training.losses.TERMS`.
     num_chunks: parts of the vocabulary in which logits are made (`specjax.training.chunked`).
     draft_to_target: [V_draft] int32 or None.
+    output_head: [V_draft, width], one that is not trained; parameters then have no 'head'.
 
   Returns:
     The loss function, its arrays bound. Metrics: `loss`, `acceptance_j` (mean probability
@@ -112,12 +114,17 @@ def eagle3(
   fn = functools.partial(
       _eagle3, module=module, num_steps=num_steps, decay=decay, kind=kind, num_chunks=num_chunks
   )
-  return jax.tree_util.Partial(fn, target=target, draft_to_target=draft_to_target)
+  return jax.tree_util.Partial(
+      fn, target=target, draft_to_target=draft_to_target, output_head=output_head
+  )
 
 
 def _eagle3(
-    params, batch, *, target, draft_to_target, module, num_steps, decay, kind, num_chunks
+    params, batch, *, target, draft_to_target, output_head, module, num_steps, decay, kind,
+    num_chunks,
 ):
+  if output_head is not None:
+    params = {**params, 'head': output_head}
   last = target.module.config.num_layers
   reads = tuple(sorted(module.config.feature_layers))
   read = streams(batch, target, (*reads, last))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from specjax import heads
+from specjax.heads import target as target_lib
 from specjax.heads.hf import eagle_config
 from specjax.heads.hf import torch_files
 from specjax.models.hf import files as hf_files
@@ -120,6 +121,18 @@ def test_a_target_s_embedding_is_stored_on_request_and_shared_again(tmp_path):
   heads.save_eagle(tiny_heads.head(), tmp_path / 'head', embedding=embedding)
   assert 'embed_tokens.weight' in hf_files.open_folder(tmp_path / 'head')
   assert heads.load_eagle(tmp_path / 'head', tiny.target()).embedding is None
+
+
+def test_an_output_head_that_is_the_targets_is_not_stored(tmp_path):
+  head, target = tiny_heads.head(3, 24), tiny.target()
+  with pytest.raises(ValueError, match='is not that of the target'):
+    heads.save_eagle(head, tmp_path / 'head', shared_with=target)
+  rows = target_lib.output_head(target)[head.draft_to_target]
+  head = head.replace(params=head.params | {'head': rows})
+  heads.save_eagle(head, tmp_path / 'head', shared_with=target)
+  assert 'lm_head.weight' not in hf_files.open_folder(tmp_path / 'head', dtypes=DTYPES)
+  again = heads.load_eagle(tmp_path / 'head', target)
+  assert again.config == head.config and same(again.params, head.params)
 
 
 def test_switches_of_speculators_survive_their_layout_alone(tmp_path):

@@ -11,7 +11,8 @@ EAGLE-3.1 adds `fc_norm.{i}.weight`, or `input_norm.weight` where one norm takes
 of Qwen3 add `q_norm` and `k_norm`.
 
 `embed_tokens.weight` is optional, and so is the `lm_head.weight` of an EAGLE-3 head over the whole
-vocabulary, which then has the target's. `d2t` holds the distance from each draft token to the
+vocabulary, which then has the target's; one over a part of it has the target's rows where its
+`config.json` says `shares_output_head`, a key of this project alone. `d2t` holds the distance from each draft token to the
 target's token, `t2d` marks the target's tokens that have a draft token. Files are
 `model.safetensors` or `pytorch_model.bin`; weights may be in eight bits
 (`specjax.heads.hf.eight_bits`). `table` lists all other tensors of a layout; reading,
@@ -38,6 +39,7 @@ from specjax.models.hf import tensors as hf_tensors
 
 LAYOUTS = ('authors', 'sglang', 'speculators')
 _EMBEDDING, _HEAD = 'embed_tokens.weight', 'lm_head.weight'
+_SHARES = 'shares_output_head'
 # (layout, version): the fusing product's name, and what the names of a layer begin with.
 _NAMES = {
     ('authors', 1): ('fc', 'layers.{layer}'),
@@ -119,8 +121,8 @@ def load_eagle(
     folder: with `config.json` and `model.safetensors` or `pytorch_model.bin`.
     target: the target that the head was made for. Its depth determines which layers an EAGLE-3
       head reads where the head's config does not. Its embedding is shared where the head brings
-      the same or none, and so is its output head where an EAGLE-3 head over the whole vocabulary
-      brings none.
+      the same or none, and so is its output head where an EAGLE-3 head brings none (the rows of the
+      draft vocabulary, where its config says so).
     dtype: of weights and activations; None keeps that of the files, or takes float32 where they
       hold eight bits.
 
@@ -136,6 +138,7 @@ def load_eagle(
   folder = pathlib.Path(folder)
   where = str(folder)
   data = _read_config(folder)
+  shares = data.pop(_SHARES, False)
   tensors = stored.read(folder)
   layout = eagle_config.layout_of(data, tensors)
   config = eagle_config.read(
@@ -145,9 +148,10 @@ def load_eagle(
   maps = {}
   if config.version == 3:
     maps = {name: tensors.pop(name) for name in ('d2t', 't2d') if name in tensors}
-    if _HEAD not in tensors and not _is_reduced(config):
+    if _HEAD not in tensors and (shares or config.decoder.vocab_size == config.target_vocab_size):
       is_tied = data.get('tie_word_embeddings') and _EMBEDDING in tensors
-      tensors[_HEAD] = tensors[_EMBEDDING] if is_tied else _targets_head(config, target, where)
+      kernel = tensors[_EMBEDDING] if is_tied else np.asarray(target_lib.output_head(target))
+      tensors[_HEAD] = _shared_head(config, kernel, maps, where)
   elif _HEAD in tensors:
     target_lib.check_copy(tensors.pop(_HEAD), target, where)
   with_embedding = _EMBEDDING in tensors
@@ -177,6 +181,7 @@ def save_eagle(
     dtype: Any = None,
     embedding: Any = None,
     int8: bool = False,
+    shared_with: LanguageModel | None = None,
     extra_files=(),
 ) -> None:
   """Saves a head in one of the layouts; the folder appears complete or not at all.
@@ -189,11 +194,14 @@ def save_eagle(
     embedding: [V, width] to store for readers that need one where the head has none of its
       own (the target's).
     int8: stores weights in eight bits (`specjax.heads.hf.eight_bits`), which rounds them.
+    shared_with: the target, of whose output head this head has rows (EAGLE-3): they are left out,
+      and `load_eagle` takes them from the target.
     extra_files: copied into the folder.
 
   Raises:
     FileExistsError: when the folder is not empty.
-    ValueError: for an unknown layout, or a head that the layout has no place for.
+    ValueError: for an unknown layout, a head that the layout has no place for, or an output head
+      that is not the target's.
   """
   if layout not in LAYOUTS:
     raise ValueError(f'layout must be one of {LAYOUTS}, got {layout!r}.')
@@ -205,13 +213,30 @@ def save_eagle(
     params['embedding'] = np.asarray(embedding)
   parameters = table(config, layout, with_embedding=embedding is not None)
   tensors = list(hf_tensors.unwritten(params, parameters, dtype))
+  if shared_with is not None:
+    _check_shared(head, shared_with)
+    tensors = [tensor for tensor in tensors if tensor.name != _HEAD]
   dtype_name = tensors[0].dtype.name
   if int8:
     tensors = eight_bits.rounded(tensors)
   if head.draft_to_target is not None:
     tensors += vocabulary_maps.tensors(head.draft_to_target, config.target_vocab_size)
   data = eagle_config.write(config, layout, dtype_name)
+  if shared_with is not None:
+    data[_SHARES] = True
   hf_files.publish(folder, data, tensors, extra_files=extra_files)
+
+
+def _check_shared(head: Eagle, target: LanguageModel) -> None:
+  """Raises where the output head is not the target's."""
+  kernel = np.asarray(target_lib.output_head(target))
+  if head.draft_to_target is not None:
+    kernel = kernel[np.asarray(head.draft_to_target)]
+  if 'head' not in head.params or not stored.is_copy(np.asarray(head.params['head']), kernel):
+    raise ValueError(
+        "The head's output head is not that of the target: leave out shared_with=, so that it is "
+        'stored.'
+    )
 
 
 def _check_has_place(config: EagleConfig, layout: str) -> None:
@@ -243,18 +268,16 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
   return hf_files.read_json(file)
 
 
-def _is_reduced(config: EagleConfig) -> bool:
-  """Whether the draft vocabulary is a part of the target's."""
-  return config.version == 3 and config.decoder.vocab_size < config.target_vocab_size
-
-
-def _targets_head(config: EagleConfig, target: LanguageModel, where: str) -> np.ndarray:
-  """The target's output head, for a head that brings none."""
-  kernel = np.asarray(target_lib.output_head(target))
-  expected = (config.decoder.vocab_size, config.decoder.width)
-  if kernel.shape != expected:
+def _shared_head(
+    config: EagleConfig, kernel: np.ndarray, maps: dict[str, np.ndarray], where: str
+) -> np.ndarray:
+  """The rows of an embedding or of the target's output head, for a head that brings none."""
+  size, width = config.decoder.vocab_size, config.decoder.width
+  ids = vocabulary_maps.read(maps, size, config.target_vocab_size, where)
+  rows = kernel if ids is None else kernel[np.asarray(ids)]
+  if rows.shape != (size, width):
     raise ValueError(
         f"{where} does not hold {_HEAD}, and the target's output head, of shape {kernel.shape}, "
-        f'does not take its place: {expected} is needed.'
+        f'does not take its place: {(size, width)} is needed.'
     )
-  return kernel
+  return rows
