@@ -16,6 +16,7 @@ import jax
 from ml_collections import config_flags
 import rich.console
 
+from experiments import compile_cache
 from experiments import fields
 from specjax.sharding import processes
 
@@ -36,6 +37,11 @@ def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
       'config', None, 'What to run: a file in configs/, with :ARGUMENT for its variants.'
   )
   directory = flags.DEFINE_string('workdir', workdir, 'The folder for results.')
+  cache = flags.DEFINE_string(
+      'compile_cache', '',
+      'A folder for compiled programs, which are found there the next time; by default one in the '
+      f"user's cache folder; '{compile_cache.OFF}' for none.",
+  )
   address = flags.DEFINE_string(
       'coordinator_address', None, 'HOST:PORT of process 0, for several processes.'
   )
@@ -54,6 +60,9 @@ def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
       )
       # The first process talks and writes; the others compute the same.
       quiet = several and not processes.is_first()
+      line = compile_cache.start(cache.value, several=several)
+      if line and not quiet:
+        print(line, flush=True)
       run(config.value, directory.value, **({'console': _silent()} if quiet else {}))
     except (ValueError, OSError, FloatingPointError) as error:
       sys.exit(f'error: {error}')
