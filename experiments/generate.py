@@ -7,6 +7,7 @@ The workdir (`runs/generate` unless given) gets `config.json`, `metrics.jsonl`, 
 """
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -32,7 +33,9 @@ def run(
     FloatingPointError: if the target's logits are not numbers; nothing is written.
   """
   console = rich.console.Console() if console is None else console
-  results = workdir_lib.open_workdir(workdir, config)
+  results = workdir_lib.open_workdir(
+      workdir, config, models=functools.partial(build.digests, config)
+  )
   work = build.generation(config)
   outputs, described = [], []
   rows = work.first_rows()

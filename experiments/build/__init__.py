@@ -10,6 +10,7 @@ from experiments.build.generations import generation
 from experiments.build.memory import fitting
 from experiments.build.plans import plan
 from experiments.build.requests import check
+from experiments.build.sources import digests
 from experiments.build.studies import benchmark, method, streamed, sweep
 from experiments.build.synthesis import synthesis
 from experiments.build.targets import load
@@ -20,6 +21,7 @@ __all__ = [
     'benchmark',
     'check',
     'choice',
+    'digests',
     'draft',
     'dtype',
     'fitting',

@@ -13,6 +13,7 @@ from experiments.build import parts
 from experiments.build import prompts as prompts_build
 from experiments.build import requests
 from experiments.build import rules
+from experiments.build import sources
 from experiments.build import targets
 from experiments.build import values
 from experiments.runs import arms as arms_lib
@@ -242,6 +243,7 @@ def _arm(settings: ConfigDict, *, trace: str) -> records.Arm:
           settings.calibration.to_dict(), environment,
       ]),
       trace=trace,
+      models=functools.partial(sources.digests, settings),
   )
 
 

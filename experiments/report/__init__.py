@@ -68,7 +68,7 @@ def render(
   subtitle = [str(config.get('question') or '')]
   tiles, parts = [], []
   if methods:
-    subtitle += [target, sections.machine(methods[0])]
+    subtitle += [target, sections.machine(methods[0]), sections.commits(methods)]
     tiles += sections.tiles(methods, calibration)
     parts += sections.of_methods(methods, failed, x=str(config.get('x', '')), traces=traces)
   if slices:

@@ -6,6 +6,7 @@ from typing import Any
 from experiments.report import page
 from experiments.report import plots
 from experiments.report.page import Cell, Column, Row, Section, Tile
+from experiments.runs import origin
 from experiments.runs import tables
 
 
@@ -58,6 +59,12 @@ def machine(row: Row) -> str:
     parts.append(f'{hardware["cpu_cores"]} cores')
   parts += [f'{name} {versions[name]}' for name in ('jax', 'python') if name in versions]
   return ' · '.join([part for part in parts if part] + [str(row.get('dtype', ''))])
+
+
+def commits(rows: Sequence[Row]) -> str:
+  """The commits that rows were measured at, several where a run went on; '' where none is known."""
+  names = origin.commits(rows)
+  return f'· {"commit" if len(names) == 1 else "commits"} {", ".join(names)}' if names else ''
 
 
 def tiles(rows: Sequence[Row], calibration: Row | None) -> list[Tile]:
