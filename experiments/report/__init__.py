@@ -64,7 +64,7 @@ def render(
   failed = [row for row in rows if row.get('status') == 'failed']
   steps = [row for row in rows if 'step' in row and 'loss' in row]
   slices = [row for row in rows if 'topology' in row]
-  title, target = _title(config)
+  title, target = title_of(config)
   subtitle = [str(config.get('question') or '')]
   tiles, parts = [], []
   if methods:
@@ -91,7 +91,16 @@ def render(
   )
 
 
-def _title(config: Row) -> tuple[str, str]:
+def all_plots(
+    rows: Sequence[Row], *, x: str, traces: Sequence[Row] = (), calibration: Row | None = None
+) -> list[plots.Plot]:
+  """Every plot of methods or arms; arguments are as for `render`, `x` as for `plots.of_speed`."""
+  rows = [sections.with_round(row) for row in rows]
+  costs = [plots.pass_costs(calibration)] if calibration else []
+  return [*plots.of_speed(rows, x), *plots.of_rounds(rows, traces), *costs]
+
+
+def title_of(config: Row) -> tuple[str, str]:
   """The title, in which '{target}' stands for the model, and a sentence that names another one."""
   title = str(config.get('title') or config.get('name') or 'specjax')
   target = config.get('target') if isinstance(config.get('target'), Mapping) else {}

@@ -21,7 +21,7 @@ def of_methods(
     x: the field that the sweep goes along, or ''.
     traces: of `experiments.runs.traces.entry`.
   """
-  rows = [_with_round(row) for row in rows]
+  rows = [with_round(row) for row in rows]
   below = {'round-split': _rounds(rows), 'per-position': _acceptance(rows)}
   sections = [
       _methods(rows),
@@ -34,7 +34,7 @@ def of_methods(
   return [section for section in sections if section is not None]
 
 
-def _with_round(row: Row) -> Row:
+def with_round(row: Row) -> Row:
   """The row with the modelled and measured seconds of a round, where they follow from it."""
   terms = row.get('prediction')
   if row.get('round_seconds') or not terms or not row.get('speedup'):
