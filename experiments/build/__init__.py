@@ -6,7 +6,7 @@ that runs them sees a config.
 
 from experiments.build.drafters import draft, recipe
 from experiments.build.rules import rule, sampling
-from experiments.build.generations import generation
+from experiments.build.generations import chat, generation
 from experiments.build.memory import fitting
 from experiments.build.plans import plan
 from experiments.build.requests import check
@@ -19,6 +19,7 @@ from experiments.build.values import choice, dtype, layouts, tree
 
 __all__ = [
     'benchmark',
+    'chat',
     'check',
     'choice',
     'digests',

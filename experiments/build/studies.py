@@ -24,8 +24,8 @@ ConfigDict = ml_collections.ConfigDict
 
 # Fields that no number of an arm depends on.
 _NO_NUMBERS = (
-    'arms', 'baseline', 'calibration', 'fresh', 'methods', 'name', 'order', 'question',
-    'retry_failed', 'rounds_per_chunk', 'stream_method', 'title', 'trace_methods', 'x',
+    'arms', 'baseline', 'calibration', 'fresh', 'interactive', 'methods', 'name', 'order',
+    'question', 'retry_failed', 'rounds_per_chunk', 'stream_method', 'title', 'trace_methods', 'x',
 )  # fmt: skip
 _PROMPTS = (
     'target', 'dtype', 'prompt_file', 'num_prompts', 'prompt_tokens', 'max_new_tokens', 'chat',
