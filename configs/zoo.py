@@ -13,6 +13,7 @@ table of tokens/s, mean acceptance length and acceptance rate. Every field can b
     … --config.sampling.temperature=0.8 --config.rule.name=coupled --config.num_samples=4
     … --config.drafter.kind=my_file.py:make --config.drafter.options='order=3'  # your own
     … --config.prompt_file=question.jsonl --config.num_prompts=8       # Spec-Bench's format
+    … --config.target.name=smollm2 --config.drafter.kind=suffix --config.interactive  # a chat
     cat module.py | python -m experiments.generate --config=configs/zoo.py --config.prompt_file=-
     … --config.target.path=FOLDER --config.drafter.path=FOLDER         # Hugging Face folders
 
@@ -123,6 +124,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.logprobs = ''  # raw, controlled
   config.trace = False  # write every round to trace.jsonl
 
+  config.interactive = False  # a chat in the terminal, kept in the workdir, where it goes on
   config.stream = False  # show the text as it comes, row by row
   config.rounds_per_chunk = 4
   config.width = config_dict.placeholder(int)

@@ -1,4 +1,4 @@
-"""The command line that all experiments share: `--config=FILE[:arg]`, `--workdir=DIR`."""
+"""The command line that all experiments share: `--config=FILE[:arg]`, `--workdir=DIR`, `--help`."""
 
 from collections.abc import Callable, Sequence
 import io
@@ -13,11 +13,14 @@ from absl import app
 from absl import flags
 from absl import logging
 import jax
-import ml_collections
 from ml_collections import config_flags
 import rich.console
 
+from experiments import compile_cache
+from experiments import fields
 from specjax.sharding import processes
+
+_HELP = ('-h', '-?', '--help', '-help', '--helpshort', '-helpshort')
 
 
 def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
@@ -34,6 +37,11 @@ def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
       'config', None, 'What to run: a file in configs/, with :ARGUMENT for its variants.'
   )
   directory = flags.DEFINE_string('workdir', workdir, 'The folder for results.')
+  cache = flags.DEFINE_string(
+      'compile_cache', '',
+      'A folder for compiled programs, which are found there the next time; by default one in the '
+      f"user's cache folder; '{compile_cache.OFF}' for none.",
+  )
   address = flags.DEFINE_string(
       'coordinator_address', None, 'HOST:PORT of process 0, for several processes.'
   )
@@ -53,7 +61,10 @@ def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
       # The first process talks and writes; the others compute the same.
       quiet = several and not processes.is_first()
       if several and not quiet:
-        print(several)
+        print(several, flush=True)
+      line = compile_cache.start(cache.value, several=bool(several))
+      if line and not quiet:
+        print(line, flush=True)
       run(config.value, directory.value, **({'console': _silent()} if quiet else {}))
     except (ValueError, OSError, FloatingPointError) as error:
       sys.exit(f'error: {error}')
@@ -84,10 +95,46 @@ def _silent() -> rich.console.Console:
 def _parse(argv: Sequence[str]) -> Sequence[str]:
   """Parses flags; what is wrong with them ends the program in one line."""
   try:
+    if set(argv[1:]) & set(_HELP):
+      _show(_help(argv))
+      sys.exit(0)
     _check_config_flags(argv)
     return flags.FLAGS(argv)
   except (flags.Error, ValueError) as error:
     sys.exit(f'error: {error}')
+
+
+def _show(text: str) -> None:
+  """Prints a text of which the reader, such as `head`, may want the beginning alone."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _help(argv: Sequence[str]) -> str:
+  """What the command does, its flags, and the fields of its config with their comments.
+
+  The config is that of the command line, or else the first that the command's own text names.
+
+  Raises:
+    ValueError: as `_load_config`.
+  """
+  about = (sys.modules['__main__'].__doc__ or '').strip()
+  own = flags.FLAGS.module_help(__name__).partition(':\n')[2]
+  parts = [about, f'Flags:\n{own.rstrip()}']
+  files = _config_files(argv) or re.findall(r'--config=(\S+)', about)[:1]
+  if files:
+    name, path = files[-1], pathlib.Path(files[-1].partition(':')[0])
+    described = fields.describe(_load_config(argv[0], name), fields.comments(path))
+    parts += [f'Fields of {name}, with their values:', described.strip('\n')]
+  return '\n\n'.join(parts)
+
+
+def _config_files(argv: Sequence[str]) -> list[str]:
+  """What `--config` was given, '--config FILE' too."""
+  joined = re.sub(r'(^|\n)(--?config)\n', r'\1\2=', '\n'.join(argv))
+  return re.findall(r'^--?config=(.*)$', joined, re.MULTILINE)
 
 
 def _check_config_flags(argv: Sequence[str]) -> None:
@@ -98,16 +145,28 @@ def _check_config_flags(argv: Sequence[str]) -> None:
   """
   if any(re.match(r'--?help', arg) for arg in argv):
     return
-  joined = re.sub(r'(^|\n)(--?config)\n', r'\1\2=', '\n'.join(argv))  # '--config FILE' too
-  files = re.findall(r'^--?config=(.*)$', joined, re.MULTILINE)
+  files = _config_files(argv)
   if not files:
     raise ValueError('Say what to run: --config=FILE, one of those in configs/.')
-  path = pathlib.Path(files[-1].partition(':')[0])
+  config = _load_config(argv[0], files[-1])
+  for arg in argv:
+    field = re.match(r'--?(?:no)?config\.([^=]+)', arg)
+    if field:
+      fields.check(config, field[1])
+
+
+def _load_config(program: str, name: str) -> Any:
+  """The config of a file, with `:ARGUMENT` after it, as it is without any flag.
+
+  Raises:
+    ValueError: if there is no such file, or it does not know the argument.
+  """
+  path = pathlib.Path(name.partition(':')[0])
   if not path.is_file():
     known = ', '.join(sorted(str(file) for file in path.parent.glob('[!_]*.py'))) or 'none'
     raise ValueError(f'There is no config file {path}. In its folder: {known}.')
   alone = flags.FlagValues()
-  argument = [argv[0], f'--config={files[-1]}']
+  argument = [program, f'--config={name}']
   holder = config_flags.DEFINE_config_file('config', flag_values=alone, sys_argv=argument)
   try:
     alone(argument)
@@ -115,17 +174,4 @@ def _check_config_flags(argv: Sequence[str]) -> None:
     # The message holds a traceback; what the config itself said is its last line.
     lines = [line for line in str(error).splitlines() if line.strip()]
     raise ValueError(lines[-1].partition('Error: ')[2] or str(error)) from error
-  for arg in argv:
-    field = re.match(r'--?(?:no)?config\.([^=]+)', arg)
-    if field:
-      _check_field(holder.value, field[1])
-
-
-def _check_field(config: ml_collections.ConfigDict, path: str) -> None:
-  seen = 'config'
-  for part in path.split('.'):
-    if not isinstance(config, ml_collections.ConfigDict):
-      raise ValueError(f'{seen} is a value, it has no field {part!r}.')
-    if part not in config:
-      raise ValueError(f'{seen} has no field {part!r}. It has: {", ".join(sorted(config))}.')
-    config, seen = config[part], f'{seen}.{part}'
+  return holder.value

@@ -3,10 +3,13 @@
     python -m experiments.generate --config=configs/zoo.py --config.prompt='def main('
 
 The workdir (`runs/generate` unless given) gets `config.json`, `metrics.jsonl`, and
-`outputs.jsonl` with a row for every sample: prompt, text, tokens, why it ended.
+`outputs.jsonl` with a row for every sample: prompt, text, tokens, why it ended. With
+`--config.interactive` it is a chat in the terminal, which is kept in `chats.jsonl` and goes on the
+next time.
 """
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -16,6 +19,7 @@ from experiments import build
 from experiments import cli
 from experiments import display
 from experiments import workdir as workdir_lib
+from experiments.runs import chat
 from experiments.runs import generation
 from specjax.analysis import records
 from specjax.output import GenerateOutput
@@ -24,7 +28,7 @@ from specjax.output import GenerateOutput
 def run(
     config, workdir: str, *, console: rich.console.Console | None = None
 ) -> list[GenerateOutput]:
-  """Generates as `config` describes; returns one output per batch.
+  """Generates as `config` describes; returns one output per batch, or per turn of a chat.
 
   Raises:
     ValueError: if the config or a prompt cannot be run, before anything is computed.
@@ -32,7 +36,11 @@ def run(
     FloatingPointError: if the target's logits are not numbers; nothing is written.
   """
   console = rich.console.Console() if console is None else console
-  results = workdir_lib.open_workdir(workdir, config)
+  results = workdir_lib.open_workdir(
+      workdir, config, resume=config.interactive, models=functools.partial(build.digests, config)
+  )
+  if config.interactive:
+    return chat.run(build.chat(config), results, console)
   work = build.generation(config)
   outputs, described = [], []
   rows = work.first_rows()

@@ -23,7 +23,7 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
 
   Raises:
     ValueError: for a slice, model or layout that does not exist or does not go together.
-    ModuleNotFoundError: where TPU slices are to be compiled for and libtpu is not installed.
+    FileNotFoundError: where TPU slices are to be compiled for and their compiler is not installed.
   """
   console = rich.console.Console() if console is None else console
   results = workdir_lib.open_workdir(workdir, config)

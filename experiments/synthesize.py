@@ -10,6 +10,7 @@ shard, to the same bytes. The workdir holds `shards/`, `metrics.jsonl` (a row pe
 end, `chats.jsonl` with `README.md`, which says what was made and how.
 """
 
+import functools
 import pathlib
 
 import rich.console
@@ -29,7 +30,9 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
     FileNotFoundError: if the target or a file is missing.
   """
   console = rich.console.Console() if console is None else console
-  results = workdir_lib.open_workdir(workdir, config, resume=True)
+  results = workdir_lib.open_workdir(
+      workdir, config, resume=True, models=functools.partial(build.digests, config)
+  )
   return synthesis.run(build.synthesis(config), results, console)
 
 

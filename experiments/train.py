@@ -9,6 +9,7 @@ checkpoint to the same losses. The workdir holds `corpus/`, `checkpoints/`, `con
 read stored features of the target (`features/`, whose size is said first).
 """
 
+import functools
 import pathlib
 
 import rich.console
@@ -28,7 +29,9 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
     FloatingPointError: if the loss is not finite any more.
   """
   console = rich.console.Console() if console is None else console
-  results = workdir_lib.open_workdir(workdir, config, resume=True)
+  results = workdir_lib.open_workdir(
+      workdir, config, resume=True, models=functools.partial(build.digests, config)
+  )
   return training.run(build.training(config), results, console)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from experiments import claims
+from experiments.runs import origin
 from specjax import atomic
 from specjax.sharding import processes
 
@@ -34,20 +35,22 @@ class Workdir:
     config: what `config.json` will say, plain JSON values.
     resume: whether rows of an earlier run in this folder are kept and added to.
     writes: False in all processes but the first: they write nothing.
+    models: digests of the models that its rows are about (`experiments.runs.origin`), or None.
   """
 
   path: pathlib.Path
   config: Any
   resume: bool = False
   writes: bool = True
+  models: origin.Models | None = None
   _started: bool = dataclasses.field(default=False, repr=False)
-  _claim: claims.Claim | None = dataclasses.field(default=None, repr=False, compare=False)
+  _claim: Any = dataclasses.field(default=None, repr=False, compare=False)
 
   def record(self, row: Mapping[str, Any]) -> None:
-    """Appends one row to `metrics.jsonl`; on the disk's queue when this returns."""
-    line = json.dumps(to_json(row), allow_nan=False) + '\n'
+    """Appends a row and its `origin` to `metrics.jsonl`; on the disk's queue when this returns."""
     if not self.writes:
       return
+    line = json.dumps(to_json(dict(row, origin=origin.of(self.models))), allow_nan=False) + '\n'
     self._start()
     with open(self.path / METRICS, 'a', encoding='utf-8') as file:
       file.write(line)
@@ -95,7 +98,13 @@ class Workdir:
     self.write_json(CONFIG, self.config)
 
 
-def open_workdir(path: str | os.PathLike, config: Any, *, resume: bool = False) -> Workdir:
+def open_workdir(
+    path: str | os.PathLike,
+    config: Any,
+    *,
+    resume: bool = False,
+    models: origin.Models | None = None,
+) -> Workdir:
   """A folder for a run's results.
 
   Args:
@@ -103,6 +112,7 @@ def open_workdir(path: str | os.PathLike, config: Any, *, resume: bool = False) 
     config: a ConfigDict, a dataclass or a dict; saved as `config.json` at the first result.
     resume: keep the rows of an earlier run there (training); otherwise they are removed
       when the first result of this one is written.
+    models: gives digests of the models that rows are about, for their `origin`.
 
   Returns:
     The `Workdir`.
@@ -126,7 +136,7 @@ def open_workdir(path: str | os.PathLike, config: Any, *, resume: bool = False) 
   if not os.access(existing, os.W_OK):
     raise ValueError(f'The workdir {path} cannot be written: no permission in {existing}.')
   return Workdir(
-      path=path, config=to_json(config), resume=resume, writes=processes.is_first()
+      path=path, config=to_json(config), resume=resume, writes=processes.is_first(), models=models
   )
 
 

@@ -9,6 +9,7 @@ signature names, it gets: `target`, `vocab_size`, a `draft` model, a head (by it
 from collections.abc import Callable
 import functools
 import inspect
+import pathlib
 from typing import Any
 
 import ml_collections
@@ -20,6 +21,7 @@ from specjax import drafters
 from specjax import heads
 from specjax import models
 from specjax import sharding
+from specjax import zoo
 from specjax.drafters import vocabulary
 from specjax.models import hub
 from specjax.models import loading
@@ -193,8 +195,27 @@ def shipped_head(pair: Any, name: str) -> Any:
   Raises:
     ValueError: if the pair has no such head.
   """
-  folders = sorted(path.name for path in pair.folder.iterdir()) if pair.folder else []
-  return pair.head(next((each for each in folders if each.startswith(name)), name))
+  return pair.head(_folder_of_head(pair.folder, name) if pair.folder else name)
+
+
+def _folder_of_head(folder: pathlib.Path, name: str) -> str:
+  names = sorted(path.name for path in folder.iterdir())
+  return next((each for each in names if each.startswith(name)), name)
+
+
+def source(config: ConfigDict) -> str | pathlib.Path:
+  """The folder, hub id or file of the draft model or head; '' where no weights draft."""
+  settings, kind = config.drafter, config.drafter.kind
+  kind = settings.learned if kind == 'combined' else kind
+  factory = None if kind == 'none' else _factory('kind', kind)
+  head = factory and head_of(factory)
+  if not head and not (factory and parts.takes(factory, 'draft')):
+    return ''
+  if settings.path or config.target.path:
+    return settings.path
+  # Beside the pair's target.
+  folder = zoo.source(config.target.name).parent
+  return folder / (_folder_of_head(folder, head[1]) if head else settings.draft or 'draft')
 
 
 def load_head(config: ConfigDict, loaded: records.Loaded, name: str, kind: str) -> Any:

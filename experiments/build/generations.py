@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import ml_collections
 
 from experiments import prompts as prompts_lib
@@ -11,6 +12,7 @@ from experiments.build import prompts as prompts_build
 from experiments.build import requests
 from experiments.build import rules
 from experiments.build import targets
+from experiments.runs import chat as chat_lib
 from experiments.runs import generation as generation_lib
 from experiments.runs import records
 from specjax import checks
@@ -31,7 +33,7 @@ def generation(config: ConfigDict) -> generation_lib.Generation:
   recipe = drafters_lib.recipe(config)
   stops = tuple(config.stop_tokens) + (loaded.stop_tokens if config.stop_at_end else ())
   rule = rules.rule(config)
-  conversations = prompts_lib.conversations(
+  conversations = () if config.interactive else prompts_lib.conversations(
       prompt=config.prompt,
       file=config.prompt_file,
       held_out=loaded.held_out,
@@ -74,22 +76,48 @@ def generation(config: ConfigDict) -> generation_lib.Generation:
   for prompt in prompts:
     length, name = len(prompt.tokens), f'The prompt {prompt.name}'
     checks.positions(loaded.target, length, config.max_new_tokens, name=name)
-  if config.prompt or config.prompt_file:
+  if _is_own(config):
     work = dataclasses.replace(work, note=prompts_lib.describe_cuts(prompts))
   return work
 
 
+def chat(config: ConfigDict) -> chat_lib.Chat:
+  """What `experiments.generate` runs as a chat in the terminal.
+
+  Raises:
+    ValueError: if the config cannot be run, or asks for what a chat has not.
+    FileNotFoundError: if a model is missing.
+  """
+  for field, plain in (('prompt_file', ''), ('num_samples', 1)):
+    if config[field] != plain:
+      raise ValueError(
+          f'config.{field}={config[field]!r} does not go with config.interactive, in which turns '
+          'are typed and answered one by one: leave it out.'
+      )
+  if jax.process_count() > 1:
+    raise ValueError(
+        f'config.interactive reads the terminal of one process, and there are '
+        f'{jax.process_count()}: run it with one.'
+    )
+  return chat_lib.Chat(generation(config), first=config.prompt, system=config.system)
+
+
+def _is_own(config: ConfigDict) -> bool:
+  """Whether prompts are the user's own, not texts that the pair's target was not trained on."""
+  return bool(config.prompt or config.prompt_file or config.interactive)
+
+
 def _is_chat(config: ConfigDict, loaded: records.Loaded) -> bool:
   """Whether prompts are turns of chats; texts that were held out never are."""
-  is_own = bool(config.prompt or config.prompt_file)
-  return prompts_build.is_chat(config, loaded) and (is_own or config.chat == 'on')
+  return prompts_build.is_chat(config, loaded) and (_is_own(config) or config.chat == 'on')
 
 
 def _encoder(config: ConfigDict, loaded: records.Loaded):
   """(conversation, turn, answers so far) -> its prompt."""
   if not _is_chat(config, loaded):
-    is_own = config.prompt or config.prompt_file
-    length = config.prompt_tokens if is_own else config.held_out_tokens
+    length = config.prompt_tokens if _is_own(config) else config.held_out_tokens
+    if config.interactive:
+      length = 0  # a chat that is too long ends, for its newest words matter most
 
     def encode_text(conversation, turn, answers) -> prompts_lib.Prompt:
       del turn, answers

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import importlib.util
+import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -21,12 +24,17 @@ from specjax.planning import chips
 
 ConfigDict = ml_collections.ConfigDict
 
+# Where the set-up scripts put the TPU's compiler: beside the environment's packages, for among them
+# every run of JAX would look for a TPU (`MARKS` in scripts/python_env.sh).
+TPU_COMPILER = pathlib.Path(sys.prefix, '.specjax', 'tpu-aot')
+
 
 def plan(config: ConfigDict) -> list[plans.Case]:
   """What a config means on each of its slices.
 
   Raises:
     ValueError: for a slice, model or layout that does not exist or does not go together.
+    FileNotFoundError: where TPU slices are to be compiled for and their compiler is not installed.
   """
   names = (config.topology,) if config.topology else tuple(config.topologies)
   if not names:
@@ -42,6 +50,8 @@ def case(config: ConfigDict, name: str) -> plans.Case:
   """
   where = chips.slice_of(name)
   compiled = where.chip.is_tpu and config.compile
+  if compiled:
+    _find_tpu_compiler()
   values.choice('drafter.kind', config.drafter.kind, ('model', 'eagle'))
   values.choice('rule.name', config.rule.name, verify.NAMES)
   target, kind = _preset(config.target), jnp.dtype(config.dtype)
@@ -85,6 +95,23 @@ def case(config: ConfigDict, name: str) -> plans.Case:
       depth=shape.depth,
       num_nodes=shape.num_nodes,
   )
+
+
+def _find_tpu_compiler() -> None:
+  """Has Python find the TPU's compiler where the set-up scripts put it.
+
+  Raises:
+    FileNotFoundError: if it is nowhere.
+  """
+  if importlib.util.find_spec('libtpu') is not None:
+    return
+  if not (TPU_COMPILER / 'libtpu').is_dir():
+    raise FileNotFoundError(
+        "Slices of TPUs are compiled for by the TPU's own compiler, which needs no TPU and is not "
+        f'installed: python -m pip install --no-deps --target={TPU_COMPILER} libtpu, or take the '
+        'roofline alone with --config.compile=False.'
+    )
+  sys.path.append(str(TPU_COMPILER))
 
 
 def _shape(config: ConfigDict) -> Any:

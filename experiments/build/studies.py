@@ -13,6 +13,7 @@ from experiments.build import parts
 from experiments.build import prompts as prompts_build
 from experiments.build import requests
 from experiments.build import rules
+from experiments.build import sources
 from experiments.build import targets
 from experiments.build import values
 from experiments.runs import arms as arms_lib
@@ -23,8 +24,8 @@ ConfigDict = ml_collections.ConfigDict
 
 # Fields that no number of an arm depends on.
 _NO_NUMBERS = (
-    'arms', 'baseline', 'calibration', 'fresh', 'methods', 'name', 'order', 'question',
-    'retry_failed', 'rounds_per_chunk', 'stream_method', 'title', 'trace_methods', 'x',
+    'arms', 'baseline', 'calibration', 'fresh', 'interactive', 'methods', 'name', 'order',
+    'question', 'retry_failed', 'rounds_per_chunk', 'stream_method', 'title', 'trace_methods', 'x',
 )  # fmt: skip
 _PROMPTS = (
     'target', 'dtype', 'prompt_file', 'num_prompts', 'prompt_tokens', 'max_new_tokens', 'chat',
@@ -253,6 +254,7 @@ def _arm(settings: ConfigDict, *, trace: str) -> records.Arm:
           settings.calibration.to_dict(), environment,
       ]),
       trace=trace,
+      models=functools.partial(sources.digests, settings),
   )
 
 

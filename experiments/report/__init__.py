@@ -64,11 +64,11 @@ def render(
   failed = [row for row in rows if row.get('status') == 'failed']
   steps = [row for row in rows if 'step' in row and 'loss' in row]
   slices = [row for row in rows if 'topology' in row]
-  title, target = _title(config)
+  title, target = title_of(config)
   subtitle = [str(config.get('question') or '')]
   tiles, parts = [], []
   if methods:
-    subtitle += [target, sections.machine(methods[0])]
+    subtitle += [target, sections.machine(methods[0]), sections.commits(methods)]
     tiles += sections.tiles(methods, calibration)
     parts += sections.of_methods(methods, failed, x=str(config.get('x', '')), traces=traces)
   if slices:
@@ -91,7 +91,16 @@ def render(
   )
 
 
-def _title(config: Row) -> tuple[str, str]:
+def all_plots(
+    rows: Sequence[Row], *, x: str, traces: Sequence[Row] = (), calibration: Row | None = None
+) -> list[plots.Plot]:
+  """Every plot of methods or arms; arguments are as for `render`, `x` as for `plots.of_speed`."""
+  rows = [sections.with_round(row) for row in rows]
+  costs = [plots.pass_costs(calibration)] if calibration else []
+  return [*plots.of_speed(rows, x), *plots.of_rounds(rows, traces), *costs]
+
+
+def title_of(config: Row) -> tuple[str, str]:
   """The title, in which '{target}' stands for the model, and a sentence that names another one."""
   title = str(config.get('title') or config.get('name') or 'specjax')
   target = config.get('target') if isinstance(config.get('target'), Mapping) else {}

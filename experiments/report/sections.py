@@ -6,6 +6,7 @@ from typing import Any
 from experiments.report import page
 from experiments.report import plots
 from experiments.report.page import Cell, Column, Row, Section, Tile
+from experiments.runs import origin
 from experiments.runs import tables
 
 
@@ -20,7 +21,7 @@ def of_methods(
     x: the field that the sweep goes along, or ''.
     traces: of `experiments.runs.traces.entry`.
   """
-  rows = [_with_round(row) for row in rows]
+  rows = [with_round(row) for row in rows]
   below = {'round-split': _rounds(rows), 'per-position': _acceptance(rows)}
   sections = [
       _methods(rows),
@@ -33,7 +34,7 @@ def of_methods(
   return [section for section in sections if section is not None]
 
 
-def _with_round(row: Row) -> Row:
+def with_round(row: Row) -> Row:
   """The row with the modelled and measured seconds of a round, where they follow from it."""
   terms = row.get('prediction')
   if row.get('round_seconds') or not terms or not row.get('speedup'):
@@ -58,6 +59,12 @@ def machine(row: Row) -> str:
     parts.append(f'{hardware["cpu_cores"]} cores')
   parts += [f'{name} {versions[name]}' for name in ('jax', 'python') if name in versions]
   return ' · '.join([part for part in parts if part] + [str(row.get('dtype', ''))])
+
+
+def commits(rows: Sequence[Row]) -> str:
+  """The commits that rows were measured at, several where a run went on; '' where none is known."""
+  names = origin.commits(rows)
+  return f'· {"commit" if len(names) == 1 else "commits"} {", ".join(names)}' if names else ''
 
 
 def tiles(rows: Sequence[Row], calibration: Row | None) -> list[Tile]:

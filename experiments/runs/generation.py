@@ -103,17 +103,8 @@ def generate(
 ) -> GenerateOutput:
   """Generates and shows one batch; compilation is not in its times."""
   tokenizer, target = work.loaded.tokenizer, work.loaded.target
-  tokens = [row.prompt.tokens for row in batch]
-  options = work.options | dict(
-      sampling=work.method.sampling(len(tokens)),
-      # Wherever batches begin, a row has the seed of its place in the whole run.
-      seeds=[work.seed + row.number for row in batch],
-      trace=work.keeps_trace or display.wants_trace(console),
-  )
-  options['drafter'] = _drafter(work, tokens, options)
-  with console.status('compiling …', refresh_per_second=4):
-    # One round compiles everything: how many rounds a call takes is not compiled in.
-    next(specjax.stream(target, tokens, **options, rounds_per_chunk=1))
+  tokens, options = request(work, batch, console)
+  compile_first(work, tokens, options, console)
   if not work.streams:
     output = specjax.generate(target, tokens, **options)
     for row, each in enumerate(batch):
@@ -129,6 +120,30 @@ def generate(
     stream.update(output)
   console.print('\n')
   return output
+
+
+def request(
+    work: Generation, batch: Sequence[Row], console: rich.console.Console
+) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
+  """The prompts of a batch, and everything else that `specjax.stream` takes beside the target."""
+  tokens = [row.prompt.tokens for row in batch]
+  options = work.options | dict(
+      sampling=work.method.sampling(len(tokens)),
+      # Wherever batches begin, a row has the seed of its place in the whole run.
+      seeds=[work.seed + row.number for row in batch],
+      trace=work.keeps_trace or display.wants_trace(console),
+  )
+  return tokens, options | dict(drafter=_drafter(work, tokens, options))
+
+
+def compile_first(
+    work: Generation, tokens: Sequence[Sequence[int]], options: dict[str, Any],
+    console: rich.console.Console,
+) -> None:
+  """Compiles what a request runs, so that its times are of running alone."""
+  with console.status('compiling …', refresh_per_second=4):
+    # One round compiles everything: how many rounds a call takes is not compiled in.
+    next(specjax.stream(work.loaded.target, tokens, **options, rounds_per_chunk=1))
 
 
 def _drafter(work: Generation, tokens: Sequence[Sequence[int]], options: dict[str, Any]) -> Any:

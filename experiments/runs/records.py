@@ -6,6 +6,7 @@ from typing import Any
 
 import tokenizers
 
+from experiments.runs import origin
 from specjax import models
 from specjax import sharding
 
@@ -187,6 +188,7 @@ class Arm:
     plain_key: digest of what plain decoding depends on, but for rule and width.
     cost_key: digest of what costs depend on, but for drafter, rule and K.
     trace: `TRACE_ALL`, `TRACE_FIRST` or `TRACE_NONE`.
+    models: digests of its models' files.
   """
 
   key: str
@@ -205,6 +207,7 @@ class Arm:
   plain_key: str
   cost_key: str
   trace: str
+  models: origin.Models
 
   def method(self, drafter: Any) -> Method:
     """Decoding with a drafter; None is plain decoding with the arm's own rule."""

@@ -16,6 +16,7 @@ import numpy as np
 from experiments import workdir as workdir_lib
 from experiments.runs import forecasts
 from experiments.runs import lossless
+from experiments.runs import origin
 from experiments.runs import records as records_lib
 from experiments.runs import runner as runner_lib
 from experiments.runs import traces as traces_lib
@@ -60,7 +61,9 @@ def result_of(
         traceback=traceback.format_exc(),
     )
   # As it will be read back, so that a resumed study has the same rows.
-  return workdir_lib.to_json(result | dict(wall_seconds=time.perf_counter() - started))
+  return workdir_lib.to_json(
+      result | dict(wall_seconds=time.perf_counter() - started, origin=origin.of(arm.models))
+  )
 
 
 def _run(arm, study, session, say, calibration, trace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from experiments import display
 from experiments import workdir as workdir_lib
 from experiments.runs import arms as arms_lib
 from experiments.runs import costs as costs_lib
+from experiments.runs import origin
 from experiments.runs import records
 from experiments.runs import run as run_lib
 from experiments.runs import runner as runner_lib
@@ -54,7 +55,7 @@ def run(
   store = arms_lib.Store(workdir)
   arms, results = study.arms, _finished(study, store)
   todo = [arm for arm in arms if results[arm.key] is None]
-  _tell_what_is_there(console, arms, todo, store)
+  _tell_what_is_there(console, arms, results, store)
   if todo:
     workdir.claim()
 
@@ -100,10 +101,14 @@ def _write(workdir, arms, results, rows: Rows, publish) -> Rows:
 
 
 def _tell_what_is_there(
-    console, arms: Sequence[records.Arm], todo: Sequence[records.Arm], store: arms_lib.Store
+    console, arms: Sequence[records.Arm], results: Mapping[str, Any], store: arms_lib.Store
 ) -> None:
-  if len(todo) < len(arms):
-    console.print(f'{len(arms) - len(todo)} of {len(arms)} arms are finished.', highlight=False)
+  if finished := [each for each in results.values() if each is not None]:
+    commits = ', '.join(origin.commits(finished)) or 'none that is known'
+    console.print(
+        f'{len(finished)} of {len(arms)} arms are finished, at commit {commits}.',
+        highlight=False, soft_wrap=True,
+    )
   others = store.count_others(arms)
   if others:
     console.print(

@@ -76,7 +76,10 @@ def of_sweep(
     result = results.get(arm.key)
     if result is None:
       continue
-    row = dict(arm=arm.label, key=arm.key, fields=dict(arm.fields), status=result['status'])
+    row = dict(
+        arm=arm.label, key=arm.key, fields=dict(arm.fields), status=result['status'],
+        origin=result.get('origin'),
+    )
     if result['status'] != 'done':
       rows.append(row | dict(name=arm.label, error=result['error']))
       continue
@@ -98,9 +101,10 @@ def of_benchmark(
     *,
     calibrations: Calibrations | None = None,
 ) -> list[Row]:
-  """Rows (`analysis.Record`) of plain decoding per batch size and temperature, then of methods.
+  """Rows of plain decoding per batch size and temperature, then of methods.
 
-  A method that failed has its `name`, `status` and `error` alone. Arguments are as for `of_sweep`.
+  Each is an `analysis.Record` with its `origin`. A method that failed has its `name`, `status`,
+  `error` and `origin` alone. Arguments are as for `of_sweep`.
   """
   done = [arm for arm in arms if arms_lib.is_done(results.get(arm.key))]
   kinds = sorted({(arm.sizes.batch_size, arm.temperature) for arm in done})
@@ -115,9 +119,14 @@ def of_benchmark(
     if result is None:
       continue
     if result['status'] != 'done':
-      rows.append(dict(name=arm.label, status='failed', arm=arm.label, error=result['error']))
+      rows.append(
+          dict(
+              name=arm.label, status='failed', arm=arm.label, error=result['error'],
+              origin=result.get('origin'),
+          )
+      )
       continue
-    row = dict(result['record'])
+    row = result['record'] | dict(origin=result.get('origin'))
     if 'along' in result:
       row['along'] = result['along']
     if calibrations and arm.key in calibrations:
@@ -136,7 +145,16 @@ def _plain(results: Sequence[Result]) -> Row:
       speedup=1.0,
       speedup_low=1.0,
       speedup_high=1.0,
+      origin=_without_drafter(results[-1].get('origin')),
   )
+
+
+def _without_drafter(origin: Row | None) -> Row | None:
+  """The origin of plain decoding that was timed beside an arm."""
+  if origin is None:
+    return None
+  models = {name: each for name, each in origin['models'].items() if name != 'drafter'}
+  return origin | dict(models=models)
 
 
 def _statistics(result: Result) -> Row:

@@ -18,6 +18,7 @@ from experiments import workdir as workdir_lib
 from experiments.build import rules
 from experiments.runs import arms as arms_lib
 from experiments.runs import lossless
+from experiments.runs import origin
 from experiments.runs import run as run_lib
 from experiments.runs import runner as runner_lib
 from experiments.runs import tables
@@ -36,7 +37,8 @@ pytestmark = pytest.mark.usefixtures('compiled_fast')
 
 # Columns that a clock decides.
 TIMES = (
-    'prefill_seconds', 'seconds', 'speedup', 'speedup_high', 'speedup_low', 'tokens_per_second'
+    'origin', 'prefill_seconds', 'seconds', 'speedup', 'speedup_high', 'speedup_low',
+    'tokens_per_second',
 )  # fmt: skip
 
 
@@ -175,6 +177,7 @@ class TestResuming:
   def test_a_killed_sweep_goes_on(self, tmp_path, monkeypatch):
     config = config_of(sampled('rejection', 'block', 'coupled'))
     ran, real = [], run_lib.result_of
+    monkeypatch.setattr(origin, '_checkout', lambda: ('a' * 40, False))
 
     def interrupted(arm, *args, **more):
       if len(ran) == 2:
@@ -188,8 +191,13 @@ class TestResuming:
     assert len(workdir_lib.read_rows(tmp_path)) == 2
     noted = lambda arm, *args, **more: ran.append(arm.label) or real(arm, *args, **more)
     monkeypatch.setattr(run_lib, 'result_of', noted)
+    monkeypatch.setattr(origin, '_checkout', lambda: ('b' * 40, True))
     found = run(config, tmp_path)
-    assert '2 of 3 arms are finished' in found.text
+    before, after = origin.commits(found.rows)
+    assert f'2 of 3 arms are finished, at commit {before}.' in found.text
+    assert [origin.commits([row]) for row in found.rows] == [[before], [before], [after]]
+    page = (tmp_path / 'report.html').read_text()
+    assert f'commits {before}, {after}' in page and after == 'bbbbbbbb+'
     assert len(ran) == len(set(ran)) == 3
     ran.clear()
     assert without_times(run(config, tmp_path).rows) == without_times(found.rows) and not ran

@@ -17,7 +17,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # Columns that a clock decides.
 TIMES = (
-    'prefill_seconds', 'seconds', 'speedup', 'speedup_high', 'speedup_low', 'tokens_per_second'
+    'origin', 'prefill_seconds', 'seconds', 'speedup', 'speedup_high', 'speedup_low',
+    'tokens_per_second',
 )  # fmt: skip
 
 

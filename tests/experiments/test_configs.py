@@ -1,27 +1,16 @@
 """Every config builds, shrinks, says how it is run, and refuses what it does not know."""
 
-import importlib.util
-import pathlib
-
 import ml_collections
 import pytest
 
 from experiments.build.training import optimizer
 from specjax.models import TransformerConfig
-
-FILES = sorted(pathlib.Path(__file__).parents[2].joinpath('configs').glob('[!_]*.py'))
-
-
-def load(file: pathlib.Path):
-  spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+from tests.support import configs
 
 
-@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize('file', configs.FILES, ids=lambda file: file.stem)
 def test_a_config_builds_and_has_a_smoke_variant(file):
-  module = load(file)
+  module = configs.load(file)
   config, smoke = module.get_config(), module.get_config('smoke')
   assert isinstance(config, ml_collections.ConfigDict)
   assert config.name and config.to_json_best_effort()
@@ -29,23 +18,23 @@ def test_a_config_builds_and_has_a_smoke_variant(file):
   assert config.to_dict() != smoke.to_dict()
 
 
-@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize('file', configs.FILES, ids=lambda file: file.stem)
 def test_a_config_says_how_it_is_run(file):
-  doc = load(file).__doc__
+  doc = configs.load(file).__doc__
   assert f'--config=configs/{file.name}' in doc
   assert 'python -m experiments.' in doc
 
 
-@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize('file', configs.FILES, ids=lambda file: file.stem)
 def test_an_unknown_argument_is_refused(file):
   with pytest.raises(ValueError, match="'nonsense'"):
-    load(file).get_config('nonsense')
+    configs.load(file).get_config('nonsense')
 
 
 @pytest.mark.parametrize('name, millions', [('zoo_target', 16.8), ('train_distill_zoo', 1.75)])
 def test_the_recipes_are_of_the_shipped_sizes(name, millions):
-  file = next(file for file in FILES if file.stem == name)
-  config = load(file).get_config()
+  file = next(file for file in configs.FILES if file.stem == name)
+  config = configs.load(file).get_config()
   shape = TransformerConfig(**config.model.to_dict())
   places = 2 if millions < 10 else 1
   assert round(shape.num_parameters / 1e6, places) == millions

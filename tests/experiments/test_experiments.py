@@ -365,7 +365,7 @@ def test_training_resumes_after_sigkill_to_the_same_curve(folder, tmp_path):
   whole = tmp_path / 'whole'
   model = train.run(tiny_folders.train_config(folder), str(whole), console=console())
   expected = [
-      {k: v for k, v in row.items() if not k.startswith(('tokens', 'seconds'))}
+      {k: v for k, v in row.items() if not k.startswith(('tokens', 'seconds', 'origin'))}
       for row in workdir_lib.read_rows(whole)
   ]
   assert [row['step'] for row in expected] == [5, 10, 10, 15, 20, 20]
@@ -467,8 +467,9 @@ def test_a_corpus_is_made_once_and_belongs_to_its_tokenizer(folder, tmp_path):
         ([], 'Say what to run'),
         (['--config=configs/no.py'], 'no config file configs/no.py. In its folder:.*zoo.py'),
         (['--config=configs/zoo.py:tiny'], "no argument or ':smoke', not 'tiny'"),
-        (['--config', 'configs/zoo.py', '--config.promt=x'], 'It has: batch_size'),
+        (['--config', 'configs/zoo.py', '--config.promt=x'], 'Did you mean --config.prompt.'),
         (['--config=configs/zoo.py', '--config.drafter.K=3'], 'config.drafter has no field .K.'),
+        (['--config=configs/zoo.py', '--config.qqq=3'], 'It has: batch_size'),
         (['--config=configs/zoo.py', '--config.seed.x=3'], 'config.seed is a value'),
     ],
 )

@@ -12,7 +12,10 @@ FORBIDDEN = {
     'report': ('ml_collections', 'experiments.build', 'configs'),
     'build': ('experiments.report', 'configs'),
 }
-MAINS = ('ablate', 'benchmark', 'generate', 'plan', 'report/__main__', 'synthesize', 'train')
+MAINS = (
+    'ablate', 'benchmark', 'compare', 'export/__main__', 'generate', 'plan', 'report/__main__',
+    'synthesize', 'train',
+)
 
 
 def problems(folder: str, name: str, source: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Workdirs and the report: whole files, nothing loaded from elsewhere, all text escaped."""
 
+import datetime
 import html.parser
 import json
 import re
@@ -15,6 +16,7 @@ from experiments import report
 from experiments import workdir as workdir_lib
 from experiments.report import page as page_lib
 from experiments.report import plots as plots_lib
+from experiments.runs import origin
 from tests.support import reports
 from tests.support import tolerance
 
@@ -343,7 +345,25 @@ class TestEscaping:
       environment.get_template('templates/page.html.jinja').render()
 
 
+def without_origin(row):
+  return {name: value for name, value in row.items() if name != 'origin'}
+
+
+def read(folder):
+  return [without_origin(row) for row in workdir_lib.read_rows(folder)]
+
+
 class TestWorkdir:
+
+  def test_every_row_says_where_it_comes_from(self, tmp_path, monkeypatch):
+    monkeypatch.setattr(origin, '_checkout', lambda: ('0123456789', True))
+    run = workdir_lib.open_workdir(tmp_path, {}, models=lambda: {'target': 'abc'})
+    run.record({'x': 1})
+    (row,) = workdir_lib.read_rows(tmp_path)
+    assert list(row['origin']) == ['commit', 'dirty', 'command', 'date', 'device', 'models']
+    assert row['origin']['models'] == {'target': 'abc'} and origin.commits([row]) == ['01234567+']
+    assert row['origin']['command'].startswith('python ')
+    assert datetime.datetime.fromisoformat(row['origin']['date']).tzinfo
 
   def test_rows_are_json_and_whole(self, tmp_path):
     config = ml_collections.ConfigDict(dict(a=1, b=dict(c=(1, 2))))
@@ -352,8 +372,8 @@ class TestWorkdir:
     run.record({'x': np.float32(0.5), 'y': np.arange(2), 'z': float('nan'), 'é': None})
     run.record({'x': 2})
     lines = (run.path / 'metrics.jsonl').read_text().splitlines()
-    assert json.loads(lines[0]) == {'x': 0.5, 'y': [0, 1], 'z': None, 'é': None}
-    assert workdir_lib.read_rows(run.path)[1] == {'x': 2}
+    assert without_origin(json.loads(lines[0])) == {'x': 0.5, 'y': [0, 1], 'z': None, 'é': None}
+    assert without_origin(workdir_lib.read_rows(run.path)[1]) == {'x': 2}
     assert json.loads((run.path / 'config.json').read_text()) == {'a': 1, 'b': {'c': [1, 2]}}
     assert sorted(file.name for file in run.path.glob('[!.]*')) == ['config.json', 'metrics.jsonl']
 
@@ -362,9 +382,9 @@ class TestWorkdir:
     first.record({'run': 1})
     first.write('report.html', 'of run 1')
     second = workdir_lib.open_workdir(tmp_path, {})
-    assert workdir_lib.read_rows(tmp_path) == [{'run': 1}]
+    assert read(tmp_path) == [{'run': 1}]
     second.record({'run': 2})
-    assert workdir_lib.read_rows(tmp_path) == [{'run': 2}]
+    assert read(tmp_path) == [{'run': 2}]
     assert not (tmp_path / 'report.html').exists()
 
   def test_resuming_drops_half_a_line(self, tmp_path):
@@ -372,7 +392,7 @@ class TestWorkdir:
     assert workdir_lib.read_rows(tmp_path) == [{'step': 1}]
     run = workdir_lib.open_workdir(tmp_path, {}, resume=True)
     run.record({'step': 2})
-    assert workdir_lib.read_rows(tmp_path) == [{'step': 1}, {'step': 2}]
+    assert read(tmp_path) == [{'step': 1}, {'step': 2}]
 
   def test_a_failed_write_leaves_the_old_file_alone(self, tmp_path, monkeypatch):
     run = workdir_lib.open_workdir(tmp_path, {})

@@ -1,6 +1,8 @@
 """The planner: programs compiled ahead, what is read from them, rooflines, and the command."""
 
 import json
+import pathlib
+import sys
 
 import pytest
 
@@ -185,3 +187,24 @@ def test_what_does_not_exist_is_refused_before_anything_is_compiled(changes, mes
   with pytest.raises(ValueError, match=message):
     plan.run(config(**changes), str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()
+
+
+def test_the_compiler_is_found_where_the_scripts_put_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(build_plans.importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(build_plans, 'TPU_COMPILER', tmp_path)
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  with pytest.raises(FileNotFoundError) as info:
+    plan.run(config(topology='v5e:2x2'), str(tmp_path / 'run'))
+  message = str(info.value)
+  assert f'pip install --no-deps --target={tmp_path} libtpu' in message and '\n' not in message
+  assert '--config.compile=False' in message and not (tmp_path / 'run').exists()
+  (tmp_path / 'libtpu').mkdir()
+  build_plans._find_tpu_compiler()
+  assert sys.path[-1] == str(tmp_path)
+
+
+def test_the_scripts_put_it_there():
+  scripts = pathlib.Path(__file__).parents[2] / 'scripts'
+  assert 'TPU_COMPILER="$MARKS/tpu-aot"' in (scripts / 'test.sh').read_text()
+  assert 'MARKS="$VENV/.specjax"' in (scripts / 'python_env.sh').read_text()
+  assert build_plans.TPU_COMPILER == pathlib.Path(sys.prefix) / '.specjax' / 'tpu-aot'

@@ -12,12 +12,12 @@ of Qwen3 add `q_norm` and `k_norm`.
 
 `embed_tokens.weight` is optional, and so is the `lm_head.weight` of an EAGLE-3 head over the whole
 vocabulary, which then has the target's; one over a part of it has the target's rows where its
-`config.json` says `shares_output_head`, a key of this project alone. `d2t` holds the distance from each draft token to the
-target's token, `t2d` marks the target's tokens that have a draft token. Files are
-`model.safetensors` or `pytorch_model.bin`; weights may be in eight bits
-(`specjax.heads.hf.eight_bits`). `table` lists all other tensors of a layout; reading,
-checking and writing follow from it, and a missing or an unexpected tensor is an error. So is an
-unknown key of `config.json` (`specjax.heads.hf.eagle_config`, `specjax.heads.hf.keys`).
+`config.json` says `shares_output_head`, a key of this project alone. `d2t` holds the distance from
+each draft token to the target's token, `t2d` marks the target's tokens that have a draft token.
+Files are `model.safetensors` or `pytorch_model.bin`; weights may be in eight bits
+(`specjax.heads.hf.eight_bits`). `table` lists all other tensors of a layout; reading, checking and
+writing follow from it, and a missing or an unexpected tensor is an error. So is an unknown key of
+`config.json` (`specjax.heads.hf.eagle_config`, `specjax.heads.hf.keys`).
 """
 
 from collections.abc import Iterator
