@@ -9,6 +9,7 @@ from experiments import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TAKE = '''import pathlib, sys
+from experiments import claims
 claims.claim(pathlib.Path(sys.argv[1]))
 '''
 

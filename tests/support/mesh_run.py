@@ -64,7 +64,7 @@ FEW = {
 }
 SHORT = {
     'tensor': [
-        ('model', 'block'), ('ngram', 'rejection'), ('eagle', 'block'), ('medusa tree', 'traversal')
+        ('model', 'rejection'), ('eagle', 'block'), ('medusa tree', 'traversal')
     ],
     'data x tensor': [('tree', 'coupled')],
     'sequence': [('eagle tree', 'greedy')],
