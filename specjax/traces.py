@@ -119,8 +119,7 @@ def expected_accepted(output: Any, rule: str) -> list[np.ndarray]:
   probability
 
     rejection:  prod_(j <= i) min(1, r_j)            (Leviathan et al. 2022, Chen et al. 2023)
-    block:      p_i = min(p_(i-1) r_i, 1), p_0 = 1   (Sun et al. 2024, in the mean over the
-                                                      drafts after i)
+    block:      p_i = min(p_(i-1) r_i, 1), p_0 = 1   (Sun et al. 2024; mean over later drafts)
 
   Args:
     output: a traced run of a chain, drawn or one-hot.

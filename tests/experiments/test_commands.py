@@ -42,6 +42,8 @@ ELSEWHERE = {
 COMMAND = re.compile(
     r'(?:python -m )?(?:experiments|benchmarks)\.\w+ --.*|python scripts/check_lossless.*'
 )
+# Those that read a workdir, and patterns of commands.
+NO_CONFIG = re.compile(r'experiments\.(NAME|report|export|compare)\b|=…|\.\.\.')
 # What differs only in these runs once.
 SIZES = re.compile(r' --(config\.)?(num_|max_new|seed|batch|prompts|out|workdir|new_)\S*')
 MAINS = dict(ablate=ablate, benchmark=benchmark, generate=generate)
@@ -75,6 +77,7 @@ COMMANDS = sorted(
     for command, name in {
         each: name for name, text in [*PAGES.items(), *TEXTS.items()] for each in commands_in(text)
     }.items()
+    if not NO_CONFIG.search(command)
 )
 
 

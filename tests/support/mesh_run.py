@@ -64,7 +64,7 @@ FEW = {
 }
 SHORT = {
     'tensor': [
-        ('model', 'rejection'), ('eagle', 'block'), ('medusa tree', 'traversal')
+        ('model', 'block'), ('ngram', 'rejection'), ('medusa tree', 'traversal')
     ],
     'data x tensor': [('tree', 'coupled')],
     'sequence': [('eagle tree', 'greedy')],

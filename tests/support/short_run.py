@@ -209,7 +209,7 @@ TABLE: dict[str, Short] = {
     ),
     'tests/drafters/test_vocabulary.py::test_output_is_plain_decodings': Short(
         ('rule0-model',), 'rule x shape, of which neither knows the other; 19 s',
-        elsewhere=('rule', 'kind'),
+        elsewhere=('rule', 'make'),
     ),
     'tests/test_tutorials.py::test_both_go_through_the_command_lines': Short(
         (), 'the sweep of the tutorial goes through the same machinery; 38 s',
@@ -271,7 +271,8 @@ TABLE: dict[str, Short] = {
         tuple(
             '-'.join((layout, *pair)) for layout, pairs in mesh_run.SHORT.items() for pair in pairs
         ),
-        'layout x drafter x rule: no drafter and no rule loses its only run on a mesh',
+        'layout x drafter x rule: no rule loses its only run on a mesh, and EAGLE runs as a tree',
+        elsewhere=('drafter',),
     ),
     _PROCESSES + 'test_the_script_runs_a_command_on_two_processes_and_the_first_one_writes': Short(
         (), 'the same two processes, started by the script; 23 s',
