@@ -2,10 +2,11 @@
 
     python scripts/make_images.py --out=docs/images
 
-`terminal.svg` is a completion by the shipped pair, run anew, as `experiments.generate` colours it;
-`spec_bench.svg` is drawn from `results/smollm2/spec_bench.jsonl` and names its machine.
+`terminal.svg` is an answer of SmolLM2 with prompt lookup, run anew, as `experiments.generate`
+colours it; `spec_bench.svg` is drawn from `results/smollm2/spec_bench.jsonl` and names its machine.
 """
 
+import io
 import json
 import pathlib
 import re
@@ -28,7 +29,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ROWS = ROOT / 'results' / 'smollm2' / 'spec_bench.jsonl'
 _OUT = flags.DEFINE_string('out', 'docs/images', 'The folder of the pictures.')
 
-_PROMPT, _LENGTH, _NEW = 3, 96, 112
+_QUESTION = """Repeat this text, word for word:
+The river rises in the hills, runs past three old mills, and meets the sea at a small harbour. \
+Fishermen mend their nets there in the morning, and in the evening the lamps of the harbour light \
+the water."""
+_TITLE = 'python -m experiments.generate --config.interactive'
 _NAMES = {
     'eagle_tree': 'EAGLE-3 tree', 'eagle': 'EAGLE-3 head', 'ngram': 'prompt lookup',
     'suffix': 'suffixes',
@@ -37,27 +42,26 @@ _COLOURS = {0.0: '#0f9682', 1.0: '#8f6ae0'}
 
 
 def terminal() -> str:
-  """A completion by the shipped pair, coloured by where each token came from, as SVG."""
-  pair = specjax.zoo.load('stdlib')
-  prompt = pair.prompts(_PROMPT + 1, length=_LENGTH)[_PROMPT]
+  """An answer, coloured by where each token came from, as SVG."""
+  loaded = specjax.load(specjax.zoo.source('smollm2'))
+  prompt = loaded.encode_chat([dict(role='user', content=_QUESTION)])
   output = specjax.generate(
-      pair.target, [prompt], drafter=specjax.drafters.model(pair.draft, num_speculative_tokens=4),
-      max_new_tokens=_NEW, tokenizer=pair.tokenizer, trace=True,
+      loaded.model, [prompt], drafter=specjax.drafters.ngram(num_speculative_tokens=6),
+      max_new_tokens=96, tokenizer=loaded.tokenizer, stop_tokens=loaded.end_tokens, trace=True,
   )
-  console = rich.console.Console(record=True, width=92, file=open('/dev/null', 'w'))
+  console = rich.console.Console(record=True, width=92, file=io.StringIO())
   text = rich.text.Text()
-  tokens = output.tokens[0, : output.lengths[0]]
-  pieces = traces.pieces(pair.tokenizer, tokens)
-  text.append(''.join(pieces[: len(prompt)])[-420:], style=display.COLOURS['prompt'])
-  for piece, source in zip(pieces[len(prompt) :], traces.sources(output, 0)):
-    text.append(piece, style=display.COLOURS.get(source, ''))
+  text.append(f'> {_QUESTION}\n\n', style=display.COLOURS['prompt'])
+  pieces = traces.pieces(loaded.tokenizer, output.tokens[0, : output.lengths[0]])[len(prompt) :]
+  for piece, source in zip(pieces, traces.sources(output, 0)):
+    text.append(piece.replace('<|im_end|>', ''), style=display.COLOURS.get(source, ''))
   console.print(text)
   console.print(
       f'\n{output.num_new_tokens} tokens in {output.target_passes} passes of the target: '
       f'{output.mean_acceptance_length:.2f} per pass', highlight=False,
   )
   console.print(display.LEGEND)
-  svg = console.export_svg(title='specjax', unique_id='specjax')
+  svg = console.export_svg(title=_TITLE, unique_id='specjax')
   # The style sheet would fetch a font from elsewhere; the reader's own monospace does as well.
   svg = re.sub(r'@font-face \{.*?\}\s*', '', svg, flags=re.DOTALL)
   return svg.replace('Fira Code', 'ui-monospace')
@@ -69,7 +73,7 @@ def spec_bench() -> str:
   rows = [row for row in rows if row['name'] and row['drafter'] in _NAMES]
   kinds = [kind for kind in _NAMES if any(row['drafter'] == kind for row in rows)]
   pyplot.rcParams.update({'font.size': 11, 'svg.hashsalt': 'specjax', 'svg.fonttype': 'none'})
-  figure, axes = pyplot.subplots(figsize=(7.2, 0.9 + 0.75 * len(kinds)), layout='constrained')
+  figure, axes = pyplot.subplots(figsize=(8.4, 0.9 + 0.75 * len(kinds)), layout='constrained')
   for row in rows:
     temperature = row['temperature']
     place = -kinds.index(row['drafter']) + (0.18 if temperature == 0 else -0.18)
@@ -83,7 +87,7 @@ def spec_bench() -> str:
   axes.set_xlim(0, max(row['speedup_high'] for row in rows) + 0.35)
   axes.spines[['top', 'right']].set_visible(False)
   handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in _COLOURS.values()]
-  axes.legend(handles, ['greedy', 'temperature 1'], frameon=False, loc='lower right')
+  figure.legend(handles, ['greedy', 'temperature 1'], frameon=False, loc='outside right upper')
   hardware, first = rows[0]['hardware'], rows[0]
   axes.set_title(
       f'SmolLM2-135M, {first["prompts"]} prompts of Spec-Bench, {hardware["cpu_cores"]} cores of '
@@ -91,7 +95,7 @@ def spec_bench() -> str:
   )
   path = pathlib.Path(_OUT.value) / 'spec_bench.svg'
   with atomic.replacing(path) as (temporary,):
-    figure.savefig(temporary, metadata={'Date': None})
+    figure.savefig(temporary, metadata={'Date': None}, facecolor='white')
   return str(path)
 
 
