@@ -23,7 +23,9 @@ from specjax.sharding import processes
 _HELP = ('-h', '-?', '--help', '-help', '--helpshort', '-helpshort')
 
 
-def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
+def main(
+    run: Callable[[Any, str], Any], *, workdir: str | None = None, keeps_programs: bool = True
+) -> None:
   """Runs `run(config, workdir)` with flags from the command line.
 
   What a user can mend (a wrong value, a missing file, a number that is not finite) ends
@@ -32,16 +34,19 @@ def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
   Args:
     run: the experiment.
     workdir: the default of `--workdir`; None makes the flag required.
+    keeps_programs: whether compiled programs are kept on disk (`experiments.compile_cache`).
   """
   config = config_flags.DEFINE_config_file(
       'config', None, 'What to run: a file in configs/, with :ARGUMENT for its variants.'
   )
   directory = flags.DEFINE_string('workdir', workdir, 'The folder for results.')
-  cache = flags.DEFINE_string(
-      'compile_cache', '',
-      'A folder for compiled programs, which are found there the next time; by default one in the '
-      f"user's cache folder; '{compile_cache.OFF}' for none.",
-  )
+  cache = None
+  if keeps_programs:
+    cache = flags.DEFINE_string(
+        'compile_cache', '',
+        'A folder for compiled programs, which are found there the next time; by default one in '
+        f"the user's cache folder; '{compile_cache.OFF}' for none.",
+    )
   address = flags.DEFINE_string(
       'coordinator_address', None, 'HOST:PORT of process 0, for several processes.'
   )
@@ -62,7 +67,8 @@ def main(run: Callable[[Any, str], Any], *, workdir: str | None = None) -> None:
       quiet = several and not processes.is_first()
       if several and not quiet:
         print(several, flush=True)
-      line = compile_cache.start(cache.value, several=bool(several))
+      chosen = compile_cache.OFF if cache is None else cache.value
+      line = compile_cache.start(chosen, several=bool(several))
       if line and not quiet:
         print(line, flush=True)
       run(config.value, directory.value, **({'console': _silent()} if quiet else {}))

@@ -47,4 +47,5 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
 
 
 if __name__ == '__main__':
-  cli.main(run, workdir='runs/plan')
+  # What is compiled for a device that is not here cannot be read back.
+  cli.main(run, workdir='runs/plan', keeps_programs=False)

@@ -161,14 +161,23 @@ def _numbers(rows: Sequence[Row], best: Row | None) -> list[Column]:
           'Speed-up (×)', speedup,
           note='Speed-ups are over plain decoding at the same temperature, in turns with it.',
       ),
-      Column('Predicted (×)', number('predicted_speedup')),
+      Column(
+          'Predicted (×)', number('predicted_speedup'),
+          note='Predictions are from calibrated costs and measured acceptance.',
+      ),
       Column(
           'Tokens/round', number('mean_acceptance_length'),
           note='Tokens per round count the bonus or recovered token.',
       ),
-      Column('Expected', number('expected_tokens_per_round')),
-      Column('Gain (%)', number('gain', scale=100, digits=1)),
-      Column('Accepted (%)', acceptance),
+      Column(
+          'Expected', number('expected_tokens_per_round'),
+          note='They are expected over the coins of the rule, for the drafts that were made.',
+      ),
+      Column(
+          'Gain (%)', number('gain', scale=100, digits=1),
+          note='Gains are in tokens per round, paired by prompt.',
+      ),
+      Column('Accepted (%)', acceptance, note='Accepted: of the drafted tokens.'),
       Column('Lossless', lambda row: Cell(_lossless(row)), is_number=False),
   ]
 

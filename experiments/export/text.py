@@ -49,7 +49,7 @@ def _flat(row: Row, parent: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def latex(table: Table, *, label: str) -> str:
-  """A floating table with booktabs, ready for `\\input`."""
+  r"""A floating table with booktabs, ready for `\input`; one that is too wide is made smaller."""
   alignment = ''.join('r' if column.is_number else 'l' for column in table.columns)
   heads = [_latex_head(column) for column in table.columns]
   bodies = [
@@ -58,20 +58,22 @@ def latex(table: Table, *, label: str) -> str:
   ]
   rule = '  \\midrule\n'
   return (
-      '% \\usepackage{booktabs}\n'
+      '% \\usepackage{booktabs,graphicx}\n'
       '\\begin{table}[t]\n'
       '\\centering\n'
       f'\\caption{{{escape(table.caption)}}}\n'
       f'\\label{{{label}}}\n'
       '\\small\n'
       '\\setlength{\\tabcolsep}{4pt}\n'
+      '\\sbox0{%\n'
       f'\\begin{{tabular}}{{@{{}}{alignment}@{{}}}}\n'
       '  \\toprule\n'
       f'  {_latex_line(heads)}\n'
       '  \\midrule\n'
       f'{rule.join(bodies)}'
       '  \\bottomrule\n'
-      '\\end{tabular}\n'
+      '\\end{tabular}}%\n'
+      '\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi\n'
       '\\end{table}\n'
   )
 
