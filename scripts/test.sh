@@ -47,6 +47,16 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 if [ -n "$everything" ]; then
   say "Everything: 22 minutes on two cores of an AMD EPYC, 16 without it."
   export SPECJAX_TEST_EVERYTHING=1
+  # The notebooks and README's example in an environment like Colab's, on the oldest JAX.
+  COLAB="$MARKS/colab"
+  if ! "$COLAB/bin/python" -c 'import nbclient, specjax' 2> /dev/null; then
+    say "Making an environment with Colab's pins …"
+    "$PYTHON" -m venv --clear "$COLAB"
+    "$COLAB/bin/python" -m pip install --quiet --disable-pip-version-check \
+      --constraint tests/colab.txt --editable '.[experiments,notebooks,gguf]' \
+      nbclient pytest safetensors sentencepiece
+  fi
+  "$COLAB/bin/python" -m pytest -q -rs tests/test_api.py tests/experiments/test_notebooks.py
 fi
 # A module's tests share what it compiles, so that they go to one worker. Modules begin in the order
 # of tests/support/short_run.py. -rs: what was skipped is said at the end, with its reason.
