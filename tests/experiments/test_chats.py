@@ -191,8 +191,9 @@ class TestInteractive:
   def talk(self, path, *turns, **fields):
     """Runs a chat with these turns; an exception among them is raised where it is asked for."""
     config = zoo.get_config('smoke')
-    config.dtype, config.interactive, config.max_new_tokens = 'float32', True, 6
-    config.drafter.kind, config.rounds_per_chunk = 'ngram', 1
+    # The programs of the command in configs/zoo.py that test_commands runs.
+    config.dtype, config.interactive, config.rounds_per_chunk = 'float32', True, 1
+    config.drafter.kind = 'suffix'
     config.update(fields)
     left = iter(turns)
 
