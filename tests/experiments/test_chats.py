@@ -191,9 +191,9 @@ class TestInteractive:
   def talk(self, path, *turns, **fields):
     """Runs a chat with these turns; an exception among them is raised where it is asked for."""
     config = zoo.get_config('smoke')
-    # The programs of the command in configs/zoo.py that test_commands runs.
-    config.dtype, config.interactive, config.rounds_per_chunk = 'float32', True, 1
-    config.drafter.kind = 'suffix'
+    # The programs of the commands that test_commands runs.
+    config.dtype, config.cache_length, config.max_new_tokens = 'float32', 128, 6
+    config.interactive, config.rounds_per_chunk = True, 1
     config.update(fields)
     left = iter(turns)
 
