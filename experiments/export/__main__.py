@@ -13,6 +13,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 
 from experiments import export
 
@@ -20,6 +21,7 @@ from experiments import export
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'What is {argv[1:]}? The folder is given as --workdir=DIR.')
+  logging.set_verbosity(logging.WARNING)  # what embeds fonts reports every table of each
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
   out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else workdir / export.FOLDER
   try:

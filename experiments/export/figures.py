@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 import io
-from typing import Any
 
 from experiments.report.plots import Plot
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, the palest one left out.
-_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
-_MARKERS = 'osD^vPX'
+# Okabe and Ito's colours, which colour-blind readers tell apart, with grey for the palest one.
+_COLOURS = (
+    '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#888888',
+)  # fmt: skip
+_MARKERS = 'osD^vPX*'
 # Of a series whose colour is a class of the report's style sheet, or that of text.
 _NAMED = {'measured': _COLOURS[0], 'predicted': '#999999', None: '#000000'}
 _STYLE = {
@@ -21,9 +22,7 @@ _STYLE = {
     # The same rows give the same bytes.
     'svg.hashsalt': 'specjax',
 }  # fmt: skip
-_WIDTH, _HEIGHT = 3.4, 2.3  # inches
-# A legend of more lines stands beside the plot, not in it.
-_MOST_INSIDE = 4
+_WIDTH, _HEIGHT, _LINE = 3.4, 2.3, 0.15  # inches, the last one of a line of the legend
 
 
 def draw(plot: Plot, kind: str) -> bytes:
@@ -36,23 +35,20 @@ def draw(plot: Plot, kind: str) -> bytes:
     height = _HEIGHT
     if plot['kind'] == 'hbars':
       height = max(0.6 + 0.3 * len(plot['x']['values']), 1.4)
+    # Below the plot a legend hides nothing, and takes no width.
+    across = 1 if max(len(series['name']) for series in shown) > 32 else 2
+    if len(shown) > 1:
+      height += _LINE * -(-len(shown) // across)
     figure = figure_lib.Figure(figsize=(_WIDTH, height), layout='constrained')
     axes = figure.add_subplot()
     _DRAW[plot['kind']](axes, plot['x'], shown)
     _label(axes, plot)
     if len(shown) > 1:
-      axes.legend(**_place(len(shown)))
+      figure.legend(loc='outside lower center', ncols=across)
     content = io.BytesIO()
     dates = {'pdf': {'CreationDate': None}, 'svg': {'Date': None}}
     figure.savefig(content, format=kind, metadata=dates[kind], bbox_inches='tight')
   return content.getvalue()
-
-
-def _place(count: int) -> dict[str, Any]:
-  """Where a legend of so many lines stands."""
-  if count <= _MOST_INSIDE:
-    return dict(loc='best')
-  return dict(loc='center left', bbox_to_anchor=(1.0, 0.5))
 
 
 def _label(axes, plot: Plot) -> None:

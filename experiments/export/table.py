@@ -213,9 +213,12 @@ def _setting(rows: Sequence[Row]) -> str:
   elif hardware.get('devices', 1) > 1:
     place = f'{hardware["devices"]} × {place}'
   commits = origin.commits(rows)
+  varying = _varying(rows) if 'fields' in first else ()
+  same = [pair for pair in first.get('fields', {}).items() if pair[0] not in varying]
   parts = [
       f'{_range(prompts)} prompts' if prompts else '',
       f'batch size {_range(sizes)}' if sizes else '',
+      sweep_lib.label(same),
       ' and '.join(sorted({row['dtype'] for row in rows if row.get('dtype')})),
       place,
       f'JAX {versions["jax"]}' if 'jax' in versions else '',

@@ -26,12 +26,12 @@ def csv(rows: Sequence[Row]) -> str:
   """All rows, those of failed arms too, with every number as precise as it is in `metrics.jsonl`.
 
   What lies in an object has a dotted name, what lies in a list a numbered one. Lists of lists are
-  left out.
+  left out, and what no row has.
   """
   flat = [dict(_flat(row)) for row in rows]
-  names = list(dict.fromkeys(name for row in flat for name in row))
+  names = dict.fromkeys(name for row in flat for name, value in row.items() if value is not None)
   text = io.StringIO()
-  writer = csv_lib.DictWriter(text, names, lineterminator='\n')
+  writer = csv_lib.DictWriter(text, list(names), lineterminator='\n', extrasaction='ignore')
   writer.writeheader()
   writer.writerows(flat)
   return text.getvalue()
@@ -63,6 +63,7 @@ def latex(table: Table, *, label: str) -> str:
       '\\centering\n'
       f'\\caption{{{escape(table.caption)}}}\n'
       f'\\label{{{label}}}\n'
+      '\\vspace{4pt}\n'
       '\\small\n'
       '\\setlength{\\tabcolsep}{4pt}\n'
       '\\sbox0{%\n'

@@ -26,6 +26,8 @@ CHATS = 'chats.jsonl'
 NEW, QUIT = '/new', '/quit'
 _MARK = '> '
 _QUIET = 'bright_black'
+# Every length of the cache is compiled anew: a short chat needs one.
+_LEAST_CACHE = 512
 
 Message = dict[str, str]
 
@@ -72,7 +74,7 @@ def run(
     try:
       turn = turn or ask(_MARK)
     except KeyboardInterrupt:
-      console.print(f'\nCtrl-D or {QUIT} ends the chat.', style=_QUIET)
+      console.print(f'\nCtrl-D or {QUIT} ends the chat.', style=_QUIET, highlight=False)
       continue
     except EOFError:
       console.print()
@@ -157,6 +159,7 @@ class _Session:
       )
       return None
     if output is None:
+      self._console.print('Stopped before there was an answer.', style=_QUIET)
       return None
     self._keep([*messages, {'role': 'assistant', 'content': output.texts[0]}])
     record = dataclasses.asdict(generation.record(self._chat.work, [output]))
@@ -177,7 +180,9 @@ class _Session:
     output = None
     try:
       tokens, options = generation.request(work, [row], self._console)
-      size = work.options['cache_length'] or specjax.generation.bucket(length + most)
+      size = work.options['cache_length']
+      size = size or max(specjax.generation.bucket(length + most), _LEAST_CACHE)
+      options['cache_length'] = size
       if size not in self._compiled:
         generation.compile_first(work, tokens, options, self._console)
         self._compiled.add(size)
@@ -213,14 +218,14 @@ def _line(output: GenerateOutput, is_cut: bool) -> rich.text.Text:
   parts = [
       f'{output.num_new_tokens} tokens',
       f'{output.tokens_per_second:.1f} tokens/s',
-      f'{output.mean_acceptance_length:.2f} tokens per pass',
+      f'{output.mean_acceptance_length:.2f} a pass',
   ]
   rate = output.draft_acceptance_rate
   if rate is not None and math.isfinite(rate):
-    parts.append(f'{100 * rate:.0f} % of drafts accepted')
-  parts.append(f'{int(output.prompt_lengths[0])} tokens read in {output.prefill_seconds:.2f} s')
+    parts.append(f'{100 * rate:.0f} % accepted')
+  parts.append(f'{int(output.prompt_lengths[0])} read in {output.prefill_seconds:.2f} s')
   if is_cut:
     parts.append('stopped')
   elif output.finish_reasons[0] == 'length':
-    parts.append('ended by config.max_new_tokens')
+    parts.append('max_new_tokens')
   return rich.text.Text(' · '.join(parts))

@@ -191,8 +191,9 @@ class TestInteractive:
   def talk(self, path, *turns, **fields):
     """Runs a chat with these turns; an exception among them is raised where it is asked for."""
     config = zoo.get_config('smoke')
-    config.dtype, config.interactive, config.max_new_tokens = 'float32', True, 6
-    config.drafter.kind, config.rounds_per_chunk = 'ngram', 1
+    # The programs of the commands that test_commands runs.
+    config.dtype, config.cache_length, config.max_new_tokens = 'float32', 128, 6
+    config.interactive, config.rounds_per_chunk = True, 1
     config.update(fields)
     left = iter(turns)
 

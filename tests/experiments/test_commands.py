@@ -145,6 +145,8 @@ def smoke_commands() -> list[str]:
     left = ('FOLDER', 'smoke', 'methods.', 'docs/examples', 'ORGANISATION')
     if any(each in command for each in left):
       continue
+    if 'interactive' in command:
+      continue  # test_chats.py::TestInteractive types the turns
     kinds.setdefault(SIZES.sub('', command), command)
   return list(kinds.values())
 
@@ -160,7 +162,7 @@ def test_its_smoke_form_runs(command, files, monkeypatch):
   config.dtype = 'float32'
   if main != 'generate':
     shrink(config)
-  if config.prompt_file == '-' or config.get('interactive'):
+  if config.prompt_file == '-':
     monkeypatch.setattr(sys, 'stdin', io.StringIO('def f(x):\n'))
   console = rich.console.Console(file=io.StringIO(), width=120)
   rows = MAINS[main].run(config, str(files / 'run'), console=console)

@@ -107,6 +107,7 @@ def test_a_sweep_has_a_column_for_each_field_that_differs():
   assert [column.head for column in table.columns][:3] == ['K', 'Rule', 'Tokens/s']
   same = table_lib.of_rows(sweep()[:2], title='A sweep')
   assert [column.head for column in same.columns][:2] == ['K', 'Tokens/s']
+  assert same.caption.startswith('A sweep. 4 prompts, rule=rejection, float32, a CPU')
   written = text.latex(table, label='tab:x')
   assert '2 & rejection & 40 & ' in written and 'same law' in written
 
