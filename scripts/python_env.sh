@@ -4,6 +4,7 @@
 # Environment:
 #   SPECJAX_PYTHON  an interpreter to use instead of the newest one that is found
 #   SPECJAX_VENV    a folder for the environment, instead of .venv in the repository
+#   SPECJAX_EXTRA   cuda, tpu or cpu, instead of what is found in the machine
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${SPECJAX_VENV:-$ROOT/.venv}"
@@ -128,6 +129,28 @@ print(hashlib.sha256(open(sys.argv[1], "rb").read() + sys.argv[2].encode()).hexd
       "index with PIP_INDEX_URL. Then run this script again: it goes on where it stopped."
   mkdir -p "$MARKS"
   for extra in ${1//,/ }; do printf '%s\n' "$hash" > "$MARKS/$extra"; done
+}
+
+# Prints cuda, tpu or cpu: what JAX is to be installed for.
+accelerator() {
+  local device
+  if [ -n "${SPECJAX_EXTRA:-}" ]; then
+    echo "$SPECJAX_EXTRA"
+    return
+  fi
+  if nvidia-smi -L > /dev/null 2>&1; then
+    echo cuda
+    return
+  fi
+  for device in /sys/bus/pci/devices/*; do
+    # Google's accelerators by their class, since its network cards have the same vendor.
+    if [ "$(cat "$device/vendor" 2>/dev/null)" = 0x1ae0 ] \
+      && [[ "$(cat "$device/class" 2>/dev/null)" == 0x12* ]]; then
+      echo tpu
+      return
+    fi
+  done
+  echo cpu
 }
 
 # setup EXTRAS: makes "$PYTHON" run the project, and its root the working folder.

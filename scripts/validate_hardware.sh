@@ -37,25 +37,7 @@ for argument in "$@"; do
   esac
 done
 
-# Prints cuda, tpu or cpu.
-detect() {
-  local device
-  if nvidia-smi -L > /dev/null 2>&1; then
-    echo cuda
-    return
-  fi
-  for device in /sys/bus/pci/devices/*; do
-    # Google's accelerators by their class, since its network cards have the same vendor.
-    if [ "$(cat "$device/vendor" 2>/dev/null)" = 0x1ae0 ] \
-      && [[ "$(cat "$device/class" 2>/dev/null)" == 0x12* ]]; then
-      echo tpu
-      return
-    fi
-  done
-  echo cpu
-}
-
-kind="${SPECJAX_EXTRA:-$(detect)}"
+kind="$(accelerator)"
 case "$kind" in
   cuda | tpu) extras="experiments,test,$kind" platforms="$kind,cpu" ;;
   cpu) extras=experiments,test platforms=cpu ;;

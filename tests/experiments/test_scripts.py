@@ -281,3 +281,13 @@ def test_quickstart_runs_the_main_job_with_the_users_arguments(home, checkout):
   assert ran.returncode == 0, ran.stderr
   expected = '-m experiments.benchmark --config=configs/quickstart.py --workdir=runs/quickstart'
   assert f'ran {expected} --config.seed=1' in ran.stdout
+
+
+def test_the_accelerator_is_what_the_machine_says(home):
+  """nvidia-smi may be there without a GPU."""
+  found = lambda **more: shell('accelerator', **env(home, **more)).stdout.strip()
+  executable(home / 'tools' / 'nvidia-smi', '#!/bin/sh\nexit 0\n')
+  assert found() == 'cuda'
+  executable(home / 'tools' / 'nvidia-smi', '#!/bin/sh\nexit 9\n')
+  assert found() in ('cpu', 'tpu')
+  assert found(SPECJAX_EXTRA='tpu') == 'tpu'
