@@ -4,6 +4,7 @@
     sphinx-build -W --keep-going -b html docs docs/_build/html
 """
 
+import inspect
 import pathlib
 import re
 import sys
@@ -50,6 +51,9 @@ autodoc_typehints_format = 'short'
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 88
 
+_BUILTIN = (tuple, type(None), int, float, bool, str, dict, list, frozenset)
+_OF_TYPES = {(inspect.getdoc(kind) or '').partition('\n')[0] for kind in _BUILTIN}
+
 html_theme = 'furo'
 html_title = f'specjax {release}'
 html_show_sphinx = False
@@ -74,7 +78,9 @@ def _as_rst(app, what, name, obj, options, lines):
   Both become literal blocks, and bars in the text are escaped.
   """
   del app, what, name, obj, options
-  lines[:] = list(_literal_blocks(lines))
+  # An attribute without a docstring would have that of its type.
+  first = next((line.strip() for line in lines if line.strip()), '')
+  lines[:] = [] if first in _OF_TYPES else list(_literal_blocks(lines))
 
 
 def _literal_blocks(lines):
