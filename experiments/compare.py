@@ -47,9 +47,10 @@ def run(
       console.print(f'not alike: {line}', highlight=False, soft_wrap=True, style='yellow')
   else:
     comparison.check(runs)
+  tables = comparison.tables(runs)  # refused before anything is said
   for line in comparison.notes(runs):
     console.print(line, highlight=False, markup=False, soft_wrap=True)
-  for head, rows in comparison.tables(runs):
+  for head, rows in tables:
     console.print()
     console.print(display.table(rows, title=head))
   for line in comparison.alone(runs):

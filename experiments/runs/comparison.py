@@ -14,6 +14,11 @@ Row = Mapping[str, Any]
 
 # What must agree for times to be compared.
 _PLACE = ('hardware', 'versions')
+# What they are called, which arms there are, and what no number depends on.
+_SEEN = (
+    'name', 'title', 'question', 'arms', 'order', 'fresh', 'x', 'baseline', 'trace_methods',
+    'stream_method',
+)  # fmt: skip
 # Numbers that are set beside each other, with their heads.
 NUMBERS = {
     'tokens_per_second': 'tokens/s',
@@ -107,10 +112,9 @@ def notes(runs: Sequence[Run]) -> list[str]:
     if len(set(values)) > 1:
       lines.append(f'{what}: {_each(values, runs)}')
   settings = [dict(_flat(run.settings)) for run in runs]
-  for name in dict.fromkeys(name for each in settings for name in each):
-    values = [str(each.get(name, 'absent')) for each in settings]
-    # What they are called, and which arms there are, is seen.
-    if len(set(values)) > 1 and name not in ('name', 'title', 'arms', 'order', 'fresh'):
+  for name in [name for name in settings[0] if all(name in each for each in settings)]:
+    values = [str(each[name]) for each in settings]
+    if len(set(values)) > 1 and name not in _SEEN:
       lines.append(f'config.{name}: {_each(values, runs)}')
   return lines
 
