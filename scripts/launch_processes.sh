@@ -7,9 +7,10 @@
 # starts 2 processes with 4 CPU devices each; the first one writes and prints, the others log to
 # a file that is named if they fail. On real machines run the same command on each of them with
 # --coordinator_address=HOST:PORT --num_processes=N --process_id=0 … N - 1; under Slurm and on a TPU
-# slice processes need none of these flags (scripts/clusters). When one process ends with an error, the others are ended too.
+# slice processes need none of these flags (scripts/clusters). When one process ends with an error,
+# the others are ended too.
 set -euo pipefail
-[ $# -ge 3 ] || { sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 PROCESSES="$1" DEVICES="$2" NAME="$3"
 shift 3
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
