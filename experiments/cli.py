@@ -73,6 +73,10 @@ def main(
         print(line, flush=True)
       run(config.value, directory.value, **({'console': _silent()} if quiet else {}))
     except (ValueError, OSError, FloatingPointError) as error:
+      if several:
+        # Leaving as usual would wait for the others, which wait for this one.
+        print(f'error: {error}', file=sys.stderr, flush=True)
+        os._exit(1)
       sys.exit(f'error: {error}')
     except jax.errors.JaxRuntimeError as error:
       if not several:

@@ -61,7 +61,7 @@ def start(chosen: str = '', *, several: bool = False) -> str:
     # Whoever can write here has code run: it is the user's own.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     own = _open(folder)
-  except OSError as error:
+  except (OSError, NotImplementedError) as error:  # the latter: no locks on this file system
     if chosen:
       raise OSError(
           f'--compile_cache={chosen} cannot be written to ({error}). Give another folder, or '
@@ -121,7 +121,10 @@ def _close(
 
 def _remove_oldest(folder: pathlib.Path) -> None:
   """Removes the oldest programs while there are too many."""
-  files = [(path.stat(), path) for path in folder.glob(_PROGRAMS)]
+  files = []
+  for path in folder.glob(_PROGRAMS):
+    with contextlib.suppress(FileNotFoundError):  # another process removes, too
+      files.append((path.stat(), path))
   size = sum(about.st_size for about, _ in files)
   for about, path in sorted(files, key=lambda each: each[0].st_mtime_ns):
     if size <= _MOST_BYTES:

@@ -46,7 +46,7 @@ def comments(file: pathlib.Path, functions: Sequence[str] = ('get_config',)) -> 
   text = file.read_text(encoding='utf-8-sig')
   tree, lines = ast.parse(text), text.splitlines()
   defined = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-  reached, called = list(functions), {}
+  reached, called = [name for name in functions if name in defined], {}
   for name in reached:  # grows
     for call in [node for node in ast.walk(defined[name]) if isinstance(node, ast.Call)]:
       match call.func:

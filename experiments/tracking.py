@@ -83,5 +83,8 @@ def tracker(workdir: workdir_lib.Workdir, *, name: str, services: Sequence[str])
     yield add
   finally:
     live.close()
+    # A report that was made meanwhile has taken the place of what was being written.
+    if metrics.exists():
+      tensorboard.write(workdir.path, workdir_lib.read_rows(workdir.path))
     for run in runs:
       run.finish()

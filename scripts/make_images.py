@@ -33,7 +33,7 @@ _QUESTION = """Repeat this text, word for word:
 The river rises in the hills, runs past three old mills, and meets the sea at a small harbour. \
 Fishermen mend their nets there in the morning, and in the evening the lamps of the harbour light \
 the water."""
-_TITLE = 'python -m experiments.generate --config.interactive'
+_TITLE = 'specjax: SmolLM2-135M with prompt lookup'
 _NAMES = {
     'eagle_tree': 'EAGLE-3 tree', 'eagle': 'EAGLE-3 head', 'ngram': 'prompt lookup',
     'suffix': 'suffixes',

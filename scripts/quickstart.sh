@@ -3,7 +3,8 @@
 #
 #   ./scripts/quickstart.sh [--config.FIELD=VALUE …]
 #
-# Sets up .venv in the repository, with JAX for the GPU or TPU that is there, then writes runs/quickstart/ (report.html, metrics.jsonl).
+# Sets up .venv in the repository, with JAX for the GPU or TPU that is there, then writes
+# runs/quickstart/ (report.html, metrics.jsonl).
 # SPECJAX_PYTHON=/path/to/python3 chooses the interpreter (3.12 or newer is fastest), SPECJAX_EXTRA=cpu
 # (cuda, tpu) what JAX is installed for.
 set -euo pipefail

@@ -36,6 +36,7 @@ MODULES = {
     'specjax.sharding.roofline': 'specjax.planning.roofline',
     'specjax.sharding.table': 'specjax.planning.table',
     'specjax.testing.statistics': 'specjax.testing.chi_square',
+    'specjax.zoo.smollm2': 'specjax.zoo.fetched',
 }
 # Package or module: {old name: package that has it now}.
 NAMES = {

@@ -199,7 +199,7 @@ def shipped_head(pair: Any, name: str) -> Any:
 
 
 def _folder_of_head(folder: pathlib.Path, name: str) -> str:
-  names = sorted(path.name for path in folder.iterdir())
+  names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
   return next((each for each in names if each.startswith(name)), name)
 
 
@@ -214,7 +214,7 @@ def source(config: ConfigDict) -> str | pathlib.Path:
   if settings.path or config.target.path:
     return settings.path
   # Beside the pair's target.
-  folder = zoo.source(config.target.name).parent
+  folder = zoo.folder(config.target.name)
   return folder / (_folder_of_head(folder, head[1]) if head else settings.draft or 'draft')
 
 

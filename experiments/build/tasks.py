@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -193,6 +194,11 @@ def _eagle3(
   rows = rows if vocabulary is None else rows[vocabulary]
   fits = rows.shape == (shape.vocab_size, shape.width)
   shared = {} if settings.get('own_output', True) else {'head': rows}
+  if shared and jax.process_count() > 1:
+    raise ValueError(
+        'config.head.own_output=False compares the output head with that of the target when it is '
+        'saved, for which one process must have both: train with one process, or with own_output.'
+    )
   if shared and not fits:
     raise ValueError(
         f"config.head.own_output=False takes the target's output head, {rows.shape}, which does "

@@ -45,7 +45,7 @@ def write(
   if drawn and importlib.util.find_spec('matplotlib') is None:
     texts = ','.join(each for each in formats if each in _TEXTS) or ','.join(_TEXTS)
     raise ValueError(
-        f"Plots as {' and '.join(drawn)} need matplotlib: pip install 'specjax[export]', or leave "
+        f"Plots as {' and '.join(drawn)} need matplotlib: pip install -e '.[export]', or leave "
         f'them out with --formats={texts}.'
     )
   rows = workdir_lib.read_rows(workdir)

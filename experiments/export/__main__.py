@@ -4,7 +4,7 @@
 
 The folder `export` in the workdir, or the one of `--out`, gets `rows.csv` (every number of every
 row), `table.tex` (booktabs; `\\input` it), `table.md`, and every plot of the report as PDF and SVG,
-by matplotlib (`pip install 'specjax[export]'`).
+by matplotlib (`pip install -e '.[export]'`).
 """
 
 from collections.abc import Sequence

@@ -63,9 +63,10 @@ def run(
     ask: shows a text and returns a line, or raises `EOFError`; None reads the terminal.
 
   Raises:
-    ValueError: if the chats in the workdir cannot be read.
+    ValueError: if the chats in the workdir cannot be read, or another process has it.
     FloatingPointError: if the target's logits are not numbers.
   """
+  results.claim()
   ask = _from_terminal() if ask is None else ask
   session = _Session(chat, results, console, _read(results))
   session.greet()

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import json
+import pathlib
+from typing import Any
 
 from experiments import workdir as workdir_lib
 from experiments.runs import arms as arms_lib
@@ -10,6 +12,7 @@ from experiments.runs import forecasts
 from experiments.runs import records
 from experiments.runs import runner as runner_lib
 from specjax.analysis import costs as costs_lib
+from specjax.sharding import processes
 
 FOLDER = 'calibrations'
 
@@ -45,14 +48,19 @@ def of_arms(
     # The cases of arms that are still missing would be another calibration: the key says which.
     cases = sorted({forecasts.case_of(arm) for arm in group})
     name = f'{FOLDER}/{key}-{arms_lib.digest(cases)[:8]}.json'
-    path = workdir.path / name
-    if path.exists() and not study.fresh:
-      calibration = costs_lib.from_json(json.loads(path.read_text(encoding='utf-8-sig')))
-    else:
+    known = None if study.fresh else processes.of_first(lambda: _read(workdir.path / name))
+    if known is None:
       calibration = _measure(group, settings, session, say)
-      workdir.write_json(name, dataclasses.asdict(calibration))
+      # The clocks of all hosts differ: one of them chooses.
+      known = processes.of_first(lambda: workdir_lib.to_json(calibration))
+      workdir.write_json(name, known)
+    calibration = costs_lib.from_json(known)
     calibrations |= {arm.key: calibration for arm in group}
   return calibrations
+
+
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+  return json.loads(path.read_text(encoding='utf-8-sig')) if path.exists() else None
 
 
 def choose(

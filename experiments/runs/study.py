@@ -20,6 +20,7 @@ from experiments.runs import records
 from experiments.runs import run as run_lib
 from experiments.runs import runner as runner_lib
 from experiments.runs import tables
+from specjax.sharding import processes
 
 Rows = list[dict[str, Any]]
 
@@ -53,7 +54,8 @@ def run(
   """
   session = session or runner_lib.Session()
   store = arms_lib.Store(workdir)
-  arms, results = study.arms, _finished(study, store)
+  arms = study.arms
+  results = processes.of_first(lambda: _finished(study, store))
   todo = [arm for arm in arms if results[arm.key] is None]
   _tell_what_is_there(console, arms, results, store)
   if todo:

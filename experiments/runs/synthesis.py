@@ -174,6 +174,7 @@ def run(
     ValueError: if the workdir holds other chats, or the model writes nothing that is kept.
   """
   say = lambda text: console.print(text, highlight=False, soft_wrap=True)
+  results.claim()
   kept = Kept(work.num_chats)
   seconds, made = 0.0, 0
   for number in itertools.count():

@@ -316,11 +316,12 @@ def _resume(results: workdir_lib.Workdir, say: Say) -> int:
     ValueError: if the workdir holds another run.
   """
   path = results.path
-  first = 0
-  if (path / 'checkpoints').is_dir():
-    store = checkpoints.Checkpoints(path / 'checkpoints')
-    first = store.latest_step() or 0
-    store.close()
+  first = _newest_step(path / 'checkpoints')
+  if first != processes.of_first(lambda: first):
+    raise ValueError(
+        f'The processes of this run see different checkpoints in {path}: the workdir must be on a '
+        'file system that all hosts mount.'
+    )
   if first and (path / workdir_lib.CONFIG).exists():
     _check_same_run(results)
     say(f'Going on from step {first} in {path}.')
@@ -329,6 +330,17 @@ def _resume(results: workdir_lib.Workdir, say: Say) -> int:
     lines = ''.join(json.dumps(row) + '\n' for row in rows)
     atomic.write(path / workdir_lib.METRICS, lines)
   return first
+
+
+def _newest_step(folder: pathlib.Path) -> int:
+  """Of the checkpoints in a folder; 0 where there are none."""
+  if not folder.is_dir():
+    return 0
+  store = checkpoints.Checkpoints(folder)
+  try:
+    return store.latest_step() or 0
+  finally:
+    store.close()
 
 
 def _check_same_run(results: workdir_lib.Workdir) -> None:

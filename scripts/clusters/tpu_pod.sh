@@ -9,8 +9,9 @@
 #       --workdir=runs/own
 #   ./scripts/clusters/tpu_pod.sh fetch NAME ZONE runs/own
 #
-# setup copies what is committed of this repository to every host and installs it; run starts the same
-# command on all of them, which find each other; fetch brings the workdir of the first host back.
+# The images' Python is too old, and uv brings another one. setup copies what is committed of this repository to every host and installs it; run starts the same
+# command on all of them, which find each other; fetch brings the workdir of the first host back. A run
+# that is to go on where it stopped needs a workdir that all hosts mount.
 # SPECJAX_DRY_RUN=1 prints the commands instead.
 set -euo pipefail
 usage() { sed -n '2,15p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
@@ -31,7 +32,9 @@ case "$VERB" in
     git -C "$ROOT" archive --format=tar.gz --output="$archive" HEAD
     gcloud_tpu scp "$archive" "$NAME:specjax.tar.gz" --worker=all
     everywhere 'mkdir -p specjax && tar -xzf specjax.tar.gz -C specjax && cd specjax \
-&& python3 -m venv .venv && .venv/bin/pip install --quiet -e ".[experiments,tpu]"'
+&& python3 -m pip install --user --quiet uv \
+&& ~/.local/bin/uv venv --quiet --seed --python 3.12 .venv \
+&& .venv/bin/pip install --quiet -e ".[experiments,tpu]"'
     rm -r "$(dirname "$archive")"
     ;;
   run)

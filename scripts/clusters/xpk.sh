@@ -6,7 +6,7 @@
 #       --workdir=/results/own
 #
 # needs a cluster that `xpk cluster create` made (XPK_CLUSTER, XPK_ZONE and XPK_PROJECT name it) and
-# sends the repository along with a Python image. Pods are gone when the workload is over: mount
+# sends what is committed of the repository along with a Python image. Pods are gone when the workload is over: mount
 # storage for the workdir (`xpk storage attach`). SPECJAX_DRY_RUN=1 prints the command instead.
 set -euo pipefail
 [ $# -ge 4 ] || { sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
@@ -18,9 +18,13 @@ for name in XPK_CLUSTER XPK_ZONE XPK_PROJECT; do
   [ -n "${!name:-}" ] || { echo "$name is not set; see the head of $0." >&2; exit 2; }
 done
 arguments="$(printf '%q ' "$@")"
+# What is committed, without environments and results.
+sources="$(mktemp -d)"
+trap 'rm -r "$sources"' EXIT
+git -C "$ROOT" archive HEAD | tar -x -C "$sources"
 command=(
   xpk workload create "--workload=$NAME" "--tpu-type=$TYPE" "--cluster=$XPK_CLUSTER"
-  "--zone=$XPK_ZONE" "--project=$XPK_PROJECT" "--base-docker-image=$IMAGE" "--script-dir=$ROOT"
+  "--zone=$XPK_ZONE" "--project=$XPK_PROJECT" "--base-docker-image=$IMAGE" "--script-dir=$sources"
   "--command=pip install --quiet -e '.[experiments,tpu]' && python -m experiments.$EXPERIMENT $arguments"
 )
 if [ -n "${SPECJAX_DRY_RUN:-}" ]; then printf '%q ' "${command[@]}"; echo; else "${command[@]}"; fi

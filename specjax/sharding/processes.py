@@ -1,6 +1,7 @@
 """Several processes that run one program: how they start, what only the first one does."""
 
 from collections.abc import Callable
+import json
 import os
 import re
 from typing import Any, NamedTuple
@@ -12,7 +13,11 @@ import numpy as np
 
 # A process that says nothing for so long is taken for dead, and the others end.
 HEARTBEAT_SECONDS = 20
-_KUBERNETES = 'k8s'
+_NAMES = {
+    'K8sCluster': 'k8s', 'SlurmCluster': 'slurm', 'OmpiCluster': 'ompi',
+    'GkeTpuCluster': 'gketpu', 'GceTpuCluster': 'gcetpu', 'Mpi4pyCluster': 'mpi4py',
+}
+_PODS = ('gketpu', 'gcetpu')
 
 
 class Cluster(NamedTuple):
@@ -36,21 +41,33 @@ def detect() -> Cluster | None:
     ValueError: if there is one that does not say how many processes there are.
   """
   for kind in clusters.ClusterEnv._cluster_types:
-    name = kind.name or _KUBERNETES  # the only one that JAX leaves without a name
-    # A pod that is no part of an indexed job, a notebook say, is a process of its own.
-    is_alone = name == _KUBERNETES and 'JOB_COMPLETION_INDEX' not in os.environ
-    if kind.opt_in_only_method or is_alone or not kind.is_env_present():
+    # JAX leaves the one for Kubernetes without a name, and before 0.8 all of them.
+    name = getattr(kind, 'name', '') or _NAMES.get(kind.__name__, kind.__name__)
+    if getattr(kind, 'opt_in_only_method', False) or _is_alone(name):
       continue
     try:
+      if not kind.is_env_present():
+        continue
       cluster = Cluster(name, kind.get_process_count(), kind.get_process_id())
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
       raise ValueError(
-          f'{name} started this process and does not say as which of how many: {error} Give '
+          f'{name} started this process and does not say as which of how many: {error!r}. Give '
           '--coordinator_address=HOST:PORT --num_processes=N --process_id=0 … N - 1, or '
           '--num_processes=1 to run alone.'
       ) from error
     return cluster if cluster.num_processes > 1 else None
   return None
+
+
+def _is_alone(name: str) -> bool:
+  """Whether a process is one of its own, although the variables of a cluster are there."""
+  if name == 'k8s':  # a pod that is no part of an indexed job: a notebook, say
+    return 'JOB_COMPLETION_INDEX' not in os.environ
+  if name == 'slurm':  # inside an allocation, but not started by srun
+    return 'SLURM_STEP_NODELIST' not in os.environ
+  # On one host of a slice, something that is to run on its processor.
+  is_cpu = os.environ.get('JAX_PLATFORMS', '').startswith('cpu')
+  return name in _PODS and is_cpu and 'JAX_FORCE_TPU_INIT' not in os.environ
 
 
 def start(
@@ -136,6 +153,20 @@ def first_alone(make: Callable[[], Any]) -> Any:
   made = make() if is_first() else None
   multihost_utils.sync_global_devices('specjax: the first process is ready')
   return made if is_first() else make()
+
+
+def of_first(make: Callable[[], Any]) -> Any:
+  """What `make` returns in the first process, a JSON value, in all of them; all must ask.
+
+  What a clock or a file of one host decides must be decided once: programs of which some
+  processes run another one wait for each other for ever.
+  """
+  if jax.process_count() == 1:
+    return make()
+  text = json.dumps(make()).encode() if is_first() else b''
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+  data = np.frombuffer(text.ljust(size, b' '), np.uint8)
+  return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
 
 
 def whole(x: Any) -> np.ndarray:

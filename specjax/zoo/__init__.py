@@ -174,6 +174,11 @@ def load(name: str = 'stdlib', *, dtype: Any = None) -> Pair:
   )
 
 
+def folder(name: str = 'stdlib') -> pathlib.Path:
+  """Where drafts and heads of a pair lie, if there are any."""
+  return _ROOT / name
+
+
 def source(name: str = 'stdlib') -> pathlib.Path:
   """The folder or file of a pair's target, as `specjax.load` takes it.
 
@@ -203,7 +208,7 @@ def _smollm2(dtype: Any) -> Pair:
       tokenizer=loaded.tokenizer,
       end_of_text=loaded.end_tokens[0],
       held_out=(),
-      folder=_ROOT / fetched.NAME,
+      folder=folder(fetched.NAME),
       chat_template=loaded.chat_template,
       special_tokens=loaded.special_tokens,
       end_tokens=loaded.end_tokens,

@@ -4,8 +4,11 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 
+from experiments import claims
 from experiments import workdir as workdir_lib
+from experiments.runs import chat
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TAKE = '''import pathlib, sys
@@ -31,6 +34,17 @@ def test_a_workdir_has_one_run(tmp_path):
   assert 'of another process' in take(again.path)
   del again
   assert not take(tmp_path / 'run')
+
+
+def test_a_chat_in_a_workdir_of_another_process_is_refused_before_a_turn(tmp_path, monkeypatch):
+
+  def refuse(folder):
+    raise ValueError('another process')
+
+  monkeypatch.setattr(claims, 'claim', refuse)
+  results = workdir_lib.open_workdir(tmp_path, {}, resume=True)
+  with pytest.raises(ValueError, match='another process'):
+    chat.run(None, results, None, ask=lambda text: pytest.fail('a turn was asked for'))
 
 
 def test_what_a_killed_run_leaves_is_no_claim(tmp_path):

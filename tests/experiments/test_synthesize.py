@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
+from safetensors import numpy as safetensors
 import tokenizers
 from tokenizers import decoders
 from tokenizers import models as tokenizer_models
@@ -26,6 +27,7 @@ import specjax
 from specjax import drafters
 from specjax import heads
 from specjax import models
+from specjax.heads import target as target_lib
 from specjax.training import chats
 from specjax.training import token_files
 
@@ -189,8 +191,11 @@ def training(folder, written, **fields):
 
 @pytest.fixture(scope='module')
 def trained(folder, written, tmp_path_factory):
+  """A head with the target's own output head, which is neither trained nor stored."""
+  config = training(folder, written)
+  config.head.own_output = False
   path = tmp_path_factory.mktemp('head') / 'run'
-  return train.run(training(folder, written), str(path), console=console())
+  return train.run(config, str(path), console=console())
 
 
 class TestHead:
@@ -207,6 +212,9 @@ class TestHead:
     target = specjax.load(folder).model
     head = heads.load_eagle(trained, target)
     assert head.draft_to_target.shape == (64,)
+    assert 'lm_head.weight' not in safetensors.load_file(trained / 'model.safetensors')
+    rows = target_lib.output_head(target)[head.draft_to_target]
+    np.testing.assert_array_equal(head.params['head'], rows.astype(head.module.dtype))
     assert tokenizer().token_to_id(END) in head.draft_to_target.tolist()
     prompts = [tokenizer().encode(text).ids for text in ('abc', 'hello you')]
     options = dict(max_new_tokens=12, cache_length=64)

@@ -21,7 +21,10 @@ from specjax.sharding import processes
 from tests.support import short_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ENVIRONMENT = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+# What clusters set, which may have started the tests.
+CLUSTERS = ('SLURM_', 'OMPI_', 'TPU_WORKER_', 'KUBERNETES_', 'JOB_COMPLETION_')
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(CLUSTERS)}
+ENVIRONMENT |= {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
 
 
 def free_port() -> int:
@@ -202,6 +205,14 @@ def test_what_started_it(monkeypatch, change, expected):
     monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
   assert processes.detect() == expected
   assert processes.start(num_processes=1) == ''
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+  """Whatever started the tests."""
+  for name in list(os.environ):
+    if name.startswith(CLUSTERS):
+      monkeypatch.delenv(name)
 
 
 def test_a_pod_of_kubernetes_is_alone_unless_it_is_indexed(monkeypatch):

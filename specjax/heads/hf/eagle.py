@@ -151,7 +151,8 @@ def load_eagle(
     if _HEAD not in tensors and (shares or config.decoder.vocab_size == config.target_vocab_size):
       is_tied = data.get('tie_word_embeddings') and _EMBEDDING in tensors
       kernel = tensors[_EMBEDDING] if is_tied else np.asarray(target_lib.output_head(target))
-      tensors[_HEAD] = _shared_head(config, kernel, maps, where)
+      whose = 'its own embedding' if is_tied else "the target's output head"
+      tensors[_HEAD] = _shared_head(config, kernel, maps, where, whose)
   elif _HEAD in tensors:
     target_lib.check_copy(tensors.pop(_HEAD), target, where)
   with_embedding = _EMBEDDING in tensors
@@ -269,7 +270,7 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _shared_head(
-    config: EagleConfig, kernel: np.ndarray, maps: dict[str, np.ndarray], where: str
+    config: EagleConfig, kernel: np.ndarray, maps: dict[str, np.ndarray], where: str, whose: str
 ) -> np.ndarray:
   """The rows of an embedding or of the target's output head, for a head that brings none."""
   size, width = config.decoder.vocab_size, config.decoder.width
@@ -277,7 +278,7 @@ def _shared_head(
   rows = kernel if ids is None else kernel[np.asarray(ids)]
   if rows.shape != (size, width):
     raise ValueError(
-        f"{where} does not hold {_HEAD}, and the target's output head, of shape {kernel.shape}, "
-        f'does not take its place: {(size, width)} is needed.'
+        f'{where} does not hold {_HEAD}, and {whose}, of shape {kernel.shape}, does not take its '
+        f'place: {(size, width)} is needed.'
     )
   return rows
