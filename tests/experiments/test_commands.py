@@ -18,6 +18,7 @@ from experiments import cli
 from experiments import generate
 from experiments.sweep import param
 from scripts import check_lossless
+from tests.support import short_run
 from tests.support import tiny_pair
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
@@ -141,6 +142,9 @@ def smoke_commands() -> list[str]:
   """One of each kind: what differs only in sizes is run once."""
   kinds = {}
   for name, command in COMMANDS:
+    # The pages have variants of what README and configs name: they run with everything.
+    if name in PAGES and not short_run.everything():
+      continue
     # What the tutorials run is held by test_tutorials.
     left = ('FOLDER', 'smoke', 'methods.', 'docs/examples', 'ORGANISATION')
     if any(each in command for each in left):

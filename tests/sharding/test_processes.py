@@ -22,7 +22,7 @@ from tests.support import short_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What clusters set, which may have started the tests.
-CLUSTERS = ('SLURM_', 'OMPI_', 'TPU_WORKER_', 'KUBERNETES_', 'JOB_COMPLETION_')
+CLUSTERS = ('MEGASCALE_', 'SLURM_', 'OMPI_', 'TPU_WORKER_', 'KUBERNETES_', 'JOB_COMPLETION_')
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(CLUSTERS)}
 ENVIRONMENT |= {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
 
@@ -57,8 +57,13 @@ def slurm(port, number):
 
 
 def pod(port, number):
-  """What a host of a TPU pod has; JAX takes this machine for one although it has no chip."""
+  """What a host of a TPU pod has; JAX takes this machine for one although it has no chip.
+
+  The variables of a multislice stand for the metadata server, which JAX asks for them.
+  """
   return {
+      'MEGASCALE_NUM_SLICES': '1', 'MEGASCALE_SLICE_ID': '0',
+      'MEGASCALE_COORDINATOR_ADDRESS': 'localhost',
       'JAX_FORCE_TPU_INIT': '1', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_ID': str(number),
       'TPU_WORKER_HOSTNAMES': 'localhost,localhost', 'JAX_COORDINATOR_PORT': str(port),
   }
