@@ -56,7 +56,8 @@ def comments(file: pathlib.Path, functions: Sequence[str] = ('get_config',)) -> 
           called.setdefault(module, {})[other] = None
   result: Comments = {}
   for module, path in _imports(tree, file):
-    if wanted := [each for each in called.get(module, ()) if f'def {each}(' in path.read_text()]:
+    source = path.read_text(encoding='utf-8-sig')
+    if wanted := [each for each in called.get(module, ()) if f'def {each}(' in source]:
       result |= comments(path, wanted)
   own: Comments = {}
   for name in reached:

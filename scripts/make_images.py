@@ -69,7 +69,7 @@ def terminal() -> str:
 
 def spec_bench() -> str:
   """Speed-ups over plain decoding with their intervals, as SVG."""
-  rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+  rows = [json.loads(line) for line in ROWS.read_text(encoding='utf-8-sig').splitlines()]
   rows = [row for row in rows if row['name'] and row['drafter'] in _NAMES]
   kinds = [kind for kind in _NAMES if any(row['drafter'] == kind for row in rows)]
   pyplot.rcParams.update({'font.size': 11, 'svg.hashsalt': 'specjax', 'svg.fonttype': 'none'})

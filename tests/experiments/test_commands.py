@@ -146,7 +146,7 @@ def smoke_commands() -> list[str]:
     if name in PAGES and not short_run.everything():
       continue
     # What the tutorials run is held by test_tutorials.
-    left = ('FOLDER', 'smoke', 'methods.', 'docs/examples', 'ORGANISATION')
+    left = ('FOLDER', 'smoke', 'methods.', 'docs/examples', 'ORGANISATION', 'configs/own.py')
     if any(each in command for each in left):
       continue
     if 'interactive' in command:

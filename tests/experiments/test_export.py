@@ -131,7 +131,7 @@ def test_every_kind_of_plot_is_drawn_and_comes_out_the_same():
     (methods(), [], '--formats is empty'),
     ([{'step': 1, 'loss': 2.0}], ['csv'], 'no finished method or arm'),
     (methods()[-1:], ['csv'], 'no finished method or arm'),
-    (methods(), ['csv', 'pdf'], r"pip install 'specjax\[export\]'.*--formats=csv\."),
+    (methods(), ['csv', 'pdf'], r"pip install -e '\.\[export\]'.*--formats=csv\."),
 ])
 def test_what_cannot_be_exported_leaves_nothing(tmp_path, monkeypatch, rows, formats, message):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)

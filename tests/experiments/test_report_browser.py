@@ -189,13 +189,13 @@ def test_horizontal_bars_have_lengths_intervals_and_names(chromium, tmp_path):
   plot = opened.page.locator('[data-plot="speedups"]')
   read = lambda selector, script: plot.locator(selector).evaluate_all(f'all => all.map({script})')
   number = lambda name: f'e => Number(e.getAttribute("{name}"))'
-  # The axis goes to 2×, over 500 of the picture's 760.
-  assert read('rect.measured', number('width')) == [375, 375, 125]
-  assert read('rect.predicted', number('width')) == [350, 350]
+  # The axis goes to 2×, over 580 of the picture's 860.
+  assert read('rect.measured', number('width')) == [435, 435, 145]
+  assert read('rect.predicted', number('width')) == [406, 406]
   assert read('rect.predicted', number('y')) == [25, 98]  # below the measured ones, groups apart
-  assert read('.reference', number('x1')) == [450]
+  assert read('.reference', number('x1')) == [510]
   assert read('.whisker', '(e) => [e.getAttribute("x1"), e.getAttribute("x2")]') == [
-      ['525.0', '625.0']
+      ['597.0', '713.0']
   ] * 2
   words = 'e => e.textContent'
   assert read('.value', words) == ['1.50×', '1.40×', '1.50×', '0.50×', '1.40×']

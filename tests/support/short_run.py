@@ -299,8 +299,8 @@ TABLE: dict[str, Short] = {
         (), 'as above, three times; 60 s', instead=_RESUMED
     ),
     'tests/experiments/test_ablate.py::TestExpectation::test_equals_the_enumeration': Short(
-        ('block',), 'the rejection rule is one flip less; TestTable has its numbers; 5 s',
-        elsewhere=('rule',),
+        (), 'the numbers of a finished sweep are held to each other; 15 s',
+        instead='tests/experiments/test_ablate.py::TestTable::test_numbers_agree_with_each_other',
     ),
     'tests/experiments/test_experiments.py::test_every_drafter_gives_the_same_greedy_text': Short(
         (), 'test_commands runs a config of every kind, test_identity holds the tokens; 13 s',
@@ -333,8 +333,8 @@ TABLE: dict[str, Short] = {
         instead='tests/engine/test_trees_on_device.py::test_sixty_nodes_copy_no_cache',
     ),
     'tests/drafters/test_best_first.py::test_output_is_plain_decodings': Short(
-        ('coupled-dflash',), 'rule x head, of which neither knows the other; 15 s',
-        elsewhere=('rule', 'kind'),
+        (), 'the law of a best-first tree is enumerated with the heads; 28 s',
+        instead='tests/heads/test_heads_lossless.py::test_the_output_law_is_the_targets',
     ),
     'tests/experiments/test_experiments.py::'
     'test_training_resumes_after_sigkill_to_the_same_curve': Short(
