@@ -10,6 +10,7 @@ import io
 import json
 import pathlib
 import re
+import sys
 
 from absl import app
 from absl import flags
@@ -20,12 +21,14 @@ from matplotlib import pyplot
 import rich.console
 import rich.text
 
-from experiments import display
-import specjax
-from specjax import atomic
-from specjax.analysis import traces
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a script's own folder comes first, not the repository
+
+from experiments import display  # noqa: E402
+import specjax  # noqa: E402
+from specjax import atomic  # noqa: E402
+from specjax.analysis import traces  # noqa: E402
+
 ROWS = ROOT / 'results' / 'smollm2' / 'spec_bench.jsonl'
 _OUT = flags.DEFINE_string('out', 'docs/images', 'The folder of the pictures.')
 

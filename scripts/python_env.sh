@@ -131,13 +131,17 @@ print(hashlib.sha256(open(sys.argv[1], "rb").read() + sys.argv[2].encode()).hexd
   for extra in ${1//,/ }; do printf '%s\n' "$hash" > "$MARKS/$extra"; done
 }
 
-# Prints cuda, tpu or cpu: what JAX is to be installed for.
+# Prints cuda, tpu or cpu: what JAX is to be installed for; fails for anything else that is named.
 accelerator() {
   local device
-  if [ -n "${SPECJAX_EXTRA:-}" ]; then
-    echo "$SPECJAX_EXTRA"
-    return
-  fi
+  case "${SPECJAX_EXTRA:-}" in
+    '') ;;
+    cuda | tpu | cpu)
+      echo "$SPECJAX_EXTRA"
+      return
+      ;;
+    *) fail "SPECJAX_EXTRA must be cuda, tpu or cpu, not $SPECJAX_EXTRA." ;;
+  esac
   if nvidia-smi -L > /dev/null 2>&1; then
     echo cuda
     return

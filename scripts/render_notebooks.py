@@ -10,8 +10,6 @@ and of the run. `--smoke` runs them shrunken, as the tests do, to see that the s
 """
 
 from collections.abc import Mapping, Sequence
-import json
-import os
 import pathlib
 import re
 import sys
@@ -19,49 +17,17 @@ import tempfile
 
 from absl import app
 from absl import flags
-import nbclient
 import nbformat
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SOURCES = ROOT / 'experiments' / 'colab'
+sys.path.insert(0, str(ROOT))  # a script's own folder comes first, not the repository
+
+from tests.support import notebooks  # noqa: E402
 
 _OUT = flags.DEFINE_string('out', str(ROOT / 'docs' / 'notebooks'), 'Folder to write.')
 _ONLY = flags.DEFINE_list('only', [], 'Names of notebooks, without .ipynb; all by default.')
 _TIMEOUT = flags.DEFINE_integer('timeout', 3600, 'Seconds that a cell may take.')
 _SMOKE = flags.DEFINE_bool('smoke', False, 'Shrunken by the line under `smoke` of a cell.')
-
-
-def prepared(path: pathlib.Path, *, smoke: bool) -> nbformat.NotebookNode:
-  """The notebook as it is run, with its sources kept under `shown` in each cell's metadata."""
-  notebook = nbformat.read(path, as_version=4)
-  for cell in notebook.cells:
-    if cell.cell_type != 'code':
-      continue
-    cell.metadata['shown'] = cell.source
-    refused = r"\1raise AssertionError('install specjax before notebooks are rendered')"
-    cell.source = re.sub(r'^( *)%pip .*$', refused, cell.source, flags=re.MULTILINE)
-    if smoke and 'smoke' in cell.metadata:
-      cell.source += '\n' + cell.metadata['smoke']
-  return notebook
-
-
-def execute(notebook: nbformat.NotebookNode, folder: pathlib.Path, *, timeout: int) -> None:
-  """Runs a notebook in `folder`, in a kernel of this interpreter."""
-  kernels = folder / '.jupyter' / 'kernels' / 'specjax'
-  kernels.mkdir(parents=True)
-  command = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
-  paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
-  environment = dict(
-      PYTHONPATH=os.pathsep.join(paths),
-      MPLBACKEND='module://matplotlib_inline.backend_inline',
-  )
-  kernel = dict(argv=command, display_name='specjax', language='python', env=environment)
-  (kernels / 'kernel.json').write_text(json.dumps(kernel))
-  os.environ['JUPYTER_PATH'] = str(folder / '.jupyter')
-  resources = {'metadata': {'path': str(folder)}}
-  nbclient.NotebookClient(
-      notebook, timeout=timeout, kernel_name='specjax', resources=resources
-  ).execute()
 
 
 def cleaned(
@@ -77,7 +43,7 @@ def cleaned(
   original = nbformat.read(source, as_version=4)
   for cell, before in zip(notebook.cells, original.cells, strict=True):
     if cell.cell_type == 'code':
-      cell.source = cell.metadata['shown']
+      cell.source = before.source
       cell.outputs = [_without_folders(output, folders) for output in _merged(cell.outputs)]
     cell.metadata = before.metadata
   notebook.metadata = original.metadata
@@ -118,7 +84,7 @@ def _without_folders(value, folders: Mapping[str, str]):
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}; only flags are taken.')
-  files = sorted(SOURCES.glob('*.ipynb'))
+  files = notebooks.FILES
   names = [file.stem for file in files]
   if unknown := sorted(set(_ONLY.value) - set(names)):
     raise app.UsageError(f'There is no notebook {unknown[0]!r}; there are {", ".join(names)}.')
@@ -128,9 +94,9 @@ def main(argv: Sequence[str]) -> None:
     if _ONLY.value and file.stem not in _ONLY.value:
       continue
     print(f'{file.stem} …', flush=True)
-    notebook = prepared(file, smoke=_SMOKE.value)
+    notebook = notebooks.prepared(file, smoke=_SMOKE.value)
     with tempfile.TemporaryDirectory(prefix='specjax_notebook_') as folder:
-      execute(notebook, pathlib.Path(folder), timeout=_TIMEOUT.value)
+      notebooks.client(notebook, pathlib.Path(folder), timeout=_TIMEOUT.value).execute()
     folders = {
         folder: '.', str(ROOT): '/content/specjax', str(pathlib.Path.home()): '~',
         sys.prefix: 'VENV',

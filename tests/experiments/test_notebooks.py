@@ -41,7 +41,7 @@ class TestFiles:
         assert before.cell_type == 'markdown' and re.search(r'[.:]\s*$', before.source)
 
   def test_runs_from_top_to_bottom(self, path, tmp_path):
-    notebook = notebooks.shrunken(path)
+    notebook = notebooks.prepared(path)
     notebooks.client(notebook, tmp_path).execute()
     shown = [output for cell in notebook.cells for output in cell.get('outputs', [])]
     assert any('image/png' in output.get('data', {}) for output in shown), 'no plot was drawn'

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLUSTERS = ROOT / 'scripts' / 'clusters'
@@ -114,7 +115,6 @@ def test_commands_reach_every_host_as_they_were_typed(tmp_path):
 
 
 def test_the_job_of_kubernetes_is_one_slice():
-  yaml = pytest.importorskip('yaml')
   job = yaml.safe_load((CLUSTERS / 'gke.yaml').read_text())
   spec = job['spec']['replicatedJobs'][0]['template']['spec']
   assert spec['completionMode'] == 'Indexed'

@@ -28,24 +28,27 @@ def shallow(pair):
   return dataclasses.replace(pair, target=models.LanguageModel(module, params))
 
 
-def shrunken(path: pathlib.Path) -> nbformat.NotebookNode:
-  """The notebook; a cell whose metadata say `smoke` is followed by that line.
+def prepared(path: pathlib.Path, *, smoke: bool = True) -> nbformat.NotebookNode:
+  """The notebook; where it is to be shrunken, a cell is followed by what its metadata call `smoke`.
 
   A cell that would install something fails instead.
   """
   notebook = nbformat.read(path, as_version=4)
   for cell in notebook.cells:
-    # Nothing is installed by a test.
-    refused = r"\1raise AssertionError('a test installs nothing')"
+    if cell.cell_type != 'code':
+      continue
+    refused = r"\1raise AssertionError('nothing is installed here')"
     cell.source = re.sub(r'^( *)%pip .*$', refused, cell.source, flags=re.M)
-    if 'smoke' in cell.metadata:
+    if smoke and 'smoke' in cell.metadata:
       cell.source += '\n' + cell.metadata['smoke']
   return notebook
 
 
-def client(notebook: nbformat.NotebookNode, folder: pathlib.Path) -> nbclient.NotebookClient:
+def client(
+    notebook: nbformat.NotebookNode, folder: pathlib.Path, *, timeout: int = 300
+) -> nbclient.NotebookClient:
   """A client whose kernel is this interpreter, in an empty folder, without a display."""
-  kernels = folder / 'jupyter' / 'kernels' / 'specjax'
+  kernels = folder / '.jupyter' / 'kernels' / 'specjax'
   kernels.mkdir(parents=True)
   command = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
   environment = dict(
@@ -54,7 +57,8 @@ def client(notebook: nbformat.NotebookNode, folder: pathlib.Path) -> nbclient.No
   )
   kernel = dict(argv=command, display_name='specjax', language='python', env=environment)
   (kernels / 'kernel.json').write_text(json.dumps(kernel))
-  os.environ['JUPYTER_PATH'] = str(folder / 'jupyter')
+  os.environ['JUPYTER_PATH'] = str(folder / '.jupyter')
   return nbclient.NotebookClient(
-      notebook, timeout=300, kernel_name='specjax', resources={'metadata': {'path': str(folder)}}
+      notebook, timeout=timeout, kernel_name='specjax',
+      resources={'metadata': {'path': str(folder)}},
   )
