@@ -187,6 +187,7 @@ def test_horizontal_bars_have_lengths_intervals_and_names(chromium, tmp_path):
   path.write_text(report.render(rows=rows), encoding='utf-8')
   opened = Opened(chromium, path, viewport=dict(width=1200, height=900))
   plot = opened.page.locator('[data-plot="speedups"]')
+  plot.locator('svg').wait_for()  # it is drawn when it comes near the screen
   read = lambda selector, script: plot.locator(selector).evaluate_all(f'all => all.map({script})')
   number = lambda name: f'e => Number(e.getAttribute("{name}"))'
   # The axis goes to 2×, over 580 of the picture's 860.
