@@ -17,7 +17,6 @@ from absl import flags
 import rich.console
 
 from experiments import display
-from experiments import report
 from experiments import workdir as workdir_lib
 from experiments.runs import comparison
 
@@ -71,7 +70,7 @@ def _read(folders: Sequence[str | os.PathLike]) -> list[comparison.Run]:
     raise ValueError(f'One folder is named twice: {", ".join(names)}.')
   return [
       comparison.Run(
-          name, workdir_lib.read_rows(path), report.read_json(path / workdir_lib.CONFIG) or {}
+          name, workdir_lib.read_rows(path), workdir_lib.read_json(path / workdir_lib.CONFIG) or {}
       )
       for name, path in zip(names, paths)
   ]

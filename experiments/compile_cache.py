@@ -20,6 +20,7 @@ import filelock
 import jax
 import jaxlib
 
+from specjax.analysis import records
 from specjax.zoo import fetched
 
 OFF = 'off'
@@ -134,19 +135,15 @@ def _remove_oldest(folder: pathlib.Path) -> None:
 
 
 def _machine() -> str:
-  """A short digest of what compiled programs depend on beside JAX: processor and cores."""
+  """A short digest of what compiled programs depend on beside JAX: processor and cores.
+
+  Loops are divided among the cores when they are compiled.
+  """
   info = pathlib.Path('/proc/cpuinfo')
-  about = [jaxlib.__version__, platform.machine(), platform.processor(), str(_num_cores())]
+  about = [jaxlib.__version__, platform.machine(), platform.processor(), str(records.num_cores())]
   if info.exists():
     # Of the first core; 'flags' on x86, 'Features' on Arm.
     lines = info.read_text(errors='replace').partition('\n\n')[0].splitlines()
     wanted = ('model name', 'flags', 'Features', 'CPU part')
     about += [line for line in lines if line.startswith(wanted)]
   return hashlib.sha256('\n'.join(about).encode()).hexdigest()[:10]
-
-
-def _num_cores() -> int | None:
-  """Among how many threads a program's loops are divided when it is compiled."""
-  if hasattr(os, 'sched_getaffinity'):  # not on macOS
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count()

@@ -18,8 +18,6 @@ Row = Mapping[str, Any]
 
 SERVICES = ('wandb', 'trackio')
 _PROJECT = 'specjax'
-# What says where a row belongs, and is no number of it.
-_KEYS = ('name', 'kind', 'step')
 
 
 def check(names: str) -> tuple[str, ...]:
@@ -70,12 +68,7 @@ def tracker(workdir: workdir_lib.Workdir, *, name: str, services: Sequence[str])
 
   def add(row: Row) -> None:
     live.add(row)
-    kind = row.get('kind', 'train')
-    numbers = {
-        f'{kind}/{key}': value
-        for key, value in row.items()
-        if key not in _KEYS and isinstance(value, (int, float))
-    }
+    numbers = {f'{kind}/{tag}': value for kind, tag, _, value in tensorboard.points([row])}
     for run in runs:
       run.log(numbers, step=row['step'])
 

@@ -161,6 +161,20 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
   return rows
 
 
+def read_json(path: pathlib.Path) -> Any:
+  """The value in a JSON file, or None where there is no file.
+
+  Raises:
+    ValueError: if it is not JSON.
+  """
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text(encoding='utf-8-sig'))
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{path} is not JSON: {error}') from error
+
+
 def to_json(value: Any) -> Any:
   """Plain JSON values of configs, dataclasses, arrays and containers of them.
 

@@ -39,8 +39,9 @@ def rule(config: ConfigDict) -> Any:
       )
     factory = getattr(verify, settings.name)
   parts.check_options('rule.options', factory, options)
-  fields = {k: v for k, v in settings.to_dict().items() if k not in ('name', 'options')}
-  fields = {} if parts.is_own(settings.name) else fields
+  fields = {} if parts.is_own(settings.name) else {
+      name: value for name, value in settings.to_dict().items() if name not in ('name', 'options')
+  }
   rule_object = factory(**parts.arguments(factory, fields, options))
   missing = [name for name in ('name', 'lossless', 'mode') if not hasattr(rule_object, name)]
   if missing:

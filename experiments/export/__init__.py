@@ -10,6 +10,7 @@ from experiments import workdir as workdir_lib
 from experiments.export import figures
 from experiments.export import table as table_lib
 from experiments.export import text
+from experiments.runs import rows as rows_lib
 from specjax import atomic
 
 FOLDER = 'export'
@@ -49,8 +50,8 @@ def write(
         f'them out with --formats={texts}.'
     )
   rows = workdir_lib.read_rows(workdir)
-  settings = report.read_json(workdir / workdir_lib.CONFIG) or {}
-  done = [row for row in rows if 'rule' in row and 'tokens_per_second' in row]
+  settings = workdir_lib.read_json(workdir / workdir_lib.CONFIG) or {}
+  done = rows_lib.measured(rows)
   if not done:
     raise ValueError(
         f'{workdir} holds no finished method or arm: benchmarks, sweeps and generations are '
@@ -67,8 +68,8 @@ def write(
       _TEXTS[each]: contents[each]() for each in formats if each in _TEXTS
   }
   if drawn:
-    traces = report.read_json(workdir / workdir_lib.TRACES) or []
-    calibration = report.read_json(workdir / workdir_lib.CALIBRATION)
+    traces = workdir_lib.read_json(workdir / workdir_lib.TRACES) or []
+    calibration = workdir_lib.read_json(workdir / workdir_lib.CALIBRATION)
     for plot in report.all_plots(
         done, x=str(settings.get('x', '')), traces=traces, calibration=calibration
     ):

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments import sweep as sweep_lib
 from experiments.runs import origin
+from experiments.runs import rows as rows_lib
 
 Row = Mapping[str, Any]
 
@@ -91,7 +92,7 @@ def of_rows(rows: Sequence[Row], *, title: str) -> Table:
 
 def _best(rows: Sequence[Row]) -> Row | None:
   """The fastest row that speculates, where there are several."""
-  sped_up = [row for row in rows if row.get('speedup') and row['num_speculative_tokens']]
+  sped_up = rows_lib.sped_up(rows)
   return max(sped_up, key=lambda row: row['speedup']) if len(sped_up) > 1 else None
 
 
@@ -108,7 +109,7 @@ def _group_of(rows: Sequence[Row], swept: bool) -> Callable[[Row], Any]:
 def _varying(rows: Sequence[Row]) -> list[str]:
   """The fields in which the arms of a sweep differ."""
   fields = dict.fromkeys(field for row in rows for field in row['fields'])
-  return [field for field in fields if len({str(row['fields'].get(field)) for row in rows}) > 1]
+  return [field for field in fields if rows_lib.varies(rows, field)]
 
 
 def _fields(rows: Sequence[Row]) -> list[Column]:
@@ -216,8 +217,8 @@ def _setting(rows: Sequence[Row]) -> str:
   varying = _varying(rows) if 'fields' in first else ()
   same = [pair for pair in first.get('fields', {}).items() if pair[0] not in varying]
   parts = [
-      f'{_range(prompts)} prompts' if prompts else '',
-      f'batch size {_range(sizes)}' if sizes else '',
+      f'{rows_lib.extent(prompts)} prompts' if prompts else '',
+      f'batch size {rows_lib.extent(sizes)}' if sizes else '',
       sweep_lib.label(same),
       ' and '.join(sorted({row['dtype'] for row in rows if row.get('dtype')})),
       place,
@@ -226,7 +227,3 @@ def _setting(rows: Sequence[Row]) -> str:
   ]
   text = ', '.join(filter(None, parts))
   return f'{text[:1].upper()}{text[1:]}.'
-
-
-def _range(values: Sequence[int]) -> str:
-  return f'{values[0]}' if len(values) == 1 else f'{values[0]} to {values[-1]}'

@@ -9,6 +9,7 @@ from typing import Any
 from experiments.export.table import Cell
 from experiments.export.table import Column
 from experiments.export.table import Table
+from experiments.runs import rows as rows_lib
 
 Row = Mapping[str, Any]
 
@@ -28,7 +29,7 @@ def csv(rows: Sequence[Row]) -> str:
   What lies in an object has a dotted name, what lies in a list a numbered one. Lists of lists are
   left out, and what no row has.
   """
-  flat = [dict(_flat(row)) for row in rows]
+  flat = [dict(_numbered(row)) for row in rows]
   names = dict.fromkeys(name for row in flat for name, value in row.items() if value is not None)
   text = io.StringIO()
   writer = csv_lib.DictWriter(text, list(names), lineterminator='\n', extrasaction='ignore')
@@ -37,12 +38,9 @@ def csv(rows: Sequence[Row]) -> str:
   return text.getvalue()
 
 
-def _flat(row: Row, parent: str = '') -> Iterator[tuple[str, Any]]:
-  for key, value in row.items():
-    name = f'{parent}{key}'
-    if isinstance(value, Mapping):
-      yield from _flat(value, f'{name}.')
-    elif not isinstance(value, list):
+def _numbered(row: Row) -> Iterator[tuple[str, Any]]:
+  for name, value in rows_lib.flat(row):
+    if not isinstance(value, list):
       yield name, value
     elif not any(isinstance(each, (list, Mapping)) for each in value):
       yield from ((f'{name}.{number}', each) for number, each in enumerate(value, start=1))

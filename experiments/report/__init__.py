@@ -1,7 +1,6 @@
 """The report of a run: a page that works without a network, made from the files of its workdir."""
 
 from collections.abc import Mapping, Sequence
-import json
 import pathlib
 from typing import Any
 
@@ -11,6 +10,7 @@ from experiments.report import plan
 from experiments.report import plots
 from experiments.report import sections
 from experiments.report import tensorboard
+from experiments.runs import rows as rows_lib
 from specjax import atomic
 
 
@@ -35,8 +35,8 @@ def write(workdir: workdir_lib.Workdir) -> pathlib.Path:
   rows = workdir_lib.read_rows(workdir.path)
   html = render(
       rows=rows,
-      calibration=read_json(workdir.path / workdir_lib.CALIBRATION),
-      traces=read_json(workdir.path / workdir_lib.TRACES) or [],
+      calibration=workdir_lib.read_json(workdir.path / workdir_lib.CALIBRATION),
+      traces=workdir_lib.read_json(workdir.path / workdir_lib.TRACES) or [],
       config=workdir.config,
   )
   tensorboard.write(workdir.path, rows, x=str((workdir.config or {}).get('x', '')))
@@ -60,7 +60,7 @@ def render(
     config: of the run, shown as it is.
   """
   config = config or {}
-  methods = [row for row in rows if 'tokens_per_second' in row and 'rule' in row]
+  methods = rows_lib.measured(rows)
   failed = [row for row in rows if row.get('status') == 'failed']
   steps = [row for row in rows if 'step' in row and 'loss' in row]
   slices = [row for row in rows if 'topology' in row]
@@ -110,17 +110,3 @@ def title_of(config: Row) -> tuple[str, str]:
     name = 'the shipped pair'
   is_named = '{target}' in title or not path
   return title.replace('{target}', name), '' if is_named else f'Target: {name}.'
-
-
-def read_json(path: pathlib.Path) -> Any:
-  """The value in a JSON file, or None where there is no file.
-
-  Raises:
-    ValueError: if it is not JSON.
-  """
-  if not path.exists():
-    return None
-  try:
-    return json.loads(path.read_text(encoding='utf-8-sig'))
-  except json.JSONDecodeError as error:
-    raise ValueError(f'{path} is not JSON: {error}') from error

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'What is {argv[1:]}? The folder is given as --workdir=DIR.')
   path = pathlib.Path(_WORKDIR.value)
   try:
-    config = report.read_json(path / workdir_lib.CONFIG)
+    config = workdir_lib.read_json(path / workdir_lib.CONFIG)
     print(f'Wrote {report.write(workdir_lib.Workdir(path=path, config=config))}.')
   except (ValueError, OSError) as error:
     raise SystemExit(f'error: {error}') from error

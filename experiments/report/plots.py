@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from experiments import sweep as sweep_lib
+from experiments.runs import rows as rows_lib
 from experiments.runs import traces as traces_lib
 
 Row = Mapping[str, Any]
@@ -181,7 +182,7 @@ def by_cost(rows: Sequence[Row]) -> Plot | None:
   """Tokens per round against what a round takes: drafters and trees compared at equal cost."""
   rows = [row for row in rows if 'fields' in row and row['seconds'] is not None]
   compared = ('drafter.kind', 'drafter.tree', 'drafter.draft', 'drafter.path')
-  if not any(_varies(rows, field) for field in compared):
+  if not any(rows_lib.varies(rows, field) for field in compared):
     return None
   cost = lambda row: 1000 * row['seconds'] / row['target_passes']
   values = sorted({cost(row) for row in rows})
@@ -204,13 +205,13 @@ def _lines(
   """The rows of every combination of the fields other than `field`, by their place on its line."""
   lines: dict[str, dict[Any, Row]] = {}
   for row in rows:
-    rest = [pair for pair in row['fields'].items() if pair[0] != field and _varies(rows, pair[0])]
+    rest = [
+        (name, value)
+        for name, value in row['fields'].items()
+        if name != field and rows_lib.varies(rows, name)
+    ]
     lines.setdefault(sweep_lib.label(rest), {})[place(row)] = row
   return lines
-
-
-def _varies(rows: Sequence[Row], field: str) -> bool:
-  return len({str(row['fields'].get(field)) for row in rows}) > 1
 
 
 def _column(points: Mapping[Any, Row], values: Sequence[Any], key: str) -> list[float | None]:

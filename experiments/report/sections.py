@@ -7,6 +7,7 @@ from experiments.report import page
 from experiments.report import plots
 from experiments.report.page import Cell, Column, Row, Section, Tile
 from experiments.runs import origin
+from experiments.runs import rows as rows_lib
 from experiments.runs import tables
 
 
@@ -98,8 +99,7 @@ def tiles(rows: Sequence[Row], calibration: Row | None) -> list[Tile]:
 
 def _best(rows: Sequence[Row]) -> Row | None:
   """The fastest row that speculates."""
-  sped_up = [row for row in rows if row['speedup'] and row['num_speculative_tokens']]
-  return max(sped_up, key=lambda row: row['speedup'], default=None)
+  return max(rows_lib.sped_up(rows), key=lambda row: row['speedup'], default=None)
 
 
 def _methods(rows: Sequence[Row]) -> Section:
@@ -142,17 +142,12 @@ def _methods(rows: Sequence[Row]) -> Section:
   ]
   return Section(
       'Arms' if swept else 'Methods',
-      f'Prompts: {_range([row["prompts"] for row in rows])}. New tokens of each row: '
-      f'{_range([row["new_tokens"] for row in rows])}, decoding only (no prefill, no compilation). '
-      'Small numbers: 95 % interval over prompts. “Same law” marks rules that draw other tokens '
-      'from the same distribution.',
+      f'Prompts: {rows_lib.extent(row["prompts"] for row in rows)}. New tokens of each row: '
+      f'{rows_lib.extent(row["new_tokens"] for row in rows)}, decoding only (no prefill, no '
+      'compilation). Small numbers: 95 % interval over prompts. “Same law” marks rules that draw '
+      'other tokens from the same distribution.',
       table=page.table(columns, rows, best=_best(rows)),
   )
-
-
-def _range(counts: Sequence[int]) -> str:
-  low, high = min(counts), max(counts)
-  return f'{low}' if low == high else f'{low} to {high}'
 
 
 def _identity(row: Row) -> Cell:

@@ -172,9 +172,10 @@ class _Session:
   def _stream(self, messages: list[Message]) -> tuple[GenerateOutput | None, bool]:
     """The answer as it is shown, and whether it was interrupted; None where nothing came."""
     work = self._chat.work
+    conversation = self._conversation(messages)
     row = generation.Row(
-        self._conversation(messages), sample=0, number=len(messages) // 2,
-        prompt=work.encode(self._conversation(messages), 0, ()),
+        conversation, sample=0, number=len(messages) // 2,
+        prompt=work.encode(conversation, 0, ()),
     )
     length, most = len(row.prompt.tokens), work.options['max_new_tokens']
     checks.positions(work.loaded.target, length, most, name='The chat')
@@ -219,7 +220,7 @@ def _line(output: GenerateOutput, is_cut: bool) -> rich.text.Text:
   parts = [
       f'{output.num_new_tokens} tokens',
       f'{output.tokens_per_second:.1f} tokens/s',
-      f'{output.mean_acceptance_length:.2f} a pass',
+      f'{output.mean_acceptance_length:.2f} per pass',
   ]
   rate = output.draft_acceptance_rate
   if rate is not None and math.isfinite(rate):

@@ -4,11 +4,12 @@ A row of one run and one of another are the same method where arm, or name and r
 and batch size agree.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
 from experiments.runs import origin
+from experiments.runs import rows as rows_lib
 
 Row = Mapping[str, Any]
 
@@ -48,7 +49,7 @@ class Run:
     Raises:
       ValueError: if there are none.
     """
-    rows = {_key(row): row for row in self.rows if 'rule' in row and 'tokens_per_second' in row}
+    rows = {_key(row): row for row in rows_lib.measured(self.rows)}
     if not rows:
       raise ValueError(
           f'{self.name} holds no finished method or arm: benchmarks, sweeps and generations are '
@@ -111,7 +112,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
   for what, values in (('commit', commits), ('models', models)):
     if len(set(values)) > 1:
       lines.append(f'{what}: {_each(values, runs)}')
-  settings = [dict(_flat(run.settings)) for run in runs]
+  settings = [dict(rows_lib.flat(run.settings)) for run in runs]
   for name in [name for name in settings[0] if all(name in each for each in settings)]:
     values = [str(each[name]) for each in settings]
     if len(set(values)) > 1 and name not in _SEEN:
@@ -131,14 +132,6 @@ def _models(run: Run) -> str:
       for name, digest in ((row.get('origin') or {}).get('models') or {}).items()
   )
   return ' '.join(found) or 'not recorded'
-
-
-def _flat(settings: Row, parent: str = '') -> Iterator[tuple[str, Any]]:
-  for key, value in settings.items():
-    if isinstance(value, Mapping):
-      yield from _flat(value, f'{parent}{key}.')
-    else:
-      yield f'{parent}{key}', value
 
 
 def tables(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, Any]]]]:

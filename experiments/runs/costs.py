@@ -2,9 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import json
-import pathlib
-from typing import Any
 
 from experiments import workdir as workdir_lib
 from experiments.runs import arms as arms_lib
@@ -48,7 +45,9 @@ def of_arms(
     # The cases of arms that are still missing would be another calibration: the key says which.
     cases = sorted({forecasts.case_of(arm) for arm in group})
     name = f'{FOLDER}/{key}-{arms_lib.digest(cases)[:8]}.json'
-    known = None if study.fresh else processes.of_first(lambda: _read(workdir.path / name))
+    known = None if study.fresh else processes.of_first(
+        lambda: workdir_lib.read_json(workdir.path / name)
+    )
     if known is None:
       calibration = _measure(group, settings, session, say)
       # The clocks of all hosts differ: one of them chooses.
@@ -57,10 +56,6 @@ def of_arms(
     calibration = costs_lib.from_json(known)
     calibrations |= {arm.key: calibration for arm in group}
   return calibrations
-
-
-def _read(path: pathlib.Path) -> dict[str, Any] | None:
-  return json.loads(path.read_text(encoding='utf-8-sig')) if path.exists() else None
 
 
 def choose(

@@ -202,13 +202,13 @@ def hardware() -> dict[str, Any]:
       'platform': device.platform,
       'device': _cpu_name() if device.platform == 'cpu' else device.device_kind,
       'devices': jax.device_count(),
-      'cpu_cores': _num_cores(),
+      'cpu_cores': num_cores(),
       'machine': platform.machine(),
       'system': platform.system(),
   }
 
 
-def _num_cores() -> int | None:
+def num_cores() -> int | None:
   """Cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):  # not on macOS
     return len(os.sched_getaffinity(0))

@@ -13,6 +13,7 @@ import numpy as np
 
 # A process that says nothing for so long is taken for dead, and the others end.
 HEARTBEAT_SECONDS = 20
+# JAX leaves the one for Kubernetes without a name, and before 0.8 all of them.
 _NAMES = {
     'K8sCluster': 'k8s', 'SlurmCluster': 'slurm', 'OmpiCluster': 'ompi',
     'GkeTpuCluster': 'gketpu', 'GceTpuCluster': 'gcetpu', 'Mpi4pyCluster': 'mpi4py',
@@ -41,8 +42,7 @@ def detect() -> Cluster | None:
     ValueError: if there is one that does not say how many processes there are.
   """
   for kind in clusters.ClusterEnv._cluster_types:
-    # JAX leaves the one for Kubernetes without a name, and before 0.8 all of them.
-    name = getattr(kind, 'name', '') or _NAMES.get(kind.__name__, kind.__name__)
+    name = _NAMES.get(kind.__name__, kind.__name__)
     if getattr(kind, 'opt_in_only_method', False) or _is_alone(name):
       continue
     try:

@@ -155,22 +155,22 @@ def load(name: str = 'stdlib', *, dtype: Any = None) -> Pair:
   if name == fetched.NAME:
     return _smollm2(dtype)
   _check_name(name)
-  folder = _ROOT / name
-  tokenizer = models.load_tokenizer(folder)
+  place = folder(name)
+  tokenizer = models.load_tokenizer(place)
   drafts = {
       path.parent.name: models.load_hf(path.parent, dtype=dtype)
-      for path in sorted(folder.glob('draft*/config.json'))
+      for path in sorted(place.glob('draft*/config.json'))
   }
-  with open(folder / 'held_out.jsonl', encoding='utf-8-sig') as lines:
+  with open(place / 'held_out.jsonl', encoding='utf-8-sig') as lines:
     held_out = tuple(HeldOut(**json.loads(line)) for line in lines)
   return Pair(
       name=name,
-      target=models.load_hf(folder / 'target', dtype=dtype),
+      target=models.load_hf(place / 'target', dtype=dtype),
       drafts=drafts,
       tokenizer=tokenizer,
       end_of_text=tokenizer.token_to_id('<|endoftext|>'),
       held_out=held_out,
-      folder=folder,
+      folder=place,
   )
 
 
@@ -189,7 +189,7 @@ def source(name: str = 'stdlib') -> pathlib.Path:
   if name == fetched.NAME:
     return fetched.fetch()
   _check_name(name)
-  return _ROOT / name / 'target'
+  return folder(name) / 'target'
 
 
 def _check_name(name: str) -> None:
