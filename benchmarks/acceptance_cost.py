@@ -42,7 +42,7 @@ from specjax.kernels import accept as accept_lib
 from specjax.kernels.accept import base
 from specjax.planning import ahead
 from specjax.planning import chips
-from specjax.planning import compiled_text
+from specjax.planning import program as program_lib
 
 _BATCH = flags.DEFINE_integer('batch', 8, 'Number of sequences.')
 _SIZE = flags.DEFINE_integer('num_speculative_tokens', 8, 'Draft tokens per sequence.')
@@ -101,7 +101,7 @@ def compile_one(chip: str, rule: str, implementation: str) -> None:
   )
   smallest = compiled(lambda x: x + 1, jax.ShapeDtypeStruct((8,), jnp.float32))
   text = ahead.text_of(program)
-  cycles = lambda text: int(sum(compiled_text.cycles(text, loops={}).values()))
+  cycles = lambda text: sum(each.cycles or 0 for _, each in program_lib.parse(text))
   print('RESULT ' + json.dumps(dict(
       bytes=program.cost_analysis().get('bytes accessed', 0.0),
       temporary=program.memory_analysis().temp_size_in_bytes,

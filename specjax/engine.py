@@ -101,7 +101,7 @@ class Setup:
     width: static, tokens a target pass reads, at least N + 1; more is padding. Plain
       decoding at the width of a speculative run gives bitwise the same logits.
     logprobs: static, None, 'raw' or 'controlled': which log-probabilities are kept.
-    source_fn: static, (keys, lengths) -> Source; the engine's own by default.
+    source_fn: static, (keys, lengths) -> Source; None is the engine's own.
   """
 
   target: Any
@@ -111,12 +111,23 @@ class Setup:
   rule: Any = struct.field(pytree_node=False)
   width: int = struct.field(pytree_node=False)
   logprobs: str | None = struct.field(pytree_node=False, default=None)
-  source_fn: Callable[[Array, Array], Any] = struct.field(pytree_node=False, default=KeySource)
+  source_fn: Callable[[Array, Array], Any] | None = struct.field(pytree_node=False, default=None)
 
   @property
   def layout(self) -> sharding.Layout | None:
     """How the run is split over devices: the target's layout."""
     return getattr(self.target, 'layout', None)
+
+  def source(self, keys: Array, lengths: Array) -> Any:
+    """Where the random choices of a round come from.
+
+    Args:
+      keys: [B, 2] uint32, the rows' keys.
+      lengths: [B] int32, row lengths at the round's start.
+    """
+    if self.source_fn is not None:
+      return self.source_fn(keys, lengths)
+    return KeySource(keys, lengths, layout=self.layout)
 
 
 @functools.partial(jax.jit, donate_argnames=('target_cache', 'drafter_state'))
@@ -238,7 +249,7 @@ def _context(setup: Setup, state: DecodeState) -> Context:
   """What the drafter sees before the round."""
   mode = setup.rule.mode
   sampler = sampling_lib.Sampler(
-      source=setup.source_fn(state.keys, state.lengths),
+      source=setup.source(state.keys, state.lengths),
       sampling=setup.sampling,
       history=state.history,
       mode=mode,

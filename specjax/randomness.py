@@ -16,6 +16,7 @@ Two streams are kept apart by their domain:
 """
 
 import math
+from typing import Any
 
 from flax import struct
 import jax
@@ -134,7 +135,7 @@ def gumbel_of(bits: Array) -> Array:
   return -jnp.log(-jnp.log(_uniform(bits)))
 
 
-def draw_from(law: Array, uniform: Array) -> Array:
+def draw_from(law: Array, uniform: Array, *, layout: Any = None) -> Array:
   """Inverse-CDF draw with one uniform per row.
 
   Sums run over blocks first (`pick_tile`), so that no scan over the vocabulary is needed.
@@ -142,6 +143,9 @@ def draw_from(law: Array, uniform: Array) -> Array:
   Args:
     law: [B, V] float32 log-probabilities; they need not be normalised.
     uniform: [B] float32 in (0, 1).
+    layout: how the vocabulary is split over devices (`specjax.sharding.Layout`), or None. Sums of
+      blocks are gathered then, and the block that is drawn from: left to the partitioner, each of
+      a dozen short sums and comparisons after them is one of all devices.
 
   Returns:
     [B] int32; never a token of probability zero.
@@ -151,8 +155,9 @@ def draw_from(law: Array, uniform: Array) -> Array:
   weights = jnp.exp(law - jnp.max(law, axis=-1, keepdims=True))
   weights = jnp.pad(weights, ((0, 0), (0, blocks * block - vocab_size)))
   weights = weights.reshape(batch, blocks, block)
-  which, goal = pick_tile(weights.sum(-1), uniform)
-  inside = jnp.take_along_axis(weights, which[:, None, None], axis=1)[:, 0]
+  whole = lambda x: x if layout is None else layout.constrain(x, ('batch', None))
+  which, goal = pick_tile(whole(weights.sum(-1)), uniform)
+  inside = whole(jnp.take_along_axis(weights, which[:, None, None], axis=1)[:, 0])
   return which * block + pick(inside, goal)
 
 
@@ -224,10 +229,12 @@ class KeySource:
   Attributes:
     keys: [B, 2] uint32, the rows' keys.
     lengths: [B] int32, row lengths at the round's start.
+    layout: static, how the laws that it draws from are split over devices; None for one.
   """
 
   keys: Array
   lengths: Array
+  layout: Any = struct.field(pytree_node=False, default=None)
 
   def uniform(self, purpose: int, nodes: Array) -> Array:
     """Uniforms [B, n] in (0, 1) for node numbers [n] or [B, n]."""
@@ -239,10 +246,12 @@ class KeySource:
     """As `specjax.types.Source.draw`."""
     if law.ndim == 3:
       uniform = self.uniform(purpose, jnp.asarray(node))
-      tokens = draw_from(law.reshape(-1, law.shape[-1]), uniform.reshape(-1))
+      tokens = draw_from(
+          law.reshape(-1, law.shape[-1]), uniform.reshape(-1), layout=self.layout
+      )
       return tokens.reshape(uniform.shape), self
     nodes = jnp.reshape(jnp.asarray(node), (-1, 1))
-    return draw_from(law, self.uniform(purpose, nodes)[:, 0]), self
+    return draw_from(law, self.uniform(purpose, nodes)[:, 0], layout=self.layout), self
 
   def flip(
       self, probs: Array, *, purpose: int, node: Array | None = None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from specjax import drafters
+from specjax import models
 from specjax import sharding
 
 ConfigDict = ml_collections.ConfigDict
@@ -39,17 +40,9 @@ def at_least(config: ConfigDict, least: int, *fields: str) -> None:
 
 
 def dtype(name: str) -> Any:
-  """The dtype of a name; 'auto' is the fast one on this machine.
-
-  That is bfloat16 on an accelerator, and on a CPU from JAX 0.12 on; the CPU products of
-  older releases are ten times slower in bfloat16 than in float32.
-  """
+  """The dtype of a name; 'auto' is the fast one on this machine (`models.fast_dtype`)."""
   choice('dtype', name, DTYPES)
-  if name != 'auto':
-    return jnp.dtype(name)
-  version = tuple(int(part) for part in jax.__version__.split('.')[:2])
-  slow = jax.default_backend() == 'cpu' and version < (0, 12)
-  return jnp.dtype('float32' if slow else 'bfloat16')
+  return models.fast_dtype() if name == 'auto' else jnp.dtype(name)
 
 
 def tree(text: str):

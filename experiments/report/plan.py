@@ -41,11 +41,14 @@ def tiles(rows: Sequence[Row]) -> list[Tile]:
 def sections(rows: Sequence[Row]) -> list[Section]:
   """Memory, what does not fit, and the speeds."""
   refused = [row for row in rows if not row['fits']]
+  compiled = [row for row in rows if row['round_ms'] is not None]
   return [
       _memory(rows),
       *([_advice(refused)] if refused else []),
       page.of_plot(plots.plan_speedups(rows)),
       _speeds(rows),
+      *([_rounds(compiled)] if compiled else []),
+      *(_slowest(row) for row in compiled),
   ]
 
 
@@ -91,7 +94,11 @@ def _speeds(rows: Sequence[Row]) -> Section:
   def column(index: int, rate: float) -> Column:
     def cell(row: Row) -> Cell:
       each = row['predictions'][index]
-      return Cell(f'{each["speculative"]:.0f}', small=f'K = {each["num_speculative_tokens"]}')
+      limit = row['roofline_predictions'][index]['speculative']
+      return Cell(
+          f'{each["speculative"]:.0f}',
+          small=f'K = {each["num_speculative_tokens"]}, roofline {limit:.0f}',
+      )
 
     return Column(f'α = {rate:g}', cell, 'left')
 
@@ -104,7 +111,55 @@ def _speeds(rows: Sequence[Row]) -> Section:
   ]
   return Section(
       'Tokens per second',
-      'Of all rows, by roofline: plain decoding, and speculation at the best K for each acceptance '
-      'rate α. K = 0: plain decoding is faster.',
+      'Of all rows: plain decoding, and speculation at the best K for each acceptance rate α, by '
+      'the compiled program where there is one, and by roofline, which is the limit. K = 0: plain '
+      'decoding is faster. Up to which batch it pays is by roofline.',
       table=page.table(columns, rows),
   )
+
+
+def _rounds(rows: Sequence[Row]) -> Section:
+  ms = lambda name: lambda row: f'{row[name]:.2f}'
+
+  def span(row: Row) -> str:
+    low, high = row['round_errors']
+    return f'{row["round_ms"] / (1 + high):.2f} – {row["round_ms"] / (1 + low):.2f}'
+
+  columns = [
+      Column('slice', _name),
+      Column('round ms', ms('round_ms')),
+      Column('range', span),
+      Column('drafting', ms('round_draft_ms')),
+      Column('target', ms('round_score_ms')),
+      Column('verifying', ms('round_verify_ms')),
+      Column('committing', ms('round_commit_ms')),
+      Column('bytes alone', ms('round_bytes_ms')),
+      Column('roofline', lambda row: f'{_roofline_round(row):.2f}'),
+  ]
+  return Section(
+      'A round of the compiled program',
+      "A walk through the program's schedule: each instruction takes its estimated cycles or its "
+      'bytes, whichever is longer. The range is what the model was off on steps that others '
+      'measured. Roofline: drafting and the target, without the rest.',
+      table=page.table(columns, rows),
+  )
+
+
+def _roofline_round(row: Row) -> float:
+  return row['num_speculative_tokens'] * row['draft_step_ms'] + row['target_pass_ms']
+
+
+def _slowest(row: Row) -> Section:
+  """What takes longest on one slice."""
+  found = [
+      dict(each, part=part) for part, rows in row['slowest'].items() for each in rows[:4]
+  ]
+  columns = [
+      Column('part', lambda each: each['part']),
+      Column('instruction', lambda each: each['op_name'] or each['name'], 'left text'),
+      Column('ms', lambda each: f'{each["ms"]:.3f}'),
+      Column('times', lambda each: f'{each["trips"]:.0f}'),
+      Column('MB each', lambda each: f'{each["num_bytes"] / 1e6:.2f}'),
+      Column('bound by', lambda each: each['bound']),
+  ]
+  return Section(f'What takes longest on {row["topology"]}', table=page.table(columns, found))

@@ -384,8 +384,8 @@ def plan_speedups(rows: Sequence[Row]) -> Plot:
   ]
   rates = sorted({rate for _, points in lines for rate in points})
   note = (
-      'By roofline, over plain decoding of the same batch. α is the chance that a drafted token is '
-      'accepted, the same at every position.'
+      'Over plain decoding of the same batch, by the compiled program or else by roofline. α is '
+      'the chance that a drafted token is accepted, the same at every position.'
   )
   if not all(row['fits'] for row in rows):
     note += ' Dashed: slices that have no room for the run.'

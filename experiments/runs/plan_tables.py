@@ -42,17 +42,24 @@ def describe(row: Row) -> list[str]:
       f'  roofline: draft step {row["draft_step_ms"]:.2f} ms, target {row["target_step_ms"]:.2f} '
       f'ms at width 1 and {row["target_pass_ms"]:.2f} at {row["num_nodes"] + 1}'
   )
-  if row['published_step_ms']:
-    difference = row['target_step_ms'] / row['published_step_ms'] - 1
+  if row['round_ms'] is not None:
+    low, high = row['round_errors']
     say(
-        f'  published: {row["published_step_ms"]:.2f} ms a plain step; the estimate is '
-        f'{difference:+.0%} of that'
+        f'  compiled program: a round {row["round_ms"]:.2f} ms ({row["round_ms"] / (1 + high):.2f} '
+        f'to {row["round_ms"] / (1 + low):.2f} by the model\'s errors on published steps): '
+        f'drafting {row["round_draft_ms"]:.2f}, target {row["round_score_ms"]:.2f}, verifying '
+        f'{row["round_verify_ms"]:.2f}, committing {row["round_commit_ms"]:.2f}; its bytes alone '
+        f'{row["round_bytes_ms"]:.2f}'
     )
-  if row['compiler_draft_ms'] is not None:
+  if row['published_step_ms']:
+    difference = lambda name: f'{row[name] / row["published_step_ms"] - 1:+.0%}'
     say(
-        f'  compiler, products and memory without collectives: {row["compiler_draft_ms"]:.2f} ms '
-        f'of drafting, {row["compiler_target_ms"]:.2f} ms for the target, '
-        f'{row["compiler_rest_ms"]:.2f} ms for the rest of a round'
+        f'  published: {row["published_step_ms"]:.2f} ms a plain step; the roofline is '
+        f'{difference("target_step_ms")} of that'
+        + (
+            f', the compiled target {difference("plain_step_ms")}'
+            if row['round_ms'] is not None else ''
+        )
     )
   return lines
 
@@ -60,6 +67,7 @@ def describe(row: Row) -> list[str]:
 def summary(row: Row) -> dict[str, Any]:
   """A slice as a row of the table."""
   middle = row['predictions'][len(row['predictions']) // 2]
+  limit = row['roofline_predictions'][len(row['predictions']) // 2]
   return {
       'slice': row['topology'] + ('' if row['compiled'] else ' *'),
       'fits': 'yes' if row['fits'] else 'no',
@@ -67,6 +75,7 @@ def summary(row: Row) -> dict[str, Any]:
       f'α={middle["acceptance"]:g} tok/s': f'{middle["speculative"]:.0f}',
       'K': middle['num_speculative_tokens'],
       'speed-up': f'{middle["speedup"]:.2f}×',
+      'roofline': f'{limit["speculative"]:.0f}',
       'pays to batch': paying(row),
   }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ from specjax import sharding
 from specjax.planning import ahead
 from specjax.planning import chips
 from specjax.planning import roofline
+from specjax.planning import times
+
+_SLOWEST = 8  # instructions of each part of a round that a row names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +134,7 @@ def row(case: Case) -> dict[str, Any]:
       'int8': settings.int8,
       **_memory(case, sizes, arguments, compiled, prefill, message),
       **_collectives(compiled, case),
-      **_cycles(compiled, case.where),
-      **_times(case, sizes),
+      **_times(case, sizes, compiled),
   }
 
 
@@ -140,12 +143,9 @@ def _compile(case: Case, setup, state):
   settings = case.settings
   if not (case.where.chip.is_tpu and settings.compile):
     return None, None, None
-  # A chain's draft steps are a loop; the levels of a tree or of a head's chain are unrolled.
-  looped = settings.drafter == 'model' and not settings.tree
-  loops = {'draft': case.depth - 1} if looped else {}
   compiled = prefill = None
   try:
-    compiled = ahead.compile_run(setup, state, loops=loops)
+    compiled = ahead.compile_run(setup, state)
     if settings.compile_prefill:
       prefill = ahead.compile_prefill(setup, state, prefill_chunk=settings.prefill_chunk)
   except ahead.DoesNotFit as error:
@@ -179,48 +179,99 @@ def _memory(case: Case, sizes: _Sizes, arguments, compiled, prefill, message):
   }
 
 
-def _times(case: Case, sizes: _Sizes) -> dict[str, Any]:
-  """Steps and tokens per second by roofline."""
+def _times(case: Case, sizes: _Sizes, compiled: ahead.Compiled | None) -> dict[str, Any]:
+  """Times of a round: of the compiled program, where there is one, and by roofline."""
+  settings, where, context = case.settings, case.where, case.settings.context
+  target, draft = _models(case, sizes)
+  by_roofline = functools.partial(roofline.costs, target, draft, where, context=context)
+  limit = by_roofline(batch_size=settings.batch_size)
+  found = None if compiled is None else times.walk(compiled.program, where)
+  costs = limit if found is None else _costs(found, limit, case)
+  ask = dict(max_num_speculative_tokens=settings.max_num_speculative_tokens)
+  predict = functools.partial(
+      roofline.predict, batch_size=settings.batch_size, acceptances=settings.acceptances, **ask
+  )
+  as_rows = lambda made: [dataclasses.asdict(each) for each in made]
+  chunk = settings.prefill_chunk
+  prefill = sum(
+      roofline.step(
+          model, where, batch_size=settings.batch_size, width=chunk, context=context
+      ).seconds
+      for model in (target, draft)
+  )
+  return {
+      'draft_step_ms': 1e3 * limit.draft,
+      'target_step_ms': 1e3 * limit.target(1),
+      'target_pass_ms': 1e3 * limit.target(case.num_nodes + 1),
+      'published_step_ms': settings.published_step_ms or None,
+      'prefill_chunk': chunk,
+      'prefill_seconds': -(-context // chunk) * prefill,
+      **_round(found),
+      'plain_step_ms': 1e3 * costs.target(1),
+      'predictions': as_rows(predict(costs)),
+      'roofline_predictions': as_rows(predict(limit)),
+      'largest_paying_batch': roofline.largest_paying_batch(
+          lambda batch_size: by_roofline(batch_size=batch_size),
+          acceptance=settings.acceptances[len(settings.acceptances) // 2],
+          **ask,
+      ),
+  }
+
+
+def _round(found: times.Times | None) -> dict[str, Any]:
+  """A round of the compiled program: its parts in milliseconds, and what takes longest."""
+  parts = ('draft', 'score', 'verify', 'commit')
+  names = ('round_ms', *(f'round_{part}_ms' for part in parts), 'round_bytes_ms')
+  if found is None:
+    return dict.fromkeys((*names, 'round_errors', 'slowest'))
+  values = (found.seconds, *map(found.of, parts), found.least_seconds)
+  return {
+      **{name: 1e3 * value for name, value in zip(names, values)},
+      'round_errors': list(times.ERRORS),
+      'slowest': {
+          part: [
+              dict(
+                  name=each.name, op_name=each.op_name, ms=1e3 * each.seconds, trips=each.trips,
+                  num_bytes=each.num_bytes, bound=each.bound,
+              )
+              for each in found.largest(_SLOWEST, part)
+          ]
+          for part in parts
+      },
+  }
+
+
+def _costs(found: times.Times, limit: roofline.Costs, case: Case) -> roofline.Costs:
+  """Costs by the compiled program, which has one width: others as the roofline scales them.
+
+  Plain decoding is its pass at width 1, without what comes after it: rather too fast.
+  """
+  width = case.num_nodes + 1
+  return roofline.Costs(
+      draft=found.of('draft') / case.depth,
+      target=lambda other: found.of('score') * limit.target(other) / limit.target(width),
+      overhead=found.of('verify', 'commit', 'other'),
+  )
+
+
+def _models(case: Case, sizes: _Sizes) -> tuple[roofline.Model, roofline.Model]:
+  """Target and draft as the roofline sees them."""
   settings = case.settings
-  where, context = case.where, settings.context
   target = _model(case.target.config, case.layouts.target, sizes.weights, sizes.cache, settings)
   layout = case.layouts.draft
   if settings.drafter == 'model':
-    draft = _model(case.draft.config, layout, sizes.draft_weights, sizes.draft_cache, settings)
-  else:
-    shape = case.draft.config
-    draft = roofline.Model(
-        config=shape.decoder,
-        num_parameters=shape.num_parameters,
-        weight_bytes=sizes.draft_weights,
-        cache_bytes=sizes.draft_cache / (settings.batch_size / layout.ways('batch')),
-        ways=layout.ways('heads'),
-        rows_ways=layout.ways('batch'),
+    return target, _model(
+        case.draft.config, layout, sizes.draft_weights, sizes.draft_cache, settings
     )
-  milliseconds = lambda model, width: 1e3 * roofline.step(
-      model, where, batch_size=settings.batch_size, width=width, context=context
-  ).seconds
-  chunk = settings.prefill_chunk
-  common = dict(context=context, max_num_speculative_tokens=settings.max_num_speculative_tokens)
-  predictions = roofline.predict(
-      target, draft, where, batch_size=settings.batch_size, acceptances=settings.acceptances,
-      **common,
+  shape = case.draft.config
+  return target, roofline.Model(
+      config=shape.decoder,
+      num_parameters=shape.num_parameters,
+      weight_bytes=sizes.draft_weights,
+      cache_bytes=sizes.draft_cache / (settings.batch_size / layout.ways('batch')),
+      ways=layout.ways('heads'),
+      rows_ways=layout.ways('batch'),
   )
-  middle = settings.acceptances[len(settings.acceptances) // 2]
-  return {
-      'draft_step_ms': milliseconds(draft, 1),
-      'target_step_ms': milliseconds(target, 1),
-      'target_pass_ms': milliseconds(target, case.num_nodes + 1),
-      'published_step_ms': settings.published_step_ms or None,
-      'prefill_chunk': chunk,
-      'prefill_seconds': 1e-3 * -(-context // chunk) * sum(
-          milliseconds(model, chunk) for model in (target, draft)
-      ),
-      'predictions': [dataclasses.asdict(each) for each in predictions],
-      'largest_paying_batch': roofline.largest_paying_batch(
-          target, draft, where, acceptance=middle, **common
-      ),
-  }
 
 
 def mesh_text(layouts: sharding.Layouts) -> str:
@@ -272,15 +323,6 @@ def _collectives(compiled: ahead.Compiled | None, case: Case) -> dict[str, Any]:
           for (scope, kind, num_bytes), count in sorted(counts.items())
       ],
   }
-
-
-def _cycles(compiled: ahead.Compiled | None, where: chips.Slice) -> dict[str, float | None]:
-  """The compiler's own estimate of a round's parts, in milliseconds."""
-  names = ('compiler_draft_ms', 'compiler_target_ms', 'compiler_rest_ms')
-  if compiled is None:
-    return dict.fromkeys(names)
-  ms = lambda *scopes: sum(compiled.cycles.get(s, 0.0) for s in scopes) / where.chip.clock * 1e3
-  return dict(zip(names, (ms('draft'), ms('score'), ms('verify', 'commit', 'other'))))
 
 
 def advice(case: Case, missing: float, sizes: _Sizes, message: str | None) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.validate import results as results_lib
 from experiments.validate import switches
-from specjax.planning import compiled_text
+from specjax.planning import times
 
 # Where a device's kernels are found, else the threads of XLA's CPU client.
 _DEVICE = ('/device:GPU', '/device:TPU', '/host:CPU')
@@ -39,7 +39,7 @@ def part(op_name: str, *, is_product: bool) -> str:
   >>> part('jit(run)/while/body/score/Transformer/layer_0/mlp/dot_general', is_product=True)
   'products'
   """
-  scope = compiled_text.scope(op_name)
+  scope = times.scope_of(op_name) or 'other'
   if scope == 'score':
     if '/attend/' in op_name:
       return 'attention'

@@ -29,6 +29,9 @@ Array = jax.Array
 # number of slots XLA lays the argument out with the batch inside, and the loop begins and ends
 # with a copy of the whole cache into the layout that it works in.
 SLOT_TILE = 16
+# Heads that do not fill a TPU's lanes lie with their slots along them, padded to whole lanes there:
+# a long cache takes that many, so that the kernel that writes entries can take whole tiles.
+_LONG = 1024
 
 
 @struct.dataclass
@@ -77,7 +80,7 @@ def init(
   Args:
     batch_size: B.
     cache_length: the longest row, in positions. `max_append` slots more are allocated,
-      so that the last append may end beyond it, and then up to a multiple of `SLOT_TILE`.
+      so that the last append may end beyond it, and then up to whole tiles.
     num_kv_heads: G.
     head_dim: hd.
     windows: one entry per layer: the window of a local layer, or None.
@@ -90,7 +93,9 @@ def init(
   Returns:
     A cache with `lengths` zero; contents are zeros.
   """
-  tile = SLOT_TILE * (1 if layout is None else layout.ways('slots'))
+  parts = 1 if layout is None else layout.ways('slots')
+  is_long = cache_length + max_append >= _LONG * parts
+  tile = parts * (cache_rows.LANES if is_long and head_dim % cache_rows.LANES else SLOT_TILE)
   whole_tiles = lambda num_slots: -(-num_slots // tile) * tile
   full = whole_tiles(cache_length + max_append)
   sizes = [
@@ -141,23 +146,26 @@ def append(
         f'max_append={cache.max_append}.'
     )
 
-  def write(buffer: Array, new: Array) -> Array:
-    new = new.astype(buffer.dtype)
-    if cache.layout is not None:
-      return sharded_cache.write(cache, layer, buffer, new, valid)
-    if not cache.rings[layer]:
-      return cache_rows.append(buffer, new, cache.lengths, spare=cache.max_append > 1)
-    num_slots = buffer.shape[2]
-    slots = (cache.lengths[:, None] + jnp.arange(new.shape[1])) % num_slots
+  buffers = cache.keys[layer], cache.values[layer]
+  new = tuple(each.astype(buffer.dtype) for each, buffer in zip((keys, values), buffers))
+  if cache.layout is not None:
+    written = sharded_cache.write(cache, layer, buffers, new, valid)
+  elif not cache.rings[layer]:
+    written = cache_rows.append(buffers, new, cache.lengths, spare=cache.max_append > 1)
+  else:
+    num_slots = buffers[0].shape[2]
+    slots = (cache.lengths[:, None] + jnp.arange(keys.shape[1])) % num_slots
     if valid is not None:
       slots = jnp.where(valid, slots, num_slots)
-    return cache_rows.write(buffer, new, slots)
+    written = tuple(cache_rows.write(*each, slots) for each in zip(buffers, new))
 
-  def replace(buffers: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
-    written = cache_rows.unpadded(write(buffers[layer], new))
-    return (*buffers[:layer], written, *buffers[layer + 1 :])
+  def replaced(buffers: tuple[Array, ...], one: Array) -> tuple[Array, ...]:
+    return (*buffers[:layer], cache_rows.unpadded(one), *buffers[layer + 1 :])
 
-  return cache.replace(keys=replace(cache.keys, keys), values=replace(cache.values, values))
+  keys, values = (
+      replaced(*each) for each in zip((cache.keys, cache.values), written, strict=True)
+  )
+  return cache.replace(keys=keys, values=values)
 
 
 def slot_positions(total: Array, num_slots: int) -> Array:

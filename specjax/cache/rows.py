@@ -3,12 +3,18 @@
 Everywhere: a buffer is [B, G, S, hd], the keys or values of one layer; a row's entries are [T, G,
 hd]. A gather and a scatter do for any slots. For narrow heads a TPU's compiler wants padded tiles
 for them and copies the buffer, in the worst case before and after every call; for entries that lie
-one after another a slice per row needs none.
+one after another a slice per row needs none, and a kernel (`specjax.kernels.append`) writes all
+rows at once.
 """
+
+from collections.abc import Sequence
+import functools
 
 import jax
 from jax.experimental import layout as device_layout
 import jax.numpy as jnp
+
+from specjax.kernels import append as append_kernel
 
 Array = jax.Array
 
@@ -58,21 +64,41 @@ def read(buffer: Array, slots: Array) -> Array:
 
 
 def append(
-    buffer: Array, new: Array, first: Array, *, part: bool = False, spare: bool = False
-) -> Array:
-  """Writes each row's entries one after the other.
+    buffers: Sequence[Array],
+    new: Sequence[Array],
+    first: Array,
+    *,
+    part: bool = False,
+    spare: bool = False,
+) -> tuple[Array, ...]:
+  """Writes each row's entries one after the other, on a TPU by one kernel for all arrays.
 
   Args:
-    buffer: [B, G, S, hd].
-    new: [B, T, G, hd] in the buffer's dtype, T at most S.
+    buffers: arrays [B, G, S, hd] of one shape: a layer's keys and values.
+    new: [B, T, G, hd] of each, in its dtype, T at most S.
     first: [B] int32, the slot of each row's first entry.
-    part: whether the buffer is a part of the cache, of which entries may lie outside: they are
+    part: whether the buffers are a part of the cache, of which entries may lie outside: they are
       dropped. In a whole one `first + T` must not exceed S.
     spare: whether a stale entry may be written after the last one.
 
   Returns:
-    The buffer with slots `first + t` written.
+    The buffers with slots `first + t` written.
   """
+
+  def one_by_one(buffers, new, first):
+    write_one = functools.partial(_append_one, part=part, spare=spare)
+    return tuple(write_one(*each, first) for each in zip(buffers, new))
+
+  buffers, new = tuple(buffers), tuple(new)
+  if not append_kernel.fits(buffers[0], new[0].shape[1]):
+    return one_by_one(buffers, new, first)
+  return jax.lax.platform_dependent(
+      buffers, new, first, tpu=append_kernel.append, default=one_by_one
+  )
+
+
+def _append_one(buffer: Array, new: Array, first: Array, *, part: bool, spare: bool) -> Array:
+  """As `append`, for one array and without a kernel."""
   if buffer.shape[0] <= _FEW_ROWS:
     # A contiguous copy per row: in place, and cheaper than a scatter's index arithmetic.
     if spare and new.shape[1] == 1:

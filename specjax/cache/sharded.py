@@ -16,22 +16,23 @@ from specjax.sharding import layout as layout_lib
 Array = jax.Array
 
 
-def write(cache, layer: int, buffer: Array, new: Array, valid: Array | None) -> Array:
+def write(cache, layer: int, buffers, new, valid: Array | None) -> tuple[Array, ...]:
   """As the writing part of `kv_cache.append`, for a cache with a layout.
 
   Args:
     cache: the cache.
     layer: which layer.
-    buffer: [B, G, S, hd], its keys or values.
-    new: [B, T, G, hd] in the buffer's dtype.
+    buffers: [B, G, S, hd] each, its keys and values.
+    new: [B, T, G, hd] of each, in its dtype.
     valid: [B, T] bool or None.
 
   Returns:
-    The buffer with slots `lengths + t` (modulo its size in a ring) written.
+    The buffers with slots `lengths + t` (modulo its size in a ring) written.
   """
-  layout, ring, size = cache.layout, cache.rings[layer], buffer.shape[2]
-  spec = layout.spec(layout_lib.CACHE, shape=buffer.shape, what='the cache')
-  slots = cache.lengths[:, None] + jnp.arange(new.shape[1])
+  layout, ring, shape = cache.layout, cache.rings[layer], buffers[0].shape
+  spec = layout.spec(layout_lib.CACHE, shape=shape, what='the cache')
+  num_new, size = new[0].shape[1], shape[2]
+  slots = cache.lengths[:, None] + jnp.arange(num_new)
   if ring:
     slots = slots % size
     if valid is not None:
@@ -39,12 +40,13 @@ def write(cache, layer: int, buffer: Array, new: Array, valid: Array | None) -> 
   batch_spec = PartitionSpec(spec[0])
   split = layout.mesh_axes('slots')
 
-  def local(buffer, new, slots):
-    held = buffer.shape[2]
+  def local(buffers, new, slots):
+    held = buffers[0].shape[2]
     own = slots - _offset(split, held)
-    if not ring and new.shape[1] <= held:
-      return cache_rows.append(buffer, new, own[:, 0], part=bool(split))
-    return cache_rows.write(buffer, new, jnp.where((own >= 0) & (own < held), own, held))
+    if not ring and num_new <= held:
+      return cache_rows.append(buffers, new, own[:, 0], part=bool(split))
+    own = jnp.where((own >= 0) & (own < held), own, held)
+    return tuple(cache_rows.write(buffer, each, own) for buffer, each in zip(buffers, new))
 
   mapped = _shard_map(
       local,
@@ -52,7 +54,7 @@ def write(cache, layer: int, buffer: Array, new: Array, valid: Array | None) -> 
       in_specs=(spec, layout.spec(layout_lib.NEW_ENTRIES), batch_spec),
       out_specs=spec,
   )
-  return mapped(buffer, new, slots)
+  return mapped(tuple(buffers), tuple(new), slots)
 
 
 def read(cache, layer: int, buffer: Array, first: Array, offsets: Array, most: int) -> Array:

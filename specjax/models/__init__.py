@@ -16,7 +16,7 @@ from specjax.models.language_model import LanguageModel
 from specjax.models.loading import Checkpoint, load
 from specjax.models.placement import abstract_params, init_params, place
 from specjax.models.transformer import Output, Transformer
-from specjax.models.widths import fast_width
+from specjax.models.widths import fast_dtype, fast_width
 
 __all__ = [
     'Checkpoint',
@@ -27,6 +27,7 @@ __all__ = [
     'TransformerConfig',
     'abstract_params',
     'chat',
+    'fast_dtype',
     'fast_width',
     'init_params',
     'load',

@@ -1,7 +1,8 @@
 """Compiling a run ahead, for devices that are not here, without allocating anything.
 
 `libtpu` compiles for a TPU slice on any Linux machine (extra `tpu-aot`). What comes back are
-the compiler's own facts: bytes per chip, what is aliased, every collective, and estimated cycles.
+the compiler's own facts: bytes per chip, what is aliased, every collective, and the program itself,
+which `times.walk` turns into seconds.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from specjax.drafters.plain import plain
 from specjax.models import placement
 from specjax.models.language_model import LanguageModel
 from specjax.planning import compiled_text
+from specjax.planning import program as program_lib
 from specjax.sharding import trees
 
 PyTree = Any
@@ -164,7 +166,6 @@ class Compiled:
     aliased_bytes: of outputs that take the place of arguments.
     compile_seconds: of the compilation alone.
     collectives: every collective, see `compiled_text.Collective`.
-    cycles: estimated by the compiler, by scope; see `compiled_text.cycles`.
     text: the optimised program.
   """
 
@@ -173,19 +174,20 @@ class Compiled:
   aliased_bytes: int
   compile_seconds: float
   collectives: tuple[compiled_text.Collective, ...]
-  cycles: dict[str, float]
   text: str = dataclasses.field(repr=False)
 
+  @functools.cached_property
+  def program(self) -> program_lib.Program:
+    """The optimised program, read."""
+    return program_lib.parse(self.text)
 
-def compile_program(
-    function: Any, *arguments: Any, loops: dict[str, int] | None = None
-) -> Compiled:
+
+def compile_program(function: Any, *arguments: Any) -> Compiled:
   """Lowers and compiles a jitted function for the devices of its arguments' shardings.
 
   Args:
     function: jitted.
     *arguments: shapes with shardings, and plain arrays.
-    loops: trips of inner loops by scope, see `compiled_text.cycles`.
 
   Raises:
     DoesNotFit: with the compiler's message.
@@ -207,17 +209,14 @@ def compile_program(
       aliased_bytes=memory.alias_size_in_bytes,
       compile_seconds=seconds,
       collectives=compiled_text.collectives(text),
-      cycles=compiled_text.cycles(text, loops=loops or {}),
       text=text,
   )
 
 
-def compile_run(
-    setup: engine.Setup, state: engine.DecodeState, *, loops: dict[str, int] | None = None
-) -> Compiled:
+def compile_run(setup: engine.Setup, state: engine.DecodeState) -> Compiled:
   """Compiles the whole loop of a run ahead; arguments of `abstract_run`."""
   rounds = jax.ShapeDtypeStruct((), jnp.int32, sharding=setup.layout.replicated)
-  return compile_program(engine.run, setup, state, rounds, loops=loops)
+  return compile_program(engine.run, setup, state, rounds)
 
 
 def compile_prefill(

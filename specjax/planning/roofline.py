@@ -4,8 +4,9 @@ A pass takes the longer of reading (weights and the whole cache, once) and compu
 its collectives one after the other: latency of the slice's hops plus bytes over the links.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 
 from specjax.analysis import theory
 from specjax.models.config import TransformerConfig
@@ -84,6 +85,31 @@ def step(model: Model, where: Slice, *, batch_size: int, width: int, context: in
 
 
 @dataclasses.dataclass(frozen=True)
+class Costs:
+  """What the parts of a round take, by roofline or by a compiled program.
+
+  Attributes:
+    draft: seconds of a draft step.
+    target: width -> seconds of the target's pass over so many tokens per row.
+    overhead: seconds of a round beside the passes. Plain decoding is taken to have none.
+  """
+
+  draft: float
+  target: Callable[[int], float]
+  overhead: float = 0.0
+
+
+def costs(
+    target: Model, draft: Model, where: Slice, *, batch_size: int, context: int
+) -> Costs:
+  """The costs by roofline of `batch_size` rows whose attention reads `context` slots."""
+  seconds = lambda model, width: step(
+      model, where, batch_size=batch_size, width=width, context=context
+  ).seconds
+  return Costs(draft=seconds(draft, 1), target=functools.partial(seconds, target))
+
+
+@dataclasses.dataclass(frozen=True)
 class Prediction:
   """What speculation brings at one acceptance rate.
 
@@ -103,43 +129,32 @@ class Prediction:
 
 
 def predict(
-    target: Model,
-    draft: Model,
-    where: Slice,
+    costs: Costs,
     *,
     batch_size: int,
-    context: int,
     acceptances: Sequence[float],
     max_num_speculative_tokens: int = 8,
-    overhead: float = 0.0,
 ) -> list[Prediction]:
   """The best K and its tokens per second, for a range of acceptance rates.
 
   Args:
-    target: the target.
-    draft: the draft.
-    where: the slice.
+    costs: of the parts of a round.
     batch_size: rows.
-    context: slots that attention reads per row.
     acceptances: rates α, the same at every position and independent.
     max_num_speculative_tokens: the largest K to consider.
-    overhead: seconds per round beside the passes.
 
   Returns:
     One `Prediction` per rate.
   """
-  seconds = lambda model, width: step(
-      model, where, batch_size=batch_size, width=width, context=context
-  ).seconds
-  plain = seconds(target, 1)
+  plain = costs.target(1)
   predictions = []
   for acceptance in acceptances:
     best = theory.best_length(
         acceptance,
         max_num_speculative_tokens=max_num_speculative_tokens,
-        draft_cost=seconds(draft, 1) / plain,
-        pass_cost=lambda width: seconds(target, width) / plain,
-        overhead=overhead / plain,
+        draft_cost=costs.draft / plain,
+        pass_cost=lambda width: costs.target(width) / plain,
+        overhead=costs.overhead / plain,
     )
     predictions.append(
         Prediction(
@@ -154,29 +169,21 @@ def predict(
 
 
 def largest_paying_batch(
-    target: Model,
-    draft: Model,
-    where: Slice,
+    costs: Callable[[int], Costs],
     *,
-    context: int,
     acceptance: float,
     least_speedup: float = 1.05,
     limit: int = 4096,
     max_num_speculative_tokens: int = 8,
-    overhead: float = 0.0,
 ) -> int | None:
   """The largest power of two of rows at which speculation still pays.
 
   Args:
-    target: as for `predict`.
-    draft: as for `predict`.
-    where: as for `predict`.
-    context: as for `predict`.
+    costs: batch size -> the costs.
     acceptance: the rate.
     least_speedup: what counts as paying.
     limit: where the search ends.
     max_num_speculative_tokens: as for `predict`.
-    overhead: as for `predict`.
 
   Returns:
     Rows; 0 where it never pays, None where it pays up to the limit. Memory is not looked at.
@@ -184,9 +191,8 @@ def largest_paying_batch(
   batch_size, paying = 1, 0
   while batch_size <= limit:
     made = predict(
-        target, draft, where, batch_size=batch_size, context=context,
-        acceptances=(acceptance,), max_num_speculative_tokens=max_num_speculative_tokens,
-        overhead=overhead,
+        costs(batch_size), batch_size=batch_size, acceptances=(acceptance,),
+        max_num_speculative_tokens=max_num_speculative_tokens,
     )
     if made[0].speedup < least_speedup:
       return paying

@@ -30,9 +30,9 @@ def test_entries_are_written_one_after_another(rows, part):
       if 0 <= first + t < SLOTS:
         expected[row, :, first + t] = new[row, t]
   first = jnp.asarray(start)
-  np.testing.assert_array_equal(
-      cache_rows.append(buffer(rows), new, first, part=part), expected
-  )
+  written = cache_rows.append((buffer(rows), buffer(rows)), (new, new), first, part=part)
+  for each in written:
+    np.testing.assert_array_equal(each, expected)
   by_slices = jax.jit(cache_rows._write_rows, static_argnames=('part', 'unroll'))
   np.testing.assert_array_equal(by_slices(buffer(rows), new, first, part=part, unroll=16), expected)
 
@@ -54,7 +54,7 @@ def test_a_stretch_is_read_by_slices_as_by_a_gather(rows):
 
 def test_a_single_entry_may_bring_a_stale_one():
   new, first = entries(2, 1, seed=1), jnp.array([3, 22])
-  out = cache_rows.append(buffer(2), new, first, spare=True)
+  (out,) = cache_rows.append((buffer(2),), (new,), first, spare=True)
   expected = np.array(buffer(2))
   expected[[0, 1], :, [3, 22]] = new[:, 0]
   for row, stale in enumerate((4, 23)):

@@ -184,7 +184,7 @@ def propose(siblings, tree=PATHS, **settings):
   )
   setup, state, _, _ = generation.prepare(tiny.target(), tiny.PROMPTS, request)
   sampler = sampling.Sampler(
-      source=setup.source_fn(state.keys, state.lengths),
+      source=setup.source(state.keys, state.lengths),
       sampling=setup.sampling,
       history=state.history,
       mode=rule.mode,

@@ -37,7 +37,8 @@ def config(**changes):
 )
 def test_the_whole_loop_compiles_for_a_slice_in_place(topology, mesh, reduces, all_of_them):
   tpu_ahead.devices(topology)
-  settings = config(topology=topology)
+  # Arrays that fit into a chip's own memory may be carried there through the draft's loop.
+  settings = config(topology=topology, context=131_072)
   settings.mesh.update(mesh)
   settings.drafter.num_layers = 1
   if mesh:
@@ -56,7 +57,9 @@ def test_the_whole_loop_compiles_for_a_slice_in_place(topology, mesh, reduces, a
   vocabulary = case.target.vocab_size
   assert row['largest_gathered_elements'] < max(vocabulary, 8 * 5 * case.target.config.width + 1)
   assert mesh or row['prefill_temporary_bytes'] > 0
-  assert row['compiler_target_ms'] > 0 and row['compiler_draft_ms'] > 0
+  parts = [row[f'round_{part}_ms'] for part in ('draft', 'score', 'verify', 'commit')]
+  assert min(parts) > 0 and row['round_ms'] == tolerance.approx(sum(parts))
+  assert row['round_ms'] > row['round_bytes_ms'] > row['target_pass_ms'] / 2
 
 
 def test_a_heads_loop_gathers_its_own_small_vocabulary_alone():
@@ -113,11 +116,11 @@ def test_collectives_are_read_from_a_programs_text():
   text = """
 HloModule jit_run
 %body (p: f32[4]) -> f32[4] {
+  %p = f32[4] parameter(0)
   %ar = bf16[8,5,8192]{2,1,0} all-reduce(%x), metadata={op_name="jit(run)/while/body/score/\
 Transformer/layer_3/mlp/dot_general"}
   %ag = (f32[4]{0}, f32[16]{0}) all-gather-start(%y), metadata={op_name="a/verify/b"}
-  ROOT %f = f32[4]{0} fusion(%z), backend_config={"estimated_cycles":"70"}, \
-metadata={op_name="jit(run)/while/body/draft/while/body/dot"}
+  ROOT %f = f32[4]{0} negate(%p)
 }
 """
   reduce, gather = compiled_text.collectives(text)
@@ -127,7 +130,6 @@ metadata={op_name="jit(run)/while/body/draft/while/body/dot"}
   assert (gather.kind, gather.num_bytes, gather.largest, gather.scope) == (
       'all-gather', 64, 16, 'verify'
   )
-  assert compiled_text.cycles(text, loops={'draft': 3}) == {'draft': 210.0}
 
 
 def model(name, where, **changes):
@@ -151,13 +153,13 @@ def test_a_step_is_bound_by_reading_weights_and_then_by_computing():
 def test_speculation_pays_for_few_rows_and_not_for_many():
   where = chips.slice_of('H100:8')
   pair = model('Llama-3.1-70B', where), model('Llama-3.2-1B', where)
-  options = dict(batch_size=1, context=1024)
-  low, high = roofline.predict(*pair, where, acceptances=(0.5, 0.9), **options)
+  costs = lambda batch_size: roofline.costs(*pair, where, batch_size=batch_size, context=1024)
+  low, high = roofline.predict(costs(1), batch_size=1, acceptances=(0.5, 0.9))
   assert 1 < low.speedup < high.speedup
   assert low.num_speculative_tokens < high.num_speculative_tokens
-  batch = roofline.largest_paying_batch(*pair, where, context=1024, acceptance=0.7)
+  batch = roofline.largest_paying_batch(costs, acceptance=0.7)
   assert 8 <= batch <= 1024
-  after = roofline.predict(*pair, where, acceptances=(0.7,), batch_size=2 * batch, context=1024)
+  after = roofline.predict(costs(2 * batch), batch_size=2 * batch, acceptances=(0.7,))
   assert after[0].speedup < 1.05
 
 
