@@ -36,13 +36,13 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
-from benchmarks import tpu_schedules
 from specjax import sampling as sampling_lib
 from specjax.kernels import accept as accept_lib
 from specjax.kernels.accept import base
 from specjax.planning import ahead
 from specjax.planning import chips
 from specjax.planning import program as program_lib
+from specjax.planning import schedules as schedules_lib
 
 _BATCH = flags.DEFINE_integer('batch', 8, 'Number of sequences.')
 _SIZE = flags.DEFINE_integer('num_speculative_tokens', 8, 'Draft tokens per sequence.')
@@ -133,22 +133,28 @@ def measure(chip: str, rule: str, implementation: str) -> dict:
       )
     costs = json.loads(result[1])
     if implementation == 'mosaic_tpu':
-      costs |= kernel_costs(rule, costs, tpu_schedules.read(folder))
+      costs |= kernel_costs(rule, costs, _schedules(folder))
   return costs
+
+
+def _schedules(folder: str) -> dict[str, str]:
+  """The schedule of each kernel of the op, by the kernel's name."""
+  found = schedules_lib.read(folder, lambda name: name.startswith('accept_'))
+  return {re.match(r'accept_[a-z]+', name)[0]: schedule for name, schedule in found.items()}
 
 
 def kernel_costs(rule: str, costs: dict, schedules: dict[str, str]) -> dict:
   """What the schedules add to the costs that XLA knows, and bytes as the kernels copy them."""
   if len(schedules) != costs['launches']:
     raise RuntimeError(f'{rule}: {costs["launches"]} kernels, schedules of {list(schedules)}.')
-  kernels = {name: tpu_schedules.cycles(schedule) for name, schedule in schedules.items()}
+  kernels = {name: schedules_lib.cycles(schedule) for name, schedule in schedules.items()}
   glue = costs['cycles'] + costs['launches'] * costs['launch_cycles']
   # See specjax.kernels.accept.mosaic_tpu.
   rows = _SIZE.value + 1 if rule == 'coupled' else 2 * _SIZE.value + 2
   return dict(
       xla_cycles=costs['cycles'],
       kernels=kernels,
-      cores={name: tpu_schedules.cores(schedule) for name, schedule in schedules.items()},
+      cores={name: schedules_lib.cores(schedule) for name, schedule in schedules.items()},
       glue_cycles=glue,
       cycles=glue + sum(kernels.values()),
       bytes=rows * _VOCAB.value * 4 * _BATCH.value,

@@ -2,9 +2,11 @@
 
     python -m experiments.plan --config=configs/llama3_70b.py --workdir=runs/plan
 
-Compiles the actual speculative loop for every TPU slice with the TPU's own compiler, reads
-memory and collectives from the compiled program, and predicts tokens per second. The workdir gets
-`config.json`, `metrics.jsonl` with a row for every slice, and `report.html` with the curves.
+Compiles the actual speculative loop for every TPU slice with the TPU's own compiler, reads memory
+and collectives from the compiled program, walks through its schedule for the time of a round
+(`specjax.planning.times`), and predicts tokens per second, with the roofline beside it as the
+limit. The workdir gets `config.json`, `metrics.jsonl` with a row for every slice, and `report.html`
+with the curves and with the instructions that take longest.
 """
 
 import rich.console
@@ -16,6 +18,7 @@ from experiments import report
 from experiments import workdir as workdir_lib
 from experiments.runs import plan_tables
 from experiments.runs import plans
+from specjax.planning import schedules
 
 
 def run(config, workdir: str, *, console: rich.console.Console | None = None) -> list[dict]:
@@ -47,5 +50,6 @@ def run(config, workdir: str, *, console: rich.console.Console | None = None) ->
 
 
 if __name__ == '__main__':
+  schedules.watch()  # of kernels, before the compiler is loaded
   # What is compiled for a device that is not here cannot be read back.
   cli.main(run, workdir='runs/plan', keeps_programs=False)

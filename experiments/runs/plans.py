@@ -185,7 +185,9 @@ def _times(case: Case, sizes: _Sizes, compiled: ahead.Compiled | None) -> dict[s
   target, draft = _models(case, sizes)
   by_roofline = functools.partial(roofline.costs, target, draft, where, context=context)
   limit = by_roofline(batch_size=settings.batch_size)
-  found = None if compiled is None else times.walk(compiled.program, where)
+  found = None if compiled is None else times.walk(
+      compiled.program, where, kernels=compiled.kernels
+  )
   costs = limit if found is None else _costs(found, limit, case)
   ask = dict(max_num_speculative_tokens=settings.max_num_speculative_tokens)
   predict = functools.partial(

@@ -47,7 +47,7 @@ def of_rows(
     how: a kind of sibling, or `COUPLED`.
   """
   count = int(counts.max())
-  controlled, is_empty = sampler.control(
+  controlled, is_empty, top = sampler.control(
       logits, path=path, path_valid=jnp.ones(path.shape, bool)
   )
   # Where a drafter knows of no continuation there are no children.
@@ -59,13 +59,15 @@ def of_rows(
     scores, tokens = jax.lax.top_k(jax.nn.log_softmax(controlled), count)
     return Children(tokens, jnp.where(is_empty, -jnp.inf, scores), None, sampler)
   if how == types.COUPLED:
-    values = sampling_lib.scaled(controlled, sampler.sampling)
+    values = sampling_lib.scaled(controlled, sampler.sampling, top=top)
     noise = sampler.source.gumbel(positions, values.shape[-1])
     scores, tokens = jax.lax.top_k(jax.nn.log_softmax(values + noise[:, None]), count)
-    law = sampling_lib.law(controlled, sampler.sampling) if sampler.keep_law else None
+    law = None
+    if sampler.keep_law:
+      law = sampling_lib.law(controlled, sampler.sampling, top=top)
     children = Children(tokens, scores, law, sampler)
   else:
-    law = sampling_lib.law(controlled, sampler.sampling)
+    law = sampling_lib.law(controlled, sampler.sampling, top=top)
     children = _draw(sampler, law, counts, first, with_replacement=how == WITH_REPLACEMENT)
   return children._replace(
       scores=jnp.where(is_empty, -jnp.inf, children.scores),

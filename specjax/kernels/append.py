@@ -136,7 +136,8 @@ def _kernel(first_ref, *refs, count, rows, batch, size, tile, num_new, narrow):
 
   def for_all(what):
     """`what` of every row of this group, of which the last group may have fewer."""
-    jax.lax.fori_loop(0, jnp.minimum(rows, batch - begin), lambda row, _: what(row), None)
+    count = jnp.minimum(rows, batch - begin) if batch % rows else rows
+    jax.lax.fori_loop(0, count, lambda row, _: what(row), None)
 
   def fetch(row):
     for copy in copies(row, back=False):

@@ -5,7 +5,7 @@ the compiler's own facts: bytes per chip, what is aliased, every collective, and
 which `times.walk` turns into seconds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import importlib.metadata
@@ -26,6 +26,7 @@ from specjax.models import placement
 from specjax.models.language_model import LanguageModel
 from specjax.planning import compiled_text
 from specjax.planning import program as program_lib
+from specjax.planning import schedules
 from specjax.sharding import trees
 
 PyTree = Any
@@ -166,7 +167,9 @@ class Compiled:
     aliased_bytes: of outputs that take the place of arguments.
     compile_seconds: of the compilation alone.
     collectives: every collective, see `compiled_text.Collective`.
-    text: the optimised program.
+    program: the optimised program, read.
+    text: of the program.
+    kernels: cycles of its Pallas kernels by instruction, where `schedules.watch` was called.
   """
 
   argument_bytes: int
@@ -174,12 +177,9 @@ class Compiled:
   aliased_bytes: int
   compile_seconds: float
   collectives: tuple[compiled_text.Collective, ...]
+  program: program_lib.Program = dataclasses.field(repr=False)
   text: str = dataclasses.field(repr=False)
-
-  @functools.cached_property
-  def program(self) -> program_lib.Program:
-    """The optimised program, read."""
-    return program_lib.parse(self.text)
+  kernels: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def compile_program(function: Any, *arguments: Any) -> Compiled:
@@ -194,6 +194,7 @@ def compile_program(function: Any, *arguments: Any) -> Compiled:
     UnreadableProgram: as `text_of`.
   """
   lowered = function.lower(*arguments)
+  schedules.forget()
   started = time.perf_counter()
   try:
     compiled = lowered.compile()
@@ -203,12 +204,15 @@ def compile_program(function: Any, *arguments: Any) -> Compiled:
     raise
   seconds = time.perf_counter() - started
   memory, text = compiled.memory_analysis(), text_of(compiled)
+  program = program_lib.parse(text)
   return Compiled(
       argument_bytes=memory.argument_size_in_bytes,
       temporary_bytes=memory.temp_size_in_bytes,
       aliased_bytes=memory.alias_size_in_bytes,
       compile_seconds=seconds,
-      collectives=compiled_text.collectives(text),
+      collectives=compiled_text.collectives(program),
+      program=program,
+      kernels=schedules.of_program(program),
       text=text,
   )
 

@@ -22,6 +22,7 @@ import re
 
 from specjax.planning import chips
 from specjax.planning import program as program_lib
+from specjax.planning import schedules
 
 _FREE = frozenset({
     'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'after-all', 'partition-id',
@@ -40,7 +41,6 @@ _FIXED_CYCLES = 2_000
 LAUNCH_SECONDS = 0.4e-6
 UPDATE_SECONDS = 2.6e-6
 _FEW_TRIPS = 16
-_KERNEL = 'custom_call_target="tpu_custom_call"'
 # The least and the largest error of predicted over measured steps, of the ten published cases whose
 # cache is short enough not to matter (benchmarks.published_steps, context 2,048).
 ERRORS = (-0.17, 0.14)
@@ -134,8 +134,8 @@ def walk(
     where: what it is compiled for.
     computation: that is walked through; '' for `round_of`.
     loops: trips of loops whose condition does not say, by scope; 1 where not given.
-    kernels: cycles of Pallas kernels by name, which the compiler does not estimate: bundles of
-      their schedules (`benchmarks.tpu_schedules`). Without, a kernel is its bytes and a launch.
+    kernels: cycles of Pallas kernels by instruction, which the compiler does not estimate: bundles
+      of their schedules (`schedules.of_program`). Without, a kernel is its bytes and a launch.
 
   Returns:
     The `Times`, of one trip through the computation.
@@ -234,9 +234,8 @@ class _Walker:
 
   def _cycles(self, each) -> int:
     """What an instruction computes, by the compiler's estimate or a kernel's schedule."""
-    if _KERNEL in each.attributes:
-      kernel = re.sub(r'[.\d]+$', '', each.name)
-      return self._kernels.get(kernel, 0)
+    if schedules.KERNEL in each.attributes:
+      return self._kernels.get(each.name, 0)
     return max(0, (each.cycles or 0) - _FIXED_CYCLES)
 
   def _advance(self, seconds: float, moved: float) -> None:

@@ -82,22 +82,23 @@ def control(
   )
 
 
-def law(logits: Array, sampling: types.Sampling) -> Array:
+def law(logits: Array, sampling: types.Sampling, *, top: Array | None = None) -> Array:
   """The law that is sampled: `scaled`, normalised.
 
   Args:
     logits: [B, R, V], controlled; `-inf` excludes a token.
     sampling: the settings.
+    top: as for `scaled`.
 
   Returns:
     [B, R, V] float32 log-probabilities that sum to one; exactly `-inf` outside the
     support. NaN or infinite logits, or a row with no token left, give a row of NaN.
   """
-  values = scaled(logits, sampling)
+  values = scaled(logits, sampling, top=top)
   return values - jnp.log(jnp.sum(jnp.exp(values), axis=-1, keepdims=True))
 
 
-def scaled(logits: Array, sampling: types.Sampling) -> Array:
+def scaled(logits: Array, sampling: types.Sampling, *, top: Array | None = None) -> Array:
   """Log-probabilities but for a constant: temperature, then top-k, then top-p, then min-p.
 
   It is all that an argmax with Gumbel noise needs. Top-k keeps the k largest logits, top-p the
@@ -113,12 +114,14 @@ def scaled(logits: Array, sampling: types.Sampling) -> Array:
   Args:
     logits: [B, R, V], controlled; `-inf` excludes a token.
     sampling: the settings.
+    top: [B, R], the largest logit of each row, where it is known: of a vocabulary that is split
+      over devices it takes all of them to find it. None finds it.
 
   Returns:
     [B, R, V] float32, the largest 0; exactly `-inf` outside the support.
   """
   logits = logits.astype(jnp.float32)
-  top = jnp.max(logits, axis=-1, keepdims=True)
+  top = jnp.max(logits, axis=-1, keepdims=True) if top is None else top[..., None]
   greedy = (sampling.temperature == 0)[:, None, None]
   divisor = jnp.where(greedy, 1.0, sampling.temperature[:, None, None])
   # The maximum is subtracted before the division: no temperature is too small for that.

@@ -53,7 +53,7 @@ class Sampler:
 
   def control(
       self, logits: Array, *, path: Array, path_valid: Array
-  ) -> tuple[Array, Array]:
+  ) -> tuple[Array, Array, Array]:
     """`control` of a draft's logits, and where that leaves nothing to draw from.
 
     A draft may know none of the tokens that are allowed next, or have no law at all (NaN).
@@ -67,14 +67,16 @@ class Sampler:
 
     Returns:
       [B, R, V] float32, with zeros throughout in empty rows, so that something can be drawn in
-      every row of the batch; and which rows are empty, [B, R] bool.
+      every row of the batch; which rows are empty, [B, R] bool; and the largest entry of each
+      row, [B, R].
     """
     controlled = control(
         logits, sampling=self.sampling, history=self.history, path=path, path_valid=path_valid
     )
     top = jnp.max(controlled, axis=-1)
     is_empty = ~(top > -jnp.inf) if self.mode == 'greedy' else ~jnp.isfinite(top)
-    return jnp.where(is_empty[..., None], 0.0, controlled), is_empty
+    rows = jnp.where(is_empty[..., None], 0.0, controlled)
+    return rows, is_empty, jnp.where(is_empty, 0.0, top)
 
   def draw(
       self, logits: Array, *, path: Array, path_valid: Array, position: Array, node: Any
@@ -105,7 +107,7 @@ class Sampler:
       self, logits: Array, *, path: Array, path_valid: Array, position: Array, node: Any
   ) -> Drawn:
     """`draw`, with its arguments, and where there was nothing to draw from."""
-    logits, is_empty = self.control(
+    logits, is_empty, top = self.control(
         logits[:, None], path=path[:, None], path_valid=path_valid[:, None]
     )
     is_empty = is_empty[:, 0]
@@ -115,12 +117,12 @@ class Sampler:
       raise ValueError(f"mode must be 'greedy', 'sample' or 'coupled'; got {self.mode!r}.")
     drawn_from, sampler = None, self
     if self.mode == 'sample' or self.keep_law:
-      drawn_from = law(logits, self.sampling)[:, 0]
+      drawn_from = law(logits, self.sampling, top=top)[:, 0]
     if self.mode == 'sample':
       token, source = self.source.draw(drawn_from, purpose=randomness.DRAFT, node=node)
       sampler = self.replace(source=source)
     else:
-      values = scaled(logits, self.sampling)[:, 0]
+      values = scaled(logits, self.sampling, top=top)[:, 0]
       token = argmax(values + self.source.gumbel(position, values.shape[-1]))
     if drawn_from is not None:
       drawn_from = jnp.where(is_empty[:, None], -jnp.inf, drawn_from)

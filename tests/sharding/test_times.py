@@ -6,6 +6,7 @@ import pytest
 
 from specjax.planning import chips
 from specjax.planning import program as program_lib
+from specjax.planning import schedules
 from specjax.planning import times
 from tests.support import tolerance
 
@@ -189,6 +190,37 @@ def test_a_kernels_cycles_are_those_of_its_schedule():
   assert bytes_alone.seconds == tolerance.approx(times.LAUNCH_SECONDS + 1 * US)
   scheduled = named(times.walk(program, WHERE, kernels={'copied': 3_000}), 'copied')
   assert scheduled.seconds == tolerance.approx(times.LAUNCH_SECONDS + 2 * US)
+
+
+# Three bundles, of which a loop runs the middle one eight times; four follow a branch.
+SCHEDULE = '''
+     0   : {  %s1 = smov 0 }
+   0x1 LB: {  %s2 = sadd.s32 1, %s1  ;;  %p3 = scmp.ge.s32.totalorder %s2, 8 /* loop exit test */ }
+   0x2   : {  %4 = sbr.rel (!%p3) target = $region1 }
+   0x3   : {  nop }
+   0x4   : {  nop }
+   0x5   : {  nop }
+   0x6   : {  nop }
+   0x7   : {  nop }
+'''
+
+
+def test_schedules_are_counted_with_their_loops_and_shared_by_equal_kernels(tmp_path, monkeypatch):
+  assert schedules.cycles(SCHEDULE) == 1 + 8 * 6 + 1
+  monkeypatch.setattr(schedules, '_folder', tmp_path)
+  (tmp_path / '17-write.2-01-final_bundles.txt').write_text(SCHEDULE)
+  (tmp_path / '17-write.2-00-schedule-analysis_final_bundles.txt').write_text('not a schedule')
+  call = (
+      '  %{name} = f32[{size}]{{0}} custom-call(%m), custom_call_target="tpu_custom_call", '
+      'operand_layout_constraints={{f32[{size}]{{0}}}}, metadata={{op_name="x"}}'
+  )
+  kernels = [('write.2', 8), ('write.3', 8), ('write.4', 16)]
+  lines = [call.format(name=name, size=size) for name, size in kernels]
+  text = '\n'.join(['ENTRY %main (m: f32[8]) -> f32[8] {', *lines, '}'])
+  program = program_lib.parse(text)
+  assert schedules.of_program(program) == {'write.2': 50, 'write.3': 50}
+  schedules.forget()
+  assert schedules.of_program(program) == {}
 
 
 def test_gpus_have_no_such_estimates():
