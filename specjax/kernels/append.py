@@ -11,6 +11,7 @@ takes the tiles of a row that its new entries can reach. Compiled for TPUs; not 
 
 from collections.abc import Sequence
 import functools
+import os
 from typing import Any
 
 import jax
@@ -27,10 +28,14 @@ _MOST_NEW = 16  # entries of a row; they are put in place one by one
 
 
 def fits(buffer: Array, num_new: int) -> bool:
-  """Whether the kernel can write so many entries per row into a buffer [B, G, S, hd]."""
+  """Whether the kernel can write so many entries per row into a buffer [B, G, S, hd], and may.
+
+  The environment's SPECJAX_APPEND=xla leaves the kernel out, for a TPU on which it fails.
+  """
   tile = _tile(buffer)
   return (
-      num_new <= _MOST_NEW
+      os.environ.get('SPECJAX_APPEND') != 'xla'
+      and num_new <= _MOST_NEW
       and buffer.dtype in (jnp.bfloat16, jnp.float32)
       and buffer.shape[2] % tile == 0
       and _window(num_new, tile) <= buffer.shape[2]

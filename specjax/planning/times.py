@@ -12,7 +12,8 @@ them (`megacore_split_dim`, v5p): a product of 512 x 8192 x 7168, bound by arith
 at 94 % of the chip's peak, which one core cannot reach.
 
 A conditional takes its first branch, that of false: the engine's conditionals ask whether any row
-needs what most do without. A loop runs as often as its condition says.
+needs what most do without. Those that ask for what some row mostly needs say so by their scope
+(`specjax.verify.siblings.OFTEN`), and take the other. A loop runs as often as its condition says.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ import re
 from specjax.planning import chips
 from specjax.planning import program as program_lib
 from specjax.planning import schedules
+from specjax.verify import siblings
 
 _FREE = frozenset({
     'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'after-all', 'partition-id',
@@ -189,7 +191,8 @@ class _Walker:
         self.run(body, trips=trips * count / apart, scope=scope)
       return
     if kind == 'conditional':
-      branch = self._program.computations[each.branches[0]]
+      often = siblings.OFTEN in each.op_name.split('/')
+      branch = self._program.computations[each.branches[-1 if often else 0]]
       self.run(branch, trips=trips, scope=scope)
       return
     if kind in ('call', 'async-start') and each.called('to_apply'):

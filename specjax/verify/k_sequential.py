@@ -135,11 +135,12 @@ class KSequential(siblings.TreeRule):
     size = jnp.where(begins, count, walk.size)
 
     ones = jnp.ones(first.shape, jnp.float32)
-    factor = jax.lax.cond(
-        jnp.any(begins & (size > 1)),
-        lambda: self.factor(walk.law, _draft_law(proposal, first), size),
-        lambda: ones,
-    )
+    with jax.named_scope(siblings.OFTEN):
+      factor = jax.lax.cond(
+          jnp.any(begins & (size > 1)),
+          lambda: self.factor(walk.law, _draft_law(proposal, first), size),
+          lambda: ones,
+      )
     nodes = jnp.arange(1, proposal.num_nodes + 1, dtype=jnp.int32)
     # Within a group the members come first, whatever lies between them.
     in_group = jnp.min(jnp.where(member, nodes, proposal.num_nodes + 1), axis=1)

@@ -98,11 +98,12 @@ class Recursive(siblings.TreeRule):
       draw = siblings.draw_at(
           proposal, node=walk.node, scale=scale, share=share, refused=tried
       )
-      mass, left = jax.lax.cond(
-          jnp.any(rejected),
-          lambda: siblings.masses(rows, scan, draw, proposal.kind),
-          lambda: (ones, ones),
-      )
+      with jax.named_scope(siblings.OFTEN):
+        mass, left = jax.lax.cond(
+            jnp.any(rejected),
+            lambda: siblings.masses(rows, scan, draw, proposal.kind),
+            lambda: (ones, ones),
+        )
     else:
       share, mass, left = walk.share, 1.0 - wanted, ones  # of a law, whose mass is 1
     # Nothing left: only rounding leads here, and the target's law is then drawn from.

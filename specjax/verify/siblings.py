@@ -22,6 +22,9 @@ from specjax.verify import chains
 from specjax.verify import rows as rows_lib
 from specjax.verify import rule as rule_lib
 
+# A named scope, for who reads a compiled program: the conditional inside is true in most rounds.
+OFTEN = 'often'
+
 
 def of_node(values: Array, node: Array) -> Array:
   """Entries [B] of values [B, N] of nodes 1 … N at `node` [B]; at 0, that of node 1."""

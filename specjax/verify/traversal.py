@@ -101,11 +101,12 @@ class Traversal(siblings.TreeRule):
     rejected = decides & ~accepted
 
     parent = siblings.of_node(proposal.parents, walk.node)
-    scale, share, whole, prob = jax.lax.cond(
-        jnp.any(rejected),
-        lambda: self._leave(walk, rows, proposal, scan, parent),
-        lambda: tuple(x[:, 0] for x in (walk.scale, walk.share, walk.whole, walk.probs)),
-    )
+    with jax.named_scope(siblings.OFTEN):
+      scale, share, whole, prob = jax.lax.cond(
+          jnp.any(rejected),
+          lambda: self._leave(walk, rows, proposal, scan, parent),
+          lambda: tuple(x[:, 0] for x in (walk.scale, walk.share, walk.whole, walk.probs)),
+      )
     above = jnp.where(rejected, parent, -1)
     probs = _set(_set(walk.probs, above, prob), jnp.where(child > 0, child, -1), entry)
     depth = walk.depth + (child > 0) - rejected

@@ -1,6 +1,7 @@
 """The kernel that writes new entries into caches: interpreted, compiled for TPUs, and in place."""
 
 import jax
+from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,7 +32,11 @@ def test_it_writes_what_a_scatter_would(rows, groups, slots, head_dim, num_new, 
   edges = np.array([slots - num_new, slots - 1, 1 - num_new, 16 - num_new, 16])
   first[: len(edges)] = edges[:rows]
   assert append_kernel.fits(buffers[0], num_new)
-  made = append_kernel.append(buffers, new, jnp.asarray(first, jnp.int32), interpret=True)
+  # Copies run as late as they may, memory begins as NaN, and races raise.
+  mode = pltpu.InterpretParams(
+      dma_execution_mode='on_wait', detect_races=True, uninitialized_memory='nan'
+  )
+  made = append_kernel.append(buffers, new, jnp.asarray(first, jnp.int32), interpret=mode)
   for buffer, entries, got in zip(buffers, new, made):
     expected = np.array(buffer)
     for row in range(rows):
@@ -41,7 +46,7 @@ def test_it_writes_what_a_scatter_would(rows, groups, slots, head_dim, num_new, 
     np.testing.assert_array_equal(got, expected)
 
 
-def test_what_it_cannot_write_is_left_to_slices():
+def test_what_it_cannot_or_may_not_write_is_left_to_slices(monkeypatch):
   shape = lambda *sizes, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(sizes, dtype)
   assert append_kernel.fits(shape(1, 1, 48, 128), 5)
   assert not append_kernel.fits(shape(1, 1, 48, 128), 17)  # more than it puts in place one by one
@@ -49,6 +54,8 @@ def test_what_it_cannot_write_is_left_to_slices():
   assert not append_kernel.fits(shape(1, 1, 144, 64), 1)
   assert not append_kernel.fits(shape(1, 1, 16, 128), 2)  # fewer than its tiles
   assert not append_kernel.fits(shape(1, 1, 48, 128, dtype=jnp.int8), 1)
+  monkeypatch.setenv('SPECJAX_APPEND', 'xla')
+  assert not append_kernel.fits(shape(1, 1, 48, 128), 5)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,13 @@ def test_a_conditional_takes_what_most_do_and_an_update_waits_for_its_tiles(foun
   assert named(found, 'updated').seconds == tolerance.approx(times.UPDATE_SECONDS + written)
 
 
+def test_a_conditional_says_where_the_other_branch_is_the_usual_one():
+  text = TEXT.replace('body/verify/cond', 'body/verify/often/cond')
+  found = times.walk(program_lib.parse(text), WHERE)
+  assert named(found, 'dear').seconds > 1e-3
+  assert 'cheap' not in {each.name for each in found.costs}
+
+
 def test_an_all_reduce_goes_there_and_back(found):
   sent = 8 * 1024 * 2 * 3 / 4 / WHERE.chip.link_bandwidth
   assert named(found, 'sum').seconds == tolerance.approx(2 * (2 * US + sent))
