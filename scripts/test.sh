@@ -61,11 +61,8 @@ if [ -n "$everything" ]; then
   run="$(mktemp -d)"
   "$COLAB/bin/python" -m experiments.generate --config=configs/zoo.py:smoke --workdir="$run"
   rm -r "$run"
-  # Two notebooks need bfloat16 products that this XLA lacks on CPUs, and an accelerator has.
-  say "NOT TESTED on Colab's pins: the notebooks losslessness and train_a_drafter."
   "$COLAB/bin/python" -m pytest -q -rs tests/test_api.py tests/experiments/test_notebooks.py \
-    tests/sharding/test_processes.py -k 'not two_ and not death and not script and not training_goes
-    and not (top_to_bottom and (losslessness or train_a_drafter))'
+    tests/sharding/test_processes.py -k 'not two_ and not death and not script and not training_goes'
 fi
 # A module's tests share what it compiles, so that they go to one worker. Modules begin in the order
 # of tests/support/short_run.py. -rs: what was skipped is said at the end, with its reason.

@@ -151,8 +151,9 @@ def _roofline_round(row: Row) -> float:
 
 def _slowest(row: Row) -> Section:
   """What takes longest on one slice."""
+  parts = dict(draft='drafting', score='target', verify='verifying', commit='committing')
   found = [
-      dict(each, part=part) for part, rows in row['slowest'].items() for each in rows[:4]
+      dict(each, part=name) for part, name in parts.items() for each in row['slowest'][part][:4]
   ]
   columns = [
       Column('part', lambda each: each['part']),
