@@ -23,7 +23,8 @@ Array = jax.Array
 
 LANES = 128
 _SLOTS = 16  # of a tile; those of float32 have 8
-_ROWS = 8  # of the batch that are under way together
+_ROWS = 8  # of the batch that are under way together, if their tiles fit
+_ROOM = 2 << 20  # bytes of tiles in VMEM, of which a kernel has 16 MiB
 _MOST_NEW = 16  # entries of a row; they are put in place one by one
 
 
@@ -39,6 +40,7 @@ def fits(buffer: Array, num_new: int) -> bool:
       and buffer.dtype in (jnp.bfloat16, jnp.float32)
       and buffer.shape[2] % tile == 0
       and _window(num_new, tile) <= buffer.shape[2]
+      and _row_bytes(buffer, num_new) <= _ROOM
       and (buffer.shape[3] % LANES == 0 or buffer.shape[3] % _SLOTS == 0)
   )
 
@@ -65,7 +67,7 @@ def append(
   batch, groups, size, head_dim = buffer.shape
   tile = _tile(buffer)
   window = _window(num_new, tile)
-  rows = min(batch, _ROWS)
+  rows = max(1, min(batch, _ROWS, _ROOM // (len(buffers) * _row_bytes(buffer, num_new))))
   padded = -(-batch // rows) * rows
   entries = [turn(jnp.swapaxes(each, 1, 2)) for each in new]
   if padded > batch:
@@ -118,6 +120,12 @@ def _tile(buffer: Array) -> int:
 def _window(num_new: int, tile: int) -> int:
   """Slots of the tiles that entries can reach, wherever they begin."""
   return -(-(num_new + tile - 1) // tile) * tile
+
+
+def _row_bytes(buffer: Array, num_new: int) -> int:
+  """Bytes of a row's tiles of one buffer."""
+  _, groups, _, head_dim = buffer.shape
+  return groups * _window(num_new, _tile(buffer)) * head_dim * buffer.dtype.itemsize
 
 
 def _kernel(first_ref, *refs, count, rows, batch, size, tile, num_new, narrow):

@@ -15,7 +15,10 @@ from tests.support import tpu_ahead
 
 # (rows, groups, slots, head size, new entries): whole groups of rows and not, wide heads and
 # narrow, entries in one tile and in several.
-CASES = [(8, 1, 64, 128, 5), (11, 2, 64, 128, 2), (3, 2, 384, 64, 1), (9, 1, 256, 64, 16)]
+CASES = [
+    (8, 1, 64, 128, 5), (11, 2, 64, 128, 2), (3, 2, 384, 64, 1), (9, 1, 256, 64, 16),
+    (3, 48, 32, 128, 1),  # so many heads that fewer rows than there are go together
+]
 
 
 def numbers(*shape, seed: int, dtype) -> jnp.ndarray:
@@ -54,6 +57,7 @@ def test_what_it_cannot_or_may_not_write_is_left_to_slices(monkeypatch):
   assert not append_kernel.fits(shape(1, 1, 144, 64), 1)
   assert not append_kernel.fits(shape(1, 1, 16, 128), 2)  # fewer than its tiles
   assert not append_kernel.fits(shape(1, 1, 48, 128, dtype=jnp.int8), 1)
+  assert not append_kernel.fits(shape(1, 1024, 48, 128), 1)  # a row's tiles fill the memory
   monkeypatch.setenv('SPECJAX_APPEND', 'xla')
   assert not append_kernel.fits(shape(1, 1, 48, 128), 5)
 
