@@ -15,9 +15,11 @@ from tests.support import tpu_ahead
 
 # (rows, groups, slots, head size, new entries): whole groups of rows and not, wide heads and
 # narrow, entries in one tile and in several.
+FLOAT, HALF = jnp.float32, jnp.bfloat16
 CASES = [
-    (8, 1, 64, 128, 5), (11, 2, 64, 128, 2), (3, 2, 384, 64, 1), (9, 1, 256, 64, 16),
-    (3, 48, 32, 128, 1),  # so many heads that fewer rows than there are go together
+    (8, 1, 64, 128, 5, HALF), (11, 2, 64, 128, 2, FLOAT), (3, 2, 384, 64, 1, HALF),
+    (9, 1, 256, 64, 16, FLOAT), (5, 1, 256, 64, 3, HALF),
+    (3, 48, 32, 128, 1, HALF),  # so many heads that fewer rows than there are go together
 ]
 
 
@@ -25,8 +27,7 @@ def numbers(*shape, seed: int, dtype) -> jnp.ndarray:
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('rows, groups, slots, head_dim, num_new', CASES)
+@pytest.mark.parametrize('rows, groups, slots, head_dim, num_new, dtype', CASES)
 def test_it_writes_what_a_scatter_would(rows, groups, slots, head_dim, num_new, dtype):
   buffers = [numbers(rows, groups, slots, head_dim, seed=seed, dtype=dtype) for seed in (0, 1)]
   new = [numbers(rows, num_new, groups, head_dim, seed=seed, dtype=dtype) for seed in (2, 3)]
