@@ -91,30 +91,34 @@ def _advice(rows: Sequence[Row]) -> Section:
 
 
 def _speeds(rows: Sequence[Row]) -> Section:
-  def column(index: int, rate: float) -> Column:
-    def cell(row: Row) -> Cell:
-      each = row['predictions'][index]
-      limit = row['roofline_predictions'][index]['speculative']
-      return Cell(
-          f'{each["speculative"]:.0f}',
-          small=f'K = {each["num_speculative_tokens"]}, roofline {limit:.0f}',
+  """Every slice at every acceptance rate."""
+  made = [
+      dict(slice=row, limit=limit, first=index == 0, **each)
+      for row in rows
+      for index, (each, limit) in enumerate(
+          zip(row['predictions'], row['roofline_predictions'], strict=True)
       )
-
-    return Column(f'α = {rate:g}', cell, 'left')
-
-  rates = [each['acceptance'] for each in rows[0]['predictions']]
+  ]
+  once = lambda text: lambda each: text(each['slice']) if each['first'] else ''
+  number = lambda name: lambda each: f'{each[name]:.0f}'
   columns = [
-      Column('slice', _name),
-      Column('plain', lambda row: f'{row["predictions"][0]["plain"]:.0f}'),
-      *(column(index, rate) for index, rate in enumerate(rates)),
-      Column('pays up to batch', plan_tables.paying, 'wrap'),
+      Column('slice', once(_name)),
+      Column('plain', once(lambda row: f'{row["predictions"][0]["plain"]:.0f}')),
+      Column('α', lambda each: f'{each["acceptance"]:g}'),
+      Column('best K', number('num_speculative_tokens')),
+      Column('speculative', number('speculative')),
+      Column('range', lambda each: plan_tables.span(each['slice'], each['speculative'])),
+      Column('speed-up', lambda each: f'{each["speedup"]:.2f}×'),
+      Column('roofline', lambda each: f'{each["limit"]["speculative"]:.0f}'),
+      Column('pays up to batch', once(plan_tables.paying), 'wrap'),
   ]
   return Section(
       'Tokens per second',
       'Of all rows: plain decoding, and speculation at the best K for each acceptance rate α, by '
       'the compiled program where there is one, and by roofline, which is the limit. K = 0: plain '
-      'decoding is faster. Up to which batch it pays is by roofline.',
-      table=page.table(columns, rows),
+      'decoding is faster. Ranges are of the errors that the model of times has on steps that '
+      'others measured. Up to which batch it pays is by roofline.',
+      table=page.table(columns, made),
   )
 
 

@@ -73,11 +73,20 @@ def summary(row: Row) -> dict[str, Any]:
       'fits': 'yes' if row['fits'] else 'no',
       'plain tok/s': f'{middle["plain"]:.0f}',
       f'α={middle["acceptance"]:g} tok/s': f'{middle["speculative"]:.0f}',
+      'range': span(row, middle['speculative']),
       'K': middle['num_speculative_tokens'],
       'speed-up': f'{middle["speedup"]:.2f}×',
       'roofline': f'{limit["speculative"]:.0f}',
       'pays to batch': paying(row),
   }
+
+
+def span(row: Row, tokens_per_second: float) -> str:
+  """Tokens per second if the model is off by as much as on published steps; '' by roofline."""
+  if not row['round_errors']:
+    return ''
+  low, high = (tokens_per_second * (1 + error) for error in row['round_errors'])
+  return f'{low:.0f}–{high:.0f}'
 
 
 def paying(row: Row) -> str:
