@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # From the ground up; the parts of a line do not use each other.
 FLOORS = (
     ('_moved', 'atomic', 'types', 'tree', 'randomness', 'detokenize'),
-    ('sharding', 'stats', 'stopping', 'traces', 'request'),
+    ('sharding', 'stats', 'stopping', 'traces', 'request', 'kernels.append'),
     ('cache', 'sampling', 'notebook', 'kernels.attention'),
     ('models', 'output'),
     ('heads', 'verify'),

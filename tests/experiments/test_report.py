@@ -215,7 +215,10 @@ class TestPlan:
     cells = Page(page).cells
     for wanted in ('H100:8 (not compiled)', 'v5p:2x2x2', advice, '18.00', 'yes', 'no', '41', '2'):
       assert wanted in cells, wanted
-    assert {'1000', '1750', 'K = 8'} <= {*cells, *re.findall('<small>(.*?)</small>', page)}
+    assert {'1000', '1750', '8', '3.50×'} <= {*cells}
+    # Of the compiled one: its round, and what times and tokens are if the model is off.
+    assert {'12.50', '10.00 – 15.62', '9.00', '800–1250', '1.500', 'memory'} <= {*cells}
+    assert 'What takes longest on v5p:2x2x2' in page and 'What takes longest on H100' not in page
     assert '64' in cells and 'all that fit (200)' in cells
     assert '<b>2 of 3</b>' in page and '<b>2.00×</b>' in page
     (curves,) = plots_of(page)

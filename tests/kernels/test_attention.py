@@ -90,7 +90,8 @@ def test_a_cache_for_pallas_splits_evenly_and_others_are_as_asked():
   slots = lambda kind, length: jax.eval_shape(
       lambda: model(kind).init_cache(batch_size=1, cache_length=length, max_append=5)
   ).keys[0].shape[2]
-  assert slots('xla', 8192) == slots('cudnn', 8192) == 8208
+  # Whole lanes of a TPU, for heads are narrow here.
+  assert slots('xla', 8192) == slots('cudnn', 8192) == 8320
   assert slots('pallas', 8192) == 10_240 and attention._splits(10_240) == (16, 128)
   assert slots('pallas', 100) == 256 and attention._splits(256) == (16, 16)
 

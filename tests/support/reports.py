@@ -46,8 +46,19 @@ def arm(k, rule, **changes):
   return row(values['arm'], rule) | values | changes
 
 
+ROUND = dict(
+    round_ms=12.5, round_draft_ms=4.0, round_score_ms=8.0, round_verify_ms=0.25,
+    round_commit_ms=0.25, round_bytes_ms=9.0, round_errors=[-0.2, 0.25],
+    slowest={
+        part: [dict(name='fusion.1', op_name=f'{part}/{EVIL}', ms=1.5, trips=80.0,
+                    num_bytes=2e6, bound='memory')]
+        for part in ('draft', 'score', 'verify', 'commit')
+    },
+)
+
+
 def planned(topology='H100:8', **changes):
-  """A row of a plan, not compiled."""
+  """A row of a plan, not compiled; with a round of its program where `compiled`."""
   predictions = [
       dict(acceptance=rate, num_speculative_tokens=k, plain=500.0, speculative=500.0 * ratio,
            speedup=ratio)
@@ -58,8 +69,10 @@ def planned(topology='H100:8', **changes):
       tree=None, num_nodes=4, rule='block', compiled=False, compile_seconds=None,
       collectives_per_layer=None, weight_bytes=18e9, cache_bytes=2e9, temporary_bytes=1e8,
       free_bytes=60e9, fits=True, advice=None, largest_fitting_batch=200,
-      largest_paying_batch=64, predictions=predictions,
+      largest_paying_batch=64, predictions=predictions, roofline_predictions=predictions,
+      draft_step_ms=0.5, target_pass_ms=7.0,
   )
+  values |= ROUND if changes.get('compiled') else dict.fromkeys(ROUND)
   return values | changes
 
 
