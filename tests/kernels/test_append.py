@@ -18,7 +18,7 @@ from tests.support import tpu_ahead
 FLOAT, HALF = jnp.float32, jnp.bfloat16
 CASES = [
     (8, 1, 64, 128, 5, HALF), (11, 2, 64, 128, 2, FLOAT), (3, 2, 384, 64, 1, HALF),
-    (9, 1, 256, 64, 16, FLOAT), (5, 1, 256, 64, 3, HALF),
+    (9, 1, 256, 64, 16, FLOAT),
     (3, 48, 32, 128, 1, HALF),  # so many heads that fewer rows than there are go together
 ]
 
