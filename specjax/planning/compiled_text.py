@@ -6,7 +6,6 @@ import re
 from specjax.planning import program as program_lib
 from specjax.planning import times
 
-KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 _LAYER = re.compile(r'/layer_(\d+)/')
 
 
@@ -15,7 +14,7 @@ class Collective:
   """One collective instruction.
 
   Attributes:
-    kind: 'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all' or 'collective-permute'.
+    kind: one of `program.COLLECTIVES`.
     num_bytes: of its result on one device, without padding.
     largest: elements of the largest array in its result.
     computation: the computation that it stands in: a loop's body, for instance.
@@ -47,16 +46,13 @@ def collectives(program: program_lib.Program | str) -> tuple[Collective, ...]:
   result = []
   for computation, each in program:
     kind = each.opcode.removesuffix('-start')
-    if kind not in KINDS:
+    if kind not in program_lib.COLLECTIVES:
       continue
-    arrays = each.arrays
-    if each.opcode != kind and len(arrays) > 1:
-      arrays = arrays[len(arrays) // 2 :]  # operand and result, of an asynchronous one
     result.append(
         Collective(
             kind=kind,
-            num_bytes=sum(array.num_elements * array.item_bits // 8 for array in arrays),
-            largest=max((array.num_elements for array in arrays), default=0),
+            num_bytes=sum(array.num_elements * array.item_bits // 8 for array in each.received),
+            largest=max((array.num_elements for array in each.received), default=0),
             computation=computation.name,
             op_name=each.op_name,
         )

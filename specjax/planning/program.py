@@ -21,9 +21,13 @@ _HEAD = re.compile(r'^\s*(ROOT )?%?([\w.\-]+) = ')
 _OPERAND = re.compile(r'%([\w.\-]+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_CALLED = re.compile(r'\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _KERNEL_BYTES = re.compile(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"')
+# Instructions between devices; of asynchronous ones, their names without `-start` and `-done`.
+COLLECTIVES = (
+    'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
+    'collective-broadcast',
+)
 _UNKNOWN_CYCLES = 1e15  # the largest integer stands for what the compiler does not know
 
 
@@ -125,6 +129,17 @@ class Instruction:
     """The compiler's estimate; None where it has none."""
     match = _CYCLES.search(self.attributes)
     return int(match[1]) if match and int(match[1]) < _UNKNOWN_CYCLES else None
+
+  @functools.cached_property
+  def received(self) -> tuple[Array, ...]:
+    """Of a collective: what it leaves on a device.
+
+    The start of an asynchronous one has its operands, what is received, and scalars of its own.
+    """
+    if not self.opcode.endswith('-start') or len(self.arrays) < 2:
+      return self.arrays
+    ends = [array for array in self.arrays if array.dims] or list(self.arrays)
+    return tuple(ends[len(ends) // 2 :])
 
   def called(self, what: str) -> str:
     """The computation called as 'calls', 'body', 'condition' or 'to_apply'; '' for none."""
@@ -331,12 +346,8 @@ def _read(program: Program, inner: Computation, name: str, operand: Instruction)
       elif user.opcode == 'fusion':
         deeper = program.computations[user.called('calls')]
         read += _read(program, deeper, deeper.parameters[index].name, operand)
-      elif index == 0 and user.opcode in _PARTS:
-        read += sum(array.num_bytes for array in user.arrays)
-      elif index == 0 and user.opcode in ('dynamic-update-slice', 'scatter'):
-        read += 0
       else:
-        read += whole
+        read += _taken(user, index, operand)
   return min(read, whole)
 
 

@@ -30,10 +30,6 @@ _FREE = frozenset({
     'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'after-all', 'partition-id',
     'replica-id', 'opt-barrier', 'add-dependency',
 })
-_COLLECTIVES = (
-    'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
-    'collective-broadcast',
-)
 SCOPES = ('draft', 'score', 'verify', 'commit')
 # The compiler adds this much to every estimate for whatever comes with an instruction; small ones
 # take less. The profile of a decode step that jax-llm-examples publishes (llama3/images, v5e:4x4)
@@ -125,30 +121,26 @@ def walk(
     program: program_lib.Program,
     where: chips.Slice,
     *,
-    computation: str = '',
-    loops: Mapping[str, float] | None = None,
     kernels: Mapping[str, int] | None = None,
 ) -> Times:
-  """The times of a program's instructions.
+  """The times of a round's instructions (`round_of`).
 
   Args:
     program: the program.
     where: what it is compiled for.
-    computation: that is walked through; '' for `round_of`.
-    loops: trips of loops whose condition does not say, by scope; 1 where not given.
     kernels: cycles of Pallas kernels by instruction, which the compiler does not estimate: bundles
       of their schedules (`schedules.of_program`). Without, a kernel is its bytes and a launch.
 
   Returns:
-    The `Times`, of one trip through the computation.
+    The `Times` of one round. A loop whose condition does not say how often it runs runs once.
 
   Raises:
     ValueError: for a slice of chips whose compiler estimates no cycles.
   """
   if not where.chip.is_tpu:
     raise ValueError(f'{where.name} is no slice of TPUs: their programs alone have estimates.')
-  walker = _Walker(program, where, loops or {}, kernels or {})
-  walker.run(program.computations[computation or round_of(program)], trips=1.0, scope='')
+  walker = _Walker(program, where, kernels or {})
+  walker.run(program.computations[round_of(program)], trips=1.0, scope='')
   return Times(tuple(walker.costs), walker.num_bytes, where.chip.hbm_bandwidth)
 
 
@@ -163,8 +155,8 @@ def round_of(program: program_lib.Program) -> str:
 class _Walker:
   """A core's clock, and what is under way beside it."""
 
-  def __init__(self, program, where: chips.Slice, loops, kernels):
-    self._program, self._where, self._loops, self._kernels = program, where, loops, kernels
+  def __init__(self, program, where: chips.Slice, kernels):
+    self._program, self._where, self._kernels = program, where, kernels
     self.costs: list[Cost] = []
     self.num_bytes = 0.0
     # Transfers between HBM and VMEM under way, in the order in which they were begun, in bytes.
@@ -183,7 +175,7 @@ class _Walker:
     if kind in _FREE:
       return
     if kind == 'while':
-      count = trip_count(self._program, computation, each) or self._loops.get(scope, 1)
+      count = trip_count(self._program, each) or 1
       body = self._program.computations[each.called('body')]
       # One after the other, for what is fetched ahead beside them; long loops once for all trips.
       apart = count if count <= _FEW_TRIPS else 1
@@ -213,7 +205,7 @@ class _Walker:
       return 0.0, 'wait', 0
     if kind.endswith('-done'):
       return *self._wait(_started(computation, each)), 0
-    if base in _COLLECTIVES:
+    if base in program_lib.COLLECTIVES:
       seconds = collective_seconds(each, self._where)
       if not kind.endswith('-start'):
         self._advance(seconds, 0)
@@ -289,7 +281,7 @@ def _transferred(computation, each) -> int:
   return min(whole, 2 * program_lib.in_hbm(operands) + whole)
 
 
-def trip_count(program: program_lib.Program, computation, loop) -> int | None:
+def trip_count(program: program_lib.Program, loop) -> int | None:
   """How often a loop runs, from the constant that its condition compares with; None if none."""
   match = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
   if match:
@@ -312,10 +304,7 @@ def collective_seconds(each, where: chips.Slice) -> float:
   """
   kind = each.opcode.removesuffix('-start')
   count = group_size(each.attributes) or where.num_chips
-  arrays = each.arrays
-  if each.opcode.endswith('-start') and len(arrays) > 1:
-    arrays = arrays[: max(1, len(arrays) // 2)]
-  num_bytes = sum(array.num_bytes for array in arrays)
+  num_bytes = sum(array.num_bytes for array in each.received)
   share = (count - 1) / count
   chip = where.chip
   if kind == 'collective-permute':

@@ -173,6 +173,17 @@ def test_an_all_reduce_goes_there_and_back(found):
   assert times.collective_seconds(gather, WHERE) == tolerance.approx(2 * US + sent)
 
 
+def test_the_start_of_a_collective_has_its_operand_and_scalars_beside_what_is_received():
+  permute = (
+      '  %p = (u32[8,1]{1,0:T(8,128)S(1)}, u32[8,1]{1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) '
+      'collective-permute-start(%x), source_target_pairs={{1,0}}'
+  )
+  gather = '  %g = (f32[4]{0}, f32[16]{0}) all-gather-start(%y)'
+  text = '\n'.join(['ENTRY %main (m: f32[8]) -> f32[8] {', permute, gather, '}'])
+  starts = program_lib.parse(text).computations['main'].instructions
+  assert [[array.dims for array in each.received] for each in starts] == [[(8, 1)], [(16,)]]
+
+
 def test_every_instruction_has_a_part_and_the_sum_is_never_below_its_bytes(found):
   assert {each.scope for each in found.costs} == set(times.SCOPES)
   assert named(found, 'there').scope == 'score'  # of what it is fetched for
