@@ -17,17 +17,12 @@ import numpy as np
 
 from experiments.validate import results as results_lib
 from experiments.validate import switches
+from specjax.planning import program as program_lib
 from specjax.planning import times
 
 # Where a device's kernels are found, else the threads of XLA's CPU client.
 _DEVICE = ('/device:GPU', '/device:TPU', '/host:CPU')
-_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = ')
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
-_CALLS = re.compile(r'(?:calls|to_apply)=%?([\w.\-]+)')
-_PRODUCT = re.compile(
-    r' (?:dot|convolution)\('
-    r'|custom_call_target="(?:__cublas|__triton|__cudnn|__onednn\$matmul)'
-)
+_PRODUCT = re.compile(r'custom_call_target="(?:__cublas|__triton|__cudnn|__onednn\$matmul)')
 PARTS = ('products', 'attention', 'other of a pass', 'draft', 'sampling', 'commit', 'loop')
 
 
@@ -49,21 +44,17 @@ def part(op_name: str, *, is_product: bool) -> str:
 
 def parts_of(text: str) -> dict[str, str]:
   """The part of each instruction of an optimised program, by the instruction's name."""
-  lines, products, computation = [], set(), ''
-  for line in text.splitlines():
-    if line and not line[0].isspace() and line.rstrip().endswith('{'):
-      computation = line.removeprefix('ENTRY ').split()[0].lstrip('%').partition('(')[0]
-    found = _INSTRUCTION.match(line)
-    if found:
-      lines.append((found[1], line))
-      if _PRODUCT.search(line):
-        products.add(computation)
-  found = {}
-  for name, line in lines:
-    op_name, calls = _OP_NAME.search(line), _CALLS.search(line)
-    is_product = bool(_PRODUCT.search(line)) or bool(calls and calls[1] in products)
-    found[name] = part(op_name[1] if op_name else '', is_product=is_product)
-  return found
+  program = program_lib.parse(text)
+  products = {computation.name for computation, each in program if _is_product(each)}
+  called = lambda each: each.called('calls') or each.called('to_apply')
+  return {
+      each.name: part(each.op_name, is_product=_is_product(each) or called(each) in products)
+      for _, each in program
+  }
+
+
+def _is_product(each: program_lib.Instruction) -> bool:
+  return each.opcode in ('dot', 'convolution') or bool(_PRODUCT.search(each.attributes))
 
 
 def keep(step, name: str, bench, seconds: float, drafter=None) -> dict[str, float]:
