@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+import functools
 import time
 from typing import Any
 
@@ -249,8 +250,21 @@ def _stream(target, prompts: Sequence[Sequence[int]], request: Request) -> Itera
     left = left or chunk
 
 
-def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
+def prepare(
+    target,
+    prompts: Sequence[Sequence[int]],
+    request: Request,
+    *,
+    prefix: engine.DecodeState | None = None,
+):
   """Checks a request and runs its prefill.
+
+  Args:
+    target: the target.
+    prompts: one non-empty token list per row.
+    request: the options.
+    prefix: the state of one row, prepared with the same options and a cache of the same length: of
+      a prompt whose tokens, but for the last, all prompts begin with. They are not read again.
 
   Returns:
     The engine's setup, the state after prefill, the prompts' lengths [B] (numpy), and the
@@ -259,10 +273,15 @@ def prepare(target, prompts: Sequence[Sequence[int]], request: Request):
   Raises:
     ValueError: see `specjax.checks`.
   """
-  return _prepare(target, prompts, checks.request(target, prompts, request))
+  return _prepare(target, prompts, checks.request(target, prompts, request), prefix)
 
 
-def _prepare(target, prompts: Sequence[Sequence[int]], request: Request):
+def _prepare(
+    target,
+    prompts: Sequence[Sequence[int]],
+    request: Request,
+    prefix: engine.DecodeState | None = None,
+):
   """As `prepare`, for a checked request."""
   drafter, limits, batch = request.drafter, request.max_new_tokens, len(prompts)
   lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
@@ -284,7 +303,7 @@ def _prepare(target, prompts: Sequence[Sequence[int]], request: Request):
   )
   setup = sharding.put(setup, setup.layout)
   started = time.perf_counter()
-  state = _initial_state(setup, request, tokens, lengths, limits)
+  state = _initial_state(setup, request, tokens, lengths, limits, prefix)
   jax.block_until_ready(state.target_cache)
   return setup, state, lengths, time.perf_counter() - started
 
@@ -300,17 +319,23 @@ def rule_that_runs(rule: Any, *, target: Any, drafter: Any, batch_size: int) -> 
   )
 
 
-def _initial_state(setup, request: Request, tokens, lengths, limits):
-  """Prefills all but each prompt's last token, in chunks."""
+def _initial_state(setup, request: Request, tokens, lengths, limits, prefix):
+  """Prefills all but each prompt's last token, in chunks, from the end of the prefix on."""
   batch, size = tokens.shape
   drafter = setup.drafter
   chunk = request.prefill_chunk
   sizes = cache_sizes(batch, size, width=setup.width, prefill_chunk=chunk)
   cache = setup.target.init_cache(**sizes)
   drafter_state = sharding.put(drafter.init(**sizes), setup.layout)
-  features = None
+  features, done = None, 0
+  if prefix is not None:
+    done = int(prefix.lengths[0]) - 1
+    features = jnp.repeat(prefix.features[:, 0], batch, axis=0)
+    cache, drafter_state = sharding.put(
+        _of_one_row((cache, drafter_state), (prefix.target_cache, prefix.drafter)), setup.layout
+    )
   padded = np.pad(tokens, ((0, 0), (0, chunk)))
-  for start in range(0, max(int(lengths.max()) - 1, 1), chunk):
+  for start in range(done, max(int(lengths.max()) - 1, 0 if done else 1), chunk):
     num_new = np.clip(lengths - 1 - start, 0, chunk).astype(np.int32)
     cache, drafter_state, last = engine.prefill_chunk(
         setup, cache, drafter_state, padded[:, start : start + chunk], num_new
@@ -331,6 +356,12 @@ def _initial_state(setup, request: Request, tokens, lengths, limits):
   if request.stop_strings:
     state = state.replace(recent=stats_lib.empty_recent(batch, drafter.depth))
   return sharding.put(state, setup.layout)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _of_one_row(states, row):
+  """The states of several rows, every row of which becomes that of `row`, a state of one."""
+  return jax.tree.map(lambda state, one: jnp.broadcast_to(one, state.shape), states, row)
 
 
 @jax.jit

@@ -7,11 +7,14 @@ written into the running state. (What servers call continuous batching, Yu et al
 
     for done in generate_each(target, prompts, batch_size=64, max_new_tokens=512):
       print(done.number, done.tokens)
+
+What all prompts begin with, such as a system's text, is read once for all of them.
 """
 
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +135,8 @@ def generate_each(
 def _each(target, prompts, request: Request, batch_size: int, refill: int) -> Iterator[Completion]:
   """The completions of a checked request of all prompts."""
   count = min(batch_size, len(prompts))
-  setup, state, starts = _prefilled(target, prompts, request, range(count))
+  prefix = _prefix(target, prompts, request)
+  setup, state, starts = _prefilled(target, prompts, request, range(count), prefix)
   # Which prompt is in which place; -1 where none is.
   numbers = np.arange(count)
   following = count
@@ -159,7 +163,7 @@ def _each(target, prompts, request: Request, batch_size: int, refill: int) -> It
       following += len(taken)
       # One program for all: a row that is missing is another one's copy, which goes nowhere.
       rows = np.resize(taken, refill)
-      _, fresh, fresh_starts = _prefilled(target, prompts, request, rows)
+      _, fresh, fresh_starts = _prefilled(target, prompts, request, rows, prefix)
       is_real = np.arange(refill) < len(taken)
       if refill == count:
         state = fresh.replace(done=fresh.done | ~is_real)
@@ -170,7 +174,26 @@ def _each(target, prompts, request: Request, batch_size: int, refill: int) -> It
       numbers[here], starts[here] = taken, fresh_starts[: len(taken)]
 
 
-def _prefilled(target, prompts, request: Request, rows):
+def _prefix(target, prompts, request: Request) -> engine.DecodeState | None:
+  """The state after what all prompts begin with, of one row; None where it would spare no pass."""
+  chunk, last = request.prefill_chunk, max(map(len, prompts)) - 1
+  passes = lambda length: -(-(last - length) // chunk)
+  # What the first and the last prompt in order begin with, all of them do. The last token of each
+  # is read by its first round.
+  first, other = min(prompts, key=list), max(prompts, key=list)
+  alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, other))
+  length = min(sum(1 for _ in alike), min(map(len, prompts)) - 1)
+  sizes = generation.cache_sizes(1, request.cache_length, width=request.width, prefill_chunk=chunk)
+  if length + passes(length) * chunk > sizes['cache_length'] + sizes['max_append']:
+    # A last chunk must not reach beyond the cache: whole chunks end where they would without.
+    length -= length % chunk
+  if len(prompts) == 1 or passes(length) == passes(0):
+    return None
+  _, state, _ = _prefilled(target, [first[: length + 1]], request, [0], None)
+  return state
+
+
+def _prefilled(target, prompts, request: Request, rows, prefix: engine.DecodeState | None):
   """Setup, state and prompt lengths (numpy) of some of the prompts, after their prefill."""
   rows = np.asarray(rows)
   part = dataclasses.replace(
@@ -179,7 +202,9 @@ def _prefilled(target, prompts, request: Request, rows):
       max_new_tokens=request.max_new_tokens[rows],
       seeds=request.seeds[rows],
   )
-  setup, state, starts, _ = generation.prepare(target, [prompts[row] for row in rows], part)
+  setup, state, starts, _ = generation.prepare(
+      target, [prompts[row] for row in rows], part, prefix=prefix
+  )
   return setup, state, starts.copy()
 
 

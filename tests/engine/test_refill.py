@@ -5,6 +5,7 @@ import pytest
 
 import specjax
 from specjax import drafters
+from specjax import engine
 from specjax import refill
 from specjax import sampling
 from tests.support import tiny
@@ -51,6 +52,44 @@ def test_every_prompt_has_the_tokens_that_it_has_alone(kind, temperature):
       max_new_tokens=LIMITS, seeds=5, rounds_per_chunk=2, refill=2, **OPTIONS,
   ))
   assert [each.number for each in again] == [each.number for each in found]
+
+
+@pytest.mark.parametrize(
+    'kind, temperature, length', [('plain', 1.0, 13), ('eagle tree', 0.0, 33)]
+)
+def test_what_all_prompts_begin_with_is_read_once(kind, temperature, length, monkeypatch):
+  prompts = [[1, 2, 3, 4, 5] * (length // 5) + [6] * (length % 5) + prompt for prompt in PROMPTS]
+  prompts.append(prompts[1][:length])
+  made, passes = drafter(kind), []
+  settings = lambda size: sampling.make(batch_size=size, temperature=temperature)
+  rule = 'coupled' if temperature else 'greedy'
+  options = dict(OPTIONS, cache_length=66, max_new_tokens=[*LIMITS, 4], seeds=5)
+  whole = specjax.generate(
+      tiny.target(), prompts, drafter=made, rule=rule, sampling=settings(len(prompts)), **options
+  )
+  read = engine.prefill_chunk
+  monkeypatch.setattr(
+      engine, 'prefill_chunk', lambda *args: passes.append(args[3].shape[0]) or read(*args)
+  )
+  found = list(refill.generate_each(
+      tiny.target(), prompts, batch_size=3, drafter=made, rule=rule, sampling=settings(1),
+      refill=2, **options,
+  ))
+  assert sorted(each.number for each in found) == list(range(len(prompts)))
+  for each in found:
+    np.testing.assert_array_equal(each.tokens, whole.new_tokens(each.number))
+  # One row reads the prefix, all others read what follows it, of which at most 9 tokens are left.
+  assert passes.count(1) == -(-(length - 1) // 8)
+  assert passes.count(3) <= 2 and passes.count(2) <= 6
+
+
+def test_prompts_that_are_the_same_are_read_once():
+  whole = specjax.generate(tiny.target(), [PROMPTS[7]] * 5, max_new_tokens=4, **OPTIONS)
+  found = refill.generate_each(
+      tiny.target(), [PROMPTS[7]] * 5, batch_size=2, max_new_tokens=4, **OPTIONS
+  )
+  for each in found:
+    np.testing.assert_array_equal(each.tokens, whole.new_tokens(each.number))
 
 
 @pytest.mark.parametrize('batch_size, fill', [(1, 1), (2, 2), (20, None)])
