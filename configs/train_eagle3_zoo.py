@@ -40,10 +40,15 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.head = ml_collections.ConfigDict(
       dict(
           feature_layers=(),  # of the target; (): layers 2, L // 2 and L - 3
+          # Norms on the features before they are fused, 'each' or 'joint', and whether the head
+          # drafts on with its normed output; with 'each' and True it is an EAGLE-3.1 head.
+          fuse_norm='',
+          norm_output=False,
           num_steps=4,  # draft steps unrolled in training
           decay=0.8,
           loss='forward_kl',  # reverse_kl, jsd, total_variation, acceptance
           num_chunks=1,  # of the vocabulary, for computing logits; many for 128k tokens
+          int8=True,  # save weights in eight bits, half of what export_dtype takes
       )
   )
   if arg == 'smoke':

@@ -24,7 +24,13 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config = train_eagle3_zoo.heads_config('zoo_early_exit', 'early_exit')
   config.num_steps = 300
   config.head = ml_collections.ConfigDict(
-      dict(exit_layer=2, mlp_width=896, loss='forward_kl', num_chunks=1)
+      dict(
+          exit_layer=2,
+          mlp_width=896,
+          loss='forward_kl',
+          num_chunks=1,
+          int8=True,  # save weights in eight bits, half of what export_dtype takes
+      )
   )
   if arg == 'smoke':
     train_eagle3_zoo.shrink(config)
