@@ -188,6 +188,8 @@ def _eagle3(
       target_width=cfg.width,
       target_vocab_size=cfg.vocab_size,
       feature_layers=chosen,
+      fuse_norm=settings.fuse_norm or None,
+      norm_output=settings.norm_output,
   )
   module = heads.EagleHead(head_config, dtype=values.dtype(config.dtype), layout=target.layout)
   rows = target_lib.head_kernel(target)
@@ -216,15 +218,17 @@ def _eagle3(
   )
   head = lambda params: heads.Eagle(module, {**params, **shared}, draft_to_target=vocabulary)
   save = functools.partial(
-      heads.save_eagle, int8=settings.get('int8', False), shared_with=target if shared else None
+      heads.save_eagle, int8=settings.int8, shared_with=target if shared else None
   )
 
   def init(key):
     params = dict(eagle.init_params(module, key))
+    if fits:
+      # The output head starts as the target's rows, and so does the norm before it.
+      params['head'] = rows.astype(jnp.float32)
+      params['final_norm'] = {'scale': target_lib.norm_scale(target)}
     if shared:
       del params['head']
-    elif fits:
-      params['head'] = rows.astype(jnp.float32)
     return params
 
   def drafter(params, num_tokens):
@@ -284,6 +288,8 @@ def _dflash(
 
   def init(key):
     params = dict(dflash.init_params(module, key))
+    # Its laws are from the target's output head, or from one that starts as the target's rows.
+    params['final_norm'] = {'scale': target_lib.norm_scale(target)}
     if vocabulary is not None:
       params['head'] = target_lib.head_kernel(target)[vocabulary].astype(jnp.float32)
     return params
@@ -377,7 +383,7 @@ def _early_exit(config: ConfigDict, target: models.LanguageModel) -> training_li
   module = heads.ExitAdapter(
       head_config, values.dtype(config.dtype), jnp.float32, target.layout
   )
-  save = functools.partial(heads.save_early_exit, int8=settings.get('int8', False))
+  save = functools.partial(heads.save_early_exit, int8=settings.int8)
   if not head_config.mlp_width:
     raise ValueError('config.head.mlp_width=0 leaves nothing to train; set the adapter\'s width.')
   loss_fn = head_losses.early_exit(

@@ -20,7 +20,6 @@ from specjax.heads.eagle import Eagle
 from specjax.models import LanguageModel
 from specjax.models import layers
 from specjax.models import widths
-from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 
@@ -190,14 +189,7 @@ class EagleDrafter(base.Shaped):
     else:
       logits = target_lib.output_logits(target, output)
     layout = self.head.module.layout if self.head.config.version == 3 else None
-    split = lambda logits: layout_lib.constrain(layout, logits, layout_lib.LOGITS)
-    logits = split(logits)
-    if self.target_to_draft is None:
-      return logits
-    # Each device needs the draft's logits of its own part of the target's vocabulary, which
-    # may lie on any other: the few rows over the smaller vocabulary go round, once per step.
-    logits = layout_lib.constrain(layout, logits, layout_lib.RESIDUAL)
-    return split(target_lib.to_target(logits, self.target_to_draft))
+    return target_lib.to_target(logits, self.target_to_draft, layout=layout)
 
 
 def eagle(

@@ -9,6 +9,7 @@ import numpy as np
 from specjax.models import LanguageModel
 from specjax.models import layers
 from specjax.models import quantization
+from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 
@@ -18,6 +19,12 @@ def final_norm(target: LanguageModel, stream: Array) -> Array:
   cfg = target.module.config
   norm = layers.RMSNorm(cfg.norm_epsilon, cfg.norm_offset, target.module.param_dtype)
   return norm.apply({'params': target.params['final_norm']}, stream)
+
+
+def norm_scale(target: LanguageModel) -> Array:
+  """The final norm's scale [width] float32, for a head whose norm has no offset."""
+  scale = target.params['final_norm']['scale'].astype(jnp.float32)
+  return scale + target.module.config.norm_offset
 
 
 def head_kernel(target: LanguageModel) -> Array:
@@ -70,17 +77,25 @@ def inverse(draft_to_target: Array | None, vocab_size: int) -> Array | None:
   return jnp.full((vocab_size,), -1, jnp.int32).at[draft_to_target].set(ids)
 
 
-def to_target(logits: Array, target_to_draft: Array | None) -> Array:
-  """Draft logits [..., V_draft] over the target's vocabulary [..., V]; -inf where it has none.
+def to_target(
+    logits: Array, target_to_draft: Array | None, *, layout: layout_lib.Layout | None = None
+) -> Array:
+  """Draft logits [B, T, V_draft] over the target's vocabulary [B, T, V]; -inf where it has none.
 
   Args:
     logits: of the draft.
     target_to_draft: [V] int32 of `inverse`, or None where the vocabularies are the same.
+    layout: how the head that made them is split over devices; None leaves it to the compiler.
   """
+  split = lambda logits: layout_lib.constrain(layout, logits, layout_lib.LOGITS)
+  logits = split(logits)
   if target_to_draft is None:
     return logits
+  # Each device needs the draft's logits of its own part of the target's vocabulary, which may lie
+  # on any other: the few rows over the smaller vocabulary go round.
+  logits = layout_lib.constrain(layout, logits, layout_lib.RESIDUAL)
   known = target_to_draft >= 0
-  return jnp.where(known, logits[..., jnp.maximum(target_to_draft, 0)], -jnp.inf)
+  return split(jnp.where(known, logits[..., jnp.maximum(target_to_draft, 0)], -jnp.inf))
 
 
 def output_head(target: LanguageModel) -> Array:

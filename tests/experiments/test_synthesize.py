@@ -193,7 +193,7 @@ def training(folder, written, **fields):
 def trained(folder, written, tmp_path_factory):
   """A head with the target's own output head, which is neither trained nor stored."""
   config = training(folder, written)
-  config.head.own_output = False
+  config.head.update(own_output=False, fuse_norm='each', norm_output=True)
   path = tmp_path_factory.mktemp('head') / 'run'
   return train.run(config, str(path), console=console())
 
@@ -212,6 +212,7 @@ class TestHead:
     target = specjax.load(folder).model
     head = heads.load_eagle(trained, target)
     assert head.draft_to_target.shape == (64,)
+    assert head.config.fuse_norm == 'each' and head.config.norm_output
     assert 'lm_head.weight' not in safetensors.load_file(trained / 'model.safetensors')
     rows = target_lib.output_head(target)[head.draft_to_target]
     np.testing.assert_array_equal(head.params['head'], rows.astype(head.module.dtype))

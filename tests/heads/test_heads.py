@@ -22,6 +22,8 @@ from specjax.drafters.early_exit import EarlyExitDrafter
 from specjax.drafters.medusa import MedusaDrafter
 from specjax.heads import dflash as dflash_lib
 from specjax.heads import eagle as eagle_lib
+from specjax.heads import target as target_lib
+from specjax.models import layers
 from specjax.models import TransformerConfig
 from tests.support import tiny
 from tests.support import tiny_heads
@@ -275,6 +277,16 @@ def large_target(name: str):
     return LanguageModel(module, params)
 
   return make
+
+
+@pytest.mark.parametrize('offset', [0.0, 1.0])
+def test_the_targets_norm_for_a_head_that_has_no_offset(offset):
+  target = tiny.model(norm_offset=offset)
+  stream = jax.random.normal(jax.random.key(0), (3, 48))
+  norm = layers.RMSNorm(target.module.config.norm_epsilon)
+  normed = norm.apply({'params': {'scale': target_lib.norm_scale(target)}}, stream)
+  np.testing.assert_array_equal(normed, target_lib.final_norm(target, stream))
+  assert np.abs(target_lib.norm_scale(target)).max() > 0
 
 
 def test_a_70b_target_with_a_1b_head_traces_without_memory():
