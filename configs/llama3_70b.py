@@ -42,12 +42,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # Names of specjax.models.presets; num_layers 0 takes all.
   config.target = ml_collections.ConfigDict(dict(name='Llama-3.1-70B', num_layers=0))
   config.drafter = ml_collections.ConfigDict(
-      # model: a draft by name; eagle: an EAGLE-3 head for the target (specjax.heads.presets).
+      # model: a draft by name; eagle, dflash: an EAGLE-3 or DFlash head for the target
+      # (specjax.heads.presets). A DFlash head's blocks have K tokens.
       dict(
           kind='model',
           name='Llama-3.2-1B',
           num_layers=0,
           num_speculative_tokens=4,
+          markov_rank=0,  # of a DFlash head's Markov head, which makes it a DSpark head; 0: none
           tree='',  # compiled instead of the chain, written as for experiments.generate: '3,2,1'
       )
   )

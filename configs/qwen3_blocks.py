@@ -19,12 +19,19 @@ Nobody has run this config on the real weights here: the heads' files are checke
 authors' code with random weights, and a round of Qwen3-8B with a DFlash and with a DSpark head is
 traced.
 
+    python -m experiments.plan --config=configs/qwen3_blocks.py:plan --workdir=runs/qwen3_plan
+
+compiles the whole loop of Qwen3-8B and its DSpark head for TPU slices, without weights and without
+a TPU (see `configs/llama3_70b.py`); `--config.drafter.markov_rank=0` is the DFlash head, and
+`--config.drafter.kind=eagle` an EAGLE-3 head, whose draft vocabulary is 32,000 there.
+
 `configs/qwen3_blocks.py:smoke` is two methods of the shipped pair.
 """
 
 import ml_collections
 
 from configs import benchmark_zoo
+from configs import llama3_70b
 
 _SIZES = {'': '8b', '4b': '4b', '14b': '14b'}
 _HEADS = (
@@ -36,11 +43,20 @@ _LAWS = {'greedy': ('greedy', 0.0), 'sampled': ('rejection', 1.0)}
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """The config; `arg` is '', '4b', '14b' or 'smoke'."""
-  if arg not in (*_SIZES, 'smoke'):
+  """The config; `arg` is '', '4b', '14b', 'plan' or 'smoke'."""
+  if arg not in (*_SIZES, 'plan', 'smoke'):
     raise ValueError(
-        f"configs/qwen3_blocks.py takes no argument, ':4b', ':14b' or ':smoke', not {arg!r}."
+        "configs/qwen3_blocks.py takes no argument, ':4b', ':14b', ':plan' or ':smoke', not "
+        f'{arg!r}.'
     )
+  if arg == 'plan':
+    config = llama3_70b.get_config()
+    config.name = 'qwen3_blocks_plan'
+    config.target.name = 'Qwen3-8B'
+    config.drafter.update(kind='dflash', num_speculative_tokens=7, markov_rank=256)
+    config.context = 4096
+    config.topologies = ('v5e:2x2', 'v6e:2x2', 'v5p:2x2x1', 'H100:1', 'H200:1')
+    return config
   if arg == 'smoke':
     config = benchmark_zoo.get_config('smoke')
     config.name = 'qwen3_blocks_smoke'

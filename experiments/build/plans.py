@@ -14,11 +14,12 @@ import ml_collections
 from experiments.build import values
 from experiments.runs import plans
 from specjax import drafters
+from specjax import heads
 from specjax import models
 from specjax import sharding
 from specjax import verify
+from specjax.heads import dflash as heads_dflash
 from specjax.heads import eagle as heads_eagle
-from specjax.heads import presets as heads_presets
 from specjax.planning import ahead
 from specjax.planning import chips
 
@@ -52,31 +53,31 @@ def case(config: ConfigDict, name: str) -> plans.Case:
   compiled = where.chip.is_tpu and config.compile
   if compiled:
     _find_tpu_compiler()
-  values.choice('drafter.kind', config.drafter.kind, ('model', 'eagle'))
+  values.choice('drafter.kind', config.drafter.kind, ('model', *_HEADS))
   values.choice('rule.name', config.rule.name, verify.NAMES)
   target, kind = _preset(config.target), jnp.dtype(config.dtype)
-  is_head = config.drafter.kind == 'eagle'
-  head = _head(config, target) if is_head else None
-  draft = head.decoder if is_head else _preset(config.drafter)
+  head_of = _HEADS.get(config.drafter.kind)
+  head = None if head_of is None else head_of(config, target)
+  draft = _preset(config.drafter) if head is None else head.decoder
   devices = ahead.devices(name) if compiled else sharding.counted_devices(where.num_chips)
   layouts = values.layouts(config.mesh, devices=devices, draft_heads=draft.num_kv_heads)
   module = lambda shape, layout: models.Transformer(
       sharding.fitted(shape, layout), dtype=kind, param_dtype=kind, layout=layout
   )
-  if is_head:
-    draft_module = heads_eagle.EagleHead(
-        head, dtype=kind, param_dtype=kind, layout=layouts.draft
-    )
-  else:
+  if head is None:
     draft_module = module(draft, layouts.draft)
+    make = functools.partial(_model, config.int8)
+  else:
+    kind_of = heads.DFlashHead if isinstance(head, heads.DFlashConfig) else heads.EagleHead
+    draft_module = kind_of(head, dtype=kind, param_dtype=kind, layout=layouts.draft)
+    make = _with_head
   shape = _shape(config)
   drafts = dict(num_speculative_tokens=config.drafter.num_speculative_tokens)
   if config.drafter.tree:
     drafts = dict(tree=shape)
-  make = _eagle if is_head else functools.partial(_model, config.int8)
   fields = (
       'name', 'int8', 'batch_size', 'context', 'prefill_chunk', 'compile', 'compile_prefill',
-      'published_step_ms', 'max_num_speculative_tokens',
+      'published_step_ms',
   )
   return plans.Case(
       settings=plans.Settings(
@@ -85,6 +86,9 @@ def case(config: ConfigDict, name: str) -> plans.Case:
           drafter=config.drafter.kind,
           tree=config.drafter.tree,
           acceptances=tuple(config.acceptances),
+          max_num_speculative_tokens=min(
+              config.max_num_speculative_tokens, getattr(head, 'depth', sys.maxsize)
+          ),
           **{field: config[field] for field in fields},
       ),
       where=where,
@@ -133,11 +137,28 @@ def _preset(settings: ConfigDict) -> models.TransformerConfig:
   return dataclasses.replace(shape, num_layers=settings.num_layers)
 
 
-def _head(config: ConfigDict, target: models.TransformerConfig):
-  """The EAGLE-3 head of the target, whose layers may be fewer than published."""
-  shape = heads_presets.eagle3(config.target.name)
+def _eagle(config: ConfigDict, target: models.TransformerConfig) -> heads.EagleConfig:
+  """An EAGLE-3 head of the target, whose layers may be fewer than published."""
+  shape = heads.presets.eagle3(config.target.name)
   layers = heads_eagle.default_layers(target.num_layers)
   return dataclasses.replace(shape, feature_layers=layers)
+
+
+def _dflash(config: ConfigDict, target: models.TransformerConfig) -> heads.DFlashConfig:
+  """A DFlash head of blocks of K, or a DSpark head; its layers may be fewer than published."""
+  shape = heads.presets.dflash(
+      config.target.name,
+      block_size=config.drafter.num_speculative_tokens,
+      markov_rank=config.drafter.markov_rank,
+  )
+  if not config.target.num_layers:
+    return shape
+  layers = tuple(layer for layer in shape.feature_layers if layer <= target.num_layers)
+  return dataclasses.replace(shape, feature_layers=layers or (target.num_layers,))
+
+
+# Shapes of heads by the kind of drafter.
+_HEADS = {'eagle': _eagle, 'dflash': _dflash}
 
 
 def _model(int8: bool, module: models.Transformer, drafts: dict[str, Any], target: Any):
@@ -148,16 +169,20 @@ def _model(int8: bool, module: models.Transformer, drafts: dict[str, Any], targe
   return make(draft, step_width=1, **drafts), draft.params
 
 
-def _eagle(module: heads_eagle.EagleHead, drafts: dict[str, Any], target: models.LanguageModel):
-  """The drafter of an abstract EAGLE head, and the shapes of its weights."""
-  params = models.abstract_params(module, init=heads_eagle.init_params)
-  ids = jax.ShapeDtypeStruct((module.config.decoder.vocab_size,), jnp.int32)
+def _with_head(module: Any, drafts: dict[str, Any], target: models.LanguageModel):
+  """The drafter of an abstract head, and the shapes of its weights."""
+  is_block = isinstance(module, heads.DFlashHead)
+  init = heads_dflash.init_params if is_block else heads_eagle.init_params
+  params = models.abstract_params(module, init=init)
+  vocab_size, ids = module.config.decoder.vocab_size, None
+  if vocab_size < module.config.target_vocab_size:
+    ids = jax.ShapeDtypeStruct((vocab_size,), jnp.int32)
 
   def make(params, ids, target):
-    head = heads_eagle.Eagle(module, params, draft_to_target=ids)
-    return drafters.eagle(head, target, step_width=1, **drafts)
+    if is_block:
+      return drafters.dflash(heads.DFlash(module, params, None, ids), target, **drafts)
+    return drafters.eagle(heads.Eagle(module, params, None, ids), target, step_width=1, **drafts)
 
   drafter = jax.eval_shape(make, params, ids, target)
   # Shapes that were traced have lost where they lie; these are the arrays that they stand for.
-  head = heads_eagle.Eagle(module, params, draft_to_target=ids)
-  return drafter.replace(head=head), params
+  return drafter.replace(head=drafter.head.replace(params=params, draft_to_target=ids)), params

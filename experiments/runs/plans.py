@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from specjax import heads
 from specjax import models
 from specjax import sharding
 from specjax.planning import ahead
@@ -202,7 +203,8 @@ def _times(case: Case, sizes: _Sizes, compiled: ahead.Compiled | None) -> dict[s
       for model in (target, draft)
   )
   return {
-      'draft_step_ms': 1e3 * limit.draft,
+      # Of one drafted token, or of a block.
+      'draft_step_ms': 1e3 * (limit.draft + limit.overhead),
       'target_step_ms': 1e3 * limit.target(1),
       'target_pass_ms': 1e3 * limit.target(case.num_nodes + 1),
       'published_step_ms': settings.published_step_ms or None,
@@ -249,10 +251,13 @@ def _costs(found: times.Times, limit: roofline.Costs, case: Case) -> roofline.Co
   Plain decoding is its pass at width 1, without what comes after it: rather too fast.
   """
   width = case.num_nodes + 1
+  drafting, overhead = found.of('draft'), found.of('verify', 'commit', 'other')
+  if limit.overhead:  # the draft reads a whole block, however much is drafted
+    drafting, overhead = 0.0, overhead + drafting
   return roofline.Costs(
-      draft=found.of('draft') / case.depth,
+      draft=drafting / case.depth,
       target=lambda other: found.of('score') * limit.target(other) / limit.target(width),
-      overhead=found.of('verify', 'commit', 'other'),
+      overhead=overhead,
   )
 
 
@@ -266,14 +271,29 @@ def _models(case: Case, sizes: _Sizes) -> tuple[roofline.Model, roofline.Model]:
         case.draft.config, layout, sizes.draft_weights, sizes.draft_cache, settings
     )
   shape = case.draft.config
+  is_block = isinstance(shape, heads.DFlashConfig)
   return target, roofline.Model(
       config=shape.decoder,
       num_parameters=shape.num_parameters,
-      weight_bytes=sizes.draft_weights,
+      weight_bytes=sizes.draft_weights + (_read_by_a_block(case) if is_block else 0),
+      block_size=shape.block_size if is_block else None,
       cache_bytes=sizes.draft_cache / (settings.batch_size / layout.ways('batch')),
       ways=layout.ways('heads'),
       rows_ways=layout.ways('batch'),
   )
+
+
+def _read_by_a_block(case: Case) -> float:
+  """Bytes per chip that drafting a block reads beside the head's weights, each once."""
+  shape, item = case.draft.config, jnp.dtype(case.settings.dtype).itemsize
+  # The Markov head adds to the logits of one token after the other; what it looks up is not read.
+  row = (case.depth - 1) * shape.decoder.vocab_size - shape.target_vocab_size
+  read = row * shape.markov_rank * item / case.layouts.draft.ways('vocab')
+  if not shape.has_head:
+    head = shape.target_vocab_size * shape.target_width
+    weight = 1 if case.settings.int8 else item
+    read += head * weight / case.layouts.target.ways('vocab')
+  return read
 
 
 def mesh_text(layouts: sharding.Layouts) -> str:

@@ -18,6 +18,7 @@ from specjax.drafters import expansion
 from specjax.heads import target as target_lib
 from specjax.heads.dflash import DFlash, MASKS
 from specjax.models import LanguageModel
+from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 
@@ -87,7 +88,7 @@ class DFlashDrafter(base.Shaped):
       if cfg.markov:
         bias, state = self._apply(tokens, here, state, method='markov_bias')
         raw = raw + bias
-      raw = target_lib.to_target(raw, self.target_to_draft)
+      raw = target_lib.to_target(raw, self.target_to_draft, layout=self.head.module.layout)
       if self.min_confidence is not None:
         # Decided by what is before the token, never by the token itself.
         joint = joint * self._apply(tokens, here, method='confidence')
@@ -131,7 +132,8 @@ class DFlashDrafter(base.Shaped):
     """[B, T, width] to raw logits [B, T, V_draft]."""
     if self.head.config.has_head:
       return self._apply(hidden, method='logits')
-    return target_lib.output_logits(target, hidden)
+    logits = target_lib.output_logits(target, hidden)
+    return layout_lib.constrain(target.layout, logits, layout_lib.LOGITS)
 
 
 def dflash(

@@ -10,6 +10,7 @@ from specjax.cache import kv_cache
 from specjax.models import layers
 from specjax.models import transformer
 from specjax.models.config import TransformerConfig
+from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 
@@ -20,6 +21,7 @@ class Attention(nn.Module):
   config: TransformerConfig
   layer: int
   param_dtype: Any
+  layout: layout_lib.Layout | None = None
 
   def setup(self):
     cfg = self.config
@@ -41,15 +43,13 @@ class Attention(nn.Module):
 
   def __call__(self, x: Array, cos: Array, sin: Array, mask: Array, cache: kv_cache.KVCache):
     """What the block x [B, T, width] sees of itself and of the context, and the cache."""
-    cfg = self.config
     cache = self.append(x, cos, sin, cache)
     queries = self._queries(x, cos, sin)
     mixed = transformer.attend(queries, cache.keys[self.layer], cache.values[self.layer], mask)
-    mixed = mixed.reshape(*x.shape[:2], -1).astype(x.dtype)
-    return layers.dense(mixed, self.out.reshape(cfg.width, -1)), cache
+    return self._output(mixed, x), cache
 
   def unroll(self, context, x, context_rope, block_rope, context_mask, among):
-    """As `__call__`, for many blocks of a text at once: x [B, A, S, width].
+    """As `__call__`, for many blocks of a text at once: x [B, A * S, width].
 
     Args:
       context: [B, T, width], of all tokens of the text.
@@ -59,14 +59,13 @@ class Attention(nn.Module):
       context_mask: [B, A, S, T] bool, which of the context each slot sees.
       among: [S, S] bool, which slots of its block.
     """
-    cfg, (batch, blocks, size, _) = self.config, x.shape
+    cfg, (batch, blocks, size, _) = self.config, context_mask.shape
     keys, values = self._keys_values(context, *context_rope)
-    flat = x.reshape(batch, blocks * size, -1)
     own_keys, own_values = (
         each.reshape(batch, blocks, size, *each.shape[2:])
-        for each in self._keys_values(flat, *block_rope)
+        for each in self._keys_values(x, *block_rope)
     )
-    queries = self._queries(flat, *block_rope).reshape(
+    queries = self._queries(x, *block_rope).reshape(
         batch, blocks, size, cfg.num_kv_heads, -1, cfg.head_dim
     )
     einsum = lambda *args: jnp.einsum(*args, preferred_element_type=jnp.float32)
@@ -78,8 +77,15 @@ class Attention(nn.Module):
     far, near = weights[..., : keys.shape[1]], weights[..., keys.shape[1] :]
     mixed = einsum('bngrst,btgh->bnsgrh', far, values)
     mixed += einsum('bngrsu,bnugh->bnsgrh', near, own_values)
-    mixed = mixed.reshape(batch, blocks, size, -1).astype(x.dtype)
-    return layers.dense(mixed, self.out.reshape(cfg.width, -1))
+    return self._output(mixed, x)
+
+  def _output(self, mixed: Array, x: Array) -> Array:
+    """What all heads saw [B, …, hd], projected to the shape and dtype of x [B, T, width]."""
+    mixed = mixed.reshape(*x.shape[:2], -1).astype(x.dtype)
+    mixed = layout_lib.constrain(self.layout, mixed, layout_lib.MIXED)
+    out = layout_lib.for_use(self.layout, 'out', self.out)
+    result = layers.dense(mixed, out.reshape(self.config.width, -1))
+    return layout_lib.constrain(self.layout, result, layout_lib.RESIDUAL)
 
   def _keys_values(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
     """[B, T, G, hd] each."""
@@ -95,7 +101,9 @@ class Attention(nn.Module):
 
   def _project(self, x: Array, part: slice) -> Array:
     """[B, T, G, R or 2, hd]."""
-    projected = layers.dense(x, self.qkv[:, part])
+    kernel = layout_lib.for_use(self.layout, 'qkv', self.qkv)[:, part]
+    projected = layers.dense(x, kernel, split=self.layout is not None)
+    projected = layout_lib.constrain(self.layout, projected, layout_lib.QKV)
     return projected + self.qkv_bias[:, part].astype(x.dtype) if self.config.qkv_bias else projected
 
   def _rotate(self, x: Array, norm: str, cos: Array, sin: Array) -> Array:
@@ -111,24 +119,29 @@ class Layer(nn.Module):
   config: TransformerConfig
   layer: int
   param_dtype: Any
+  layout: layout_lib.Layout | None = None
 
   def setup(self):
     cfg = self.config
     norm = lambda: layers.RMSNorm(cfg.norm_epsilon, 0.0, self.param_dtype)
-    self.attention = Attention(cfg, self.layer, self.param_dtype)
+    self.attention = Attention(cfg, self.layer, self.param_dtype, self.layout)
     self.attention_norm, self.mlp_norm = norm(), norm()
-    self.mlp = transformer.MLP(cfg, self.param_dtype)
+    self.mlp = transformer.MLP(cfg, self.param_dtype, self.layout)
 
   def context(self, x, cos, sin, cache, valid):
     return self.attention.append(x, cos, sin, cache, valid)
 
   def unroll(self, context, x, context_rope, block_rope, context_mask, among):
     x = x + self.attention.unroll(
-        context, self.attention_norm(x), context_rope, block_rope, context_mask, among
+        context, self._whole(self.attention_norm(x)), context_rope, block_rope, context_mask, among
     )
-    return x + self.mlp(self.mlp_norm(x))
+    return x + self.mlp(self._whole(self.mlp_norm(x)))
 
   def __call__(self, x, cos, sin, mask, cache):
-    mixed, cache = self.attention(self.attention_norm(x), cos, sin, mask, cache)
+    mixed, cache = self.attention(self._whole(self.attention_norm(x)), cos, sin, mask, cache)
     x = x + mixed
-    return x + self.mlp(self.mlp_norm(x)), cache
+    return x + self.mlp(self._whole(self.mlp_norm(x))), cache
+
+  def _whole(self, x: Array) -> Array:
+    """A norm is cheap: every device takes it whole, as in the target's blocks."""
+    return layout_lib.constrain(self.layout, x, layout_lib.RESIDUAL)

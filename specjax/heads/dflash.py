@@ -27,6 +27,7 @@ from specjax.heads import weights
 from specjax.models import layers
 from specjax.models import transformer
 from specjax.models.config import TransformerConfig
+from specjax.sharding import layout as layout_lib
 
 Array = jax.Array
 
@@ -134,11 +135,14 @@ class DFlashHead(nn.Module):
     config: its shape.
     dtype: of activations and of the cache.
     param_dtype: of the stored weights.
+    layout: how weights, cache and activations are split over devices (for drafting that of
+      the draft, see `specjax.sharding.place_head`); None leaves it to the compiler.
   """
 
   config: DFlashConfig
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
+  layout: layout_lib.Layout | None = None
 
   def setup(self):
     cfg, decoder = self.config, self.config.decoder
@@ -149,7 +153,7 @@ class DFlashHead(nn.Module):
     bias = lambda name, size: self.param(name, nn.initializers.zeros, (size,), self.param_dtype)
     norm = lambda: layers.RMSNorm(decoder.norm_epsilon, 0.0, self.param_dtype)
     self.layers = [
-        block_layers.Layer(decoder, layer, self.param_dtype, name=f'layer_{layer}')
+        block_layers.Layer(decoder, layer, self.param_dtype, self.layout, name=f'layer_{layer}')
         for layer in range(decoder.num_layers)
     ]
     streams = len(cfg.feature_layers) * cfg.target_width
@@ -179,7 +183,7 @@ class DFlashHead(nn.Module):
       cache: of the tokens before them.
       num_new: [B] int32, how many of the T are real.
     """
-    fused = self.context_norm(layers.dense(features.astype(self.dtype), self.fuse))
+    fused = self._fuse(features)
     cos, sin = self._rope(cache.lengths[:, None] + jnp.arange(features.shape[1]))
     valid = jnp.arange(features.shape[1]) < num_new[:, None]
     for layer in self.layers:
@@ -221,12 +225,12 @@ class DFlashHead(nn.Module):
     """
     cfg, (batch, blocks, size, _) = self.config, embedded.shape
     length = features.shape[1]
-    fused = self.context_norm(layers.dense(features.astype(self.dtype), self.fuse))
+    fused = self._fuse(features)
     offsets = jnp.arange(size)
     positions = roots[..., None] + offsets
     context_rope = self._rope(jnp.broadcast_to(jnp.arange(length), (batch, length)))
     block_rope = self._rope(positions.reshape(batch, blocks * size))
-    hidden = embedded.astype(self.dtype)
+    hidden = embedded.astype(self.dtype).reshape(batch, blocks * size, -1)
     before = jnp.arange(length) < roots[..., None, None]
     for layer, window in zip(self.layers, self._windows):
       among, seen = jnp.ones((size, size), bool), jnp.broadcast_to(
@@ -239,7 +243,13 @@ class DFlashHead(nn.Module):
           first = jnp.broadcast_to(roots[..., None] - window, positions.shape)
         seen = seen & (jnp.arange(length) >= first[..., None])
       hidden = layer.unroll(fused, hidden, context_rope, block_rope, seen, among)
-    return self.final_norm(hidden)
+    return self.final_norm(hidden).reshape(batch, blocks, size, -1)
+
+  def _fuse(self, features: Array) -> Array:
+    """What the layers see of the context, [B, T, width]."""
+    kernel = layout_lib.for_use(self.layout, 'fuse', self.fuse)
+    fused = layers.dense(features.astype(self.dtype), kernel)
+    return self.context_norm(layout_lib.constrain(self.layout, fused, layout_lib.RESIDUAL))
 
   @property
   def _windows(self) -> tuple[int | None, ...]:
@@ -258,7 +268,8 @@ class DFlashHead(nn.Module):
     Arguments are as for `markov_mix`.
     """
     mixed, state = self.markov_mix(tokens, hidden, state)
-    return layers.dense(mixed, self.markov_out, jnp.float32), state
+    kernel = layout_lib.for_use(self.layout, 'markov_out', self.markov_out)
+    return self._split(layers.dense(mixed, kernel, jnp.float32)), state
 
   def markov_mix(self, tokens: Array, hidden: Array, state: Array) -> tuple[Array, Array]:
     """What `markov_out` multiplies.
@@ -310,7 +321,12 @@ class DFlashHead(nn.Module):
 
   def logits(self, hidden: Array) -> Array:
     """Draft logits [..., V_draft] float32 by the head's own output head."""
-    return layers.dense(hidden, self.head, jnp.float32)
+    kernel = layout_lib.for_use(self.layout, 'head', self.head)
+    return self._split(layers.dense(hidden, kernel, jnp.float32))
+
+  def _split(self, logits: Array) -> Array:
+    """Logits [B, T, V_draft], split over the vocabulary."""
+    return layout_lib.constrain(self.layout, logits, layout_lib.LOGITS)
 
   def init_everything(self, features: Array, embedded: Array) -> None:
     """Touches every parameter, for `init`."""
@@ -334,6 +350,7 @@ class DFlashHead(nn.Module):
         windows=(None,) * decoder.num_layers,
         max_append=max_append,
         dtype=self.dtype,
+        layout=self.layout,
     )
 
 
@@ -371,7 +388,9 @@ def init_params(module: DFlashHead, key: Array) -> Any:
   cfg = module.config
   features = jnp.zeros((1, 2, len(cfg.feature_layers) * cfg.target_width), module.dtype)
   embedded = jnp.zeros((1, cfg.block_size, cfg.decoder.width), module.dtype)
-  return module.init(key, features, embedded, method='init_everything')['params']
+  # The layout is for what runs; the trace of an initialisation has a batch of its own.
+  bare = module.clone(layout=None)
+  return bare.init(key, features, embedded, method='init_everything')['params']
 
 
 def default_layers(num_layers: int, num_draft_layers: int) -> tuple[int, ...]:

@@ -25,6 +25,8 @@ class Model:
     rows_ways: devices that share the rows of a batch.
     collectives_a_layer: all-reduces in a layer, the embedding's and the head's come on top.
     num_parameters: that take part in products; None for those of `config`.
+    block_size: of a draft, the tokens that it reads in its one pass of a round, whatever is
+      drafted; None takes a pass of one token for each drafted one.
   """
 
   config: TransformerConfig
@@ -34,6 +36,7 @@ class Model:
   rows_ways: int = 1
   collectives_a_layer: float = 2.0
   num_parameters: int | None = None
+  block_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +92,10 @@ class Costs:
   """What the parts of a round take, by roofline or by a compiled program.
 
   Attributes:
-    draft: seconds of a draft step.
+    draft: seconds of a drafted token.
     target: width -> seconds of the target's pass over so many tokens per row.
-    overhead: seconds of a round beside the passes. Plain decoding is taken to have none.
+    overhead: seconds of a round beside these: of verifying, or of a draft that reads a whole block.
+      Plain decoding is taken to have none.
   """
 
   draft: float
@@ -106,7 +110,10 @@ def costs(
   seconds = lambda model, width: step(
       model, where, batch_size=batch_size, width=width, context=context
   ).seconds
-  return Costs(draft=seconds(draft, 1), target=functools.partial(seconds, target))
+  passes = functools.partial(seconds, target)
+  if draft.block_size is None:
+    return Costs(draft=seconds(draft, 1), target=passes)
+  return Costs(draft=0.0, target=passes, overhead=seconds(draft, draft.block_size))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,9 @@ PARAMETERS: Mapping[str, tuple[str | None, ...]] = {
     'out': ('embed', 'heads'),
     'gate_up': (None, 'mlp', 'embed'),
     'down': ('embed', 'mlp'),
-    'fuse': ('embed', 'mlp'),  # of an EAGLE head
+    'fuse': ('embed', 'mlp'),  # of EAGLE and DFlash heads
+    'markov_in': ('vocab', None),  # of DSpark heads
+    'markov_out': ('vocab', None),
 }
 # Of parameters of heads that have more axes than those of the same name in a model.
 WIDER: Mapping[tuple[str, int], tuple[str | None, ...]] = {

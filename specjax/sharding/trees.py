@@ -26,7 +26,7 @@ def place_head(head: Any, layout: Layout | None) -> Any:
   """A head of a target, split over devices.
 
   Args:
-    head: a `specjax.heads.Eagle`, `Medusa` or `EarlyExit`.
+    head: a `specjax.heads.Eagle`, `Medusa`, `EarlyExit` or `DFlash`.
     layout: that of the draft (`Layouts.draft`), on the target's mesh; None leaves it where it
       is. A head without a layout is repeated on every device, and what it computes may be
       split and gathered as the compiler likes.

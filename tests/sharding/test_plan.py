@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from configs import llama3_70b
+from configs import qwen3_blocks
 from experiments import plan
 from experiments.build import plans as build_plans
 from experiments.runs import plans
@@ -96,6 +97,31 @@ def test_a_tree_is_planned_as_it_would_be_drafted(kind):
   row = plans.row(build_plans.case(settings, 'v5p:2x2x2'))
   assert (row['num_nodes'], row['num_speculative_tokens'], row['tree']) == (15, 3, '3,2,1')
   assert row['target_pass_ms'] > row['target_step_ms'] > row['draft_step_ms'] > 0
+
+
+def test_a_block_costs_the_same_whatever_is_drafted():
+  """Qwen3-8B with a DSpark head: the head, the target's output head, and seven Markov products."""
+  settings = qwen3_blocks.get_config('plan')
+  settings.update(topology='v6e:2x2', compile=False, acceptances=(0.3, 0.9))
+  case = build_plans.case(settings, 'v6e:2x2')
+  row = plans.row(case)
+  shape = case.draft.config
+  split = shape.num_parameters - shape.decoder.num_layers * 2 * shape.decoder.width
+  assert 2 * split / 4 <= row['draft_weight_bytes'] < 1.02 * 2 * split / 4
+  # Bytes per chip: weights and caches, what is looked up taken off, Markov's output 7 times.
+  vocabulary = shape.target_vocab_size / 4
+  read = row['draft_weight_bytes'] + 2 * vocabulary * (shape.target_width + 5 * 256)
+  assert row['draft_step_ms'] > 1e3 * read / case.where.chip.hbm_bandwidth
+  low, high = row['predictions']
+  # Where a block pays, all of it does, and no larger one is thought of.
+  assert high['num_speculative_tokens'] == 7 == row['num_nodes'] and high['speedup'] > 1.5
+  assert low['speedup'] >= 1.0
+  settings.drafter.markov_rank = 0
+  plain = plans.row(build_plans.case(settings, 'v6e:2x2'))
+  assert plain['draft_step_ms'] < row['draft_step_ms']
+  settings.drafter.tree, settings.rule.name = '3,2', 'traversal'
+  tree = plans.row(build_plans.case(settings, 'v6e:2x2'))
+  assert (tree['num_nodes'], tree['num_speculative_tokens']) == (9, 2)
 
 
 def test_a_heads_weights_and_cache_are_split_as_a_drafts():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from specjax import heads
 from specjax import models
+from specjax.heads import dflash as dflash_lib
 from specjax.heads import eagle as eagle_lib
 from specjax.heads import early_exit as exit_lib
 from specjax.heads import medusa as medusa_lib
@@ -94,6 +95,37 @@ def medusa(target, texts, *, num_heads: int = 3) -> heads.Medusa:
     kernels.append(30.0 * np.linalg.solve(both, seen.T @ said).T)
   made['head'] = jnp.asarray(np.stack(kernels), jnp.float32)
   return heads.Medusa(module, made)
+
+
+def dspark(target, texts, ids=None) -> heads.DFlash:
+  """A DSpark head whose Markov head knows what came after each token in texts.
+
+  Args:
+    target: of width 48, whose features are read after its first and its last layer.
+    texts: [n, T] int32.
+    ids: [V_draft] int32, a smaller draft vocabulary, for an output head of its own.
+  """
+  cfg = target.module.config
+  kept = np.arange(cfg.vocab_size) if ids is None else np.asarray(ids)
+  config = heads.DFlashConfig(
+      decoder=models.TransformerConfig(
+          vocab_size=len(kept), width=cfg.width, num_layers=2, num_heads=4, num_kv_heads=2,
+          head_dim=cfg.head_dim, mlp_width=64, qk_norm=True,
+      ),
+      target_width=cfg.width, target_vocab_size=cfg.vocab_size,
+      feature_layers=(1, cfg.num_layers), block_size=3, mask_token=0, shift=dflash_lib.NEXT,
+      has_head=ids is not None, markov=dflash_lib.PLAIN, markov_rank=cfg.vocab_size,
+      has_confidence=True, confidence_sees_token=True,
+  )
+  module = heads.DFlashHead(config)
+  made = dict(dflash_lib.init_params(module, jax.random.key(5)))
+  pairs = np.full((cfg.vocab_size, cfg.vocab_size), 0.05)
+  np.add.at(pairs, (np.asarray(texts)[:, :-1].ravel(), np.asarray(texts)[:, 1:].ravel()), 1.0)
+  made['markov_in'] = jnp.eye(cfg.vocab_size)
+  made['markov_out'] = jnp.asarray(np.log(pairs).T[kept], jnp.float32)
+  # The block has a say, but a small one.
+  made['final_norm'] = {'scale': jnp.full(cfg.width, 0.2)}
+  return heads.DFlash(module, made, None, ids)
 
 
 def early_exit(target) -> heads.EarlyExit:

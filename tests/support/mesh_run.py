@@ -41,6 +41,7 @@ FAMILIES = {
     'eagle': CHAIN_RULES,
     'medusa': CHAIN_RULES,
     'early exit': CHAIN_RULES,
+    'dspark': CHAIN_RULES,
     'ngram': CHAIN_RULES,
     'suffix': CHAIN_RULES,
     'combined': CHAIN_RULES,
@@ -49,22 +50,23 @@ FAMILIES = {
     'eagle tree': TREE_RULES,
     'medusa tree': TREE_RULES,
     'early exit tree': TREE_RULES,
+    'dspark tree': TREE_RULES,
     'tree': RANKED_RULES,
 }
 ALL = [(drafter, rule) for drafter, rules in FAMILIES.items() for rule in rules]
 # The cut: the first layout runs these, the others two each.
 MANY = [
     ('model', 'greedy'), ('model', 'block'), ('model', 'coupled'), ('ngram', 'rejection'),
-    ('tree', 'coupled'), ('eagle', 'block'), ('medusa tree', 'traversal'),
+    ('tree', 'coupled'), ('eagle', 'block'), ('medusa tree', 'traversal'), ('dspark', 'block'),
 ]
 FEW = {
     'data x tensor': [('model', 'block'), ('tree', 'coupled')],
-    'sequence': [('eagle tree', 'greedy'), ('tree', 'coupled')],
+    'sequence': [('eagle tree', 'greedy'), ('dspark tree', 'coupled')],
     'fsdp': [('model', 'block'), ('early exit', 'coupled')],
 }
 SHORT = {
     'tensor': [
-        ('model', 'block'), ('ngram', 'rejection'), ('medusa tree', 'traversal')
+        ('model', 'block'), ('ngram', 'rejection'), ('dspark tree', 'traversal')
     ],
     'data x tensor': [('tree', 'coupled')],
     'sequence': [('eagle tree', 'greedy')],
@@ -132,6 +134,8 @@ class Models:
         eagle_tree=mesh_heads.eagle(self.target),
         medusa=mesh_heads.medusa(self.target, texts),
         early_exit=mesh_heads.early_exit(self.target),
+        dspark=mesh_heads.dspark(self.target, texts, mesh_heads.most_said(texts, tiny.VOCAB // 2)),
+        dspark_tree=mesh_heads.dspark(self.target, texts),
     )
 
   def on(self, layouts):
@@ -161,6 +165,7 @@ class Models:
           'eagle': lambda: drafters.eagle(heads['eagle'], target, **chain),
           'medusa': lambda: drafters.medusa(heads['medusa'], target, **chain),
           'early exit': lambda: drafters.early_exit(heads['early_exit'], target, **chain),
+          'dspark': lambda: drafters.dflash(heads['dspark'], target, **chain),
           'ngram': lambda: drafters.ngram(**chain),
           'suffix': lambda: free,
           'combined': lambda: drafters.combined(free, drafters.model(draft, **chain)),
@@ -169,6 +174,7 @@ class Models:
           'eagle tree': lambda: drafters.eagle(heads['eagle_tree'], target, **shape),
           'medusa tree': lambda: drafters.medusa(heads['medusa'], target, **shape),
           'early exit tree': lambda: drafters.early_exit(heads['early_exit'], target, **shape),
+          'dspark tree': lambda: drafters.dflash(heads['dspark_tree'], target, **shape),
           'tree': lambda: drafters.synthetic(
               jnp.asarray(reference.tokens),
               reference_lengths=jnp.asarray(reference.lengths),
