@@ -72,7 +72,8 @@ class _Finder(abc.MetaPathFinder, abc.Loader):
 def install() -> None:
   """Makes the old names of modules importable."""
   if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-    sys.meta_path.append(_Finder())
+    # First, for a folder of data may have a module's old name.
+    sys.meta_path.insert(0, _Finder())
 
 
 def names(package: str) -> Callable[[str], Any]:

@@ -31,6 +31,7 @@ ELSEWHERE = {
     ('peers', 'benchmark_smollm2'): 'test_peers.py::test_a_model_without_a_draft',
     ('plan', 'llama3_70b'): '../sharding/test_plan.py::test_the_command_writes_rows_and_a_page',
     ('plan', 'llama3_70b_eagle3'): '../sharding/test_plan.py::test_a_tree_is_planned',
+    ('plan', 'qwen3_blocks'): '../sharding/test_plan.py::test_a_block_costs',
     ('synthesize', 'synthesize'): 'test_synthesize.py::TestChats::test_rows',
     ('benchmark', 'qwen3_blocks'): 'test_commands.py::test_it_parses_and_builds',
     ('train', 'train_eagle3'): 'test_synthesize.py::TestHead::test_the_corpus_is_the_chats',
