@@ -1,4 +1,4 @@
-r"""SmolLM2-135M-Instruct on Spec-Bench: what each drafter without training brings a chat, by kind.
+r"""SmolLM2-135M-Instruct on Spec-Bench: what drafters bring a chat, by kind of chat.
 
     python -m experiments.ablate --config=configs/benchmark_smollm2.py --workdir=runs/smollm2
     python -m benchmarks.peers --config=configs/benchmark_smollm2.py:peers \
@@ -7,10 +7,10 @@ r"""SmolLM2-135M-Instruct on Spec-Bench: what each drafter without training brin
 
 The model is fetched when it is first used (93 MB). The first command decodes 52 chats of
 Spec-Bench (4 of each of its 13 categories, `configs/data/spec_bench.jsonl`; 84 prompts with the
-second turns of MT-bench, answered by plain decoding) in the model's own template, by prompt lookup
-and by suffixes, greedy and at temperature 1, and shows mean acceptance length, by category too, and
-speed-up with their intervals. The whole set is `--config.prompt_file=question.jsonl` with
-`--config.num_prompts=560`.
+second turns of MT-bench, answered by plain decoding) in the model's own template, by prompt lookup,
+by suffixes and by the shipped EAGLE-3 head, greedy and at temperature 1, and shows mean acceptance
+length, by category too, and speed-up with their intervals. The whole set is
+`--config.prompt_file=question.jsonl` with `--config.num_prompts=560`.
 
 The second runs the same prompts, weights, dtype, threads and K through transformers, and llama.cpp
 where a build is given. Both need the weights as a folder:
@@ -42,8 +42,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.peers.zoo, config.peers.rounds = '', 1
     return config
   config = sweeps.base('smollm2')
-  config.title = 'Drafting without training, {target}'
-  config.question = 'What do drafters that need no training bring a chat?'
+  config.title = 'Drafting for chats, {target}'
+  config.question = 'What do drafters bring a chat, without training and with it?'
   config.x = 'drafter.num_speculative_tokens'
   config.target.name = 'smollm2'
   config.prompt_file = 'configs/data/spec_bench.jsonl'
@@ -52,7 +52,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.num_seeds = 1
   laws = zipit(param('rule.name', 'greedy', 'block'), param('sampling.temperature', 0.0, 1.0))
   lengths = param('drafter.num_speculative_tokens', 4)
-  config.arms = prod(param('drafter.kind', 'ngram', 'suffix'), laws, lengths)
+  config.arms = prod(param('drafter.kind', 'ngram', 'suffix', 'eagle'), laws, lengths)
   if arg == 'smoke':
     config.name += '_smoke'
     config.target.name = 'stdlib'

@@ -25,7 +25,8 @@ unrolled steps are those of the shipped head (`configs/train_eagle3_zoo.py`).
 
 `--config=configs/train_eagle3.py:smollm2` is the recipe for SmolLM2-135M on two cores: a draft
 vocabulary of 6,144 tokens whose output head is the target's (`config.head.own_output`), 4.2 M
-trained parameters, stored in eight bits. `configs/train_eagle3.py:smoke` is 20 small steps.
+trained parameters, stored in eight bits, with norms on the features, whose streams differ in size
+by a factor of six and of which two entries make up half. `configs/train_eagle3.py:smoke` is 20 small steps.
 """
 
 import ml_collections
@@ -71,7 +72,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.measure.update(num_prompts=16, new_tokens=64)
   if arg == 'smollm2':
     config.target.name = 'smollm2'
-    config.head.update(vocab_size=6144, own_output=False, num_chunks=1, num_steps=3, int8=True)
+    config.head.update(
+        vocab_size=6144, own_output=False, num_chunks=1, num_steps=3, int8=True, fuse_norm='each'
+    )
     config.model.update(
         width=576, num_layers=1, num_heads=9, num_kv_heads=3, head_dim=64, mlp_width=1024,
         tie_embeddings=False, max_positions=8192,

@@ -31,6 +31,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.name = 'zoo_target'
   config.kind = 'model'  # eagle, medusa, early_exit train heads (configs/train_*_zoo.py)
   config.seed = 0  # of the initial weights and of the order of batches
+  # A folder with a model or head of this kind and shape, to begin with in place of fresh weights.
+  config.start = ''
   # The dtype of activations; weights are trained in float32 and exported in export_dtype.
   config.dtype = 'bfloat16'
   config.export_dtype = 'bfloat16'

@@ -83,20 +83,61 @@ def task(config: ConfigDict, corpus: corpus_lib.Corpus) -> training_lib.Task:
   """The task of a config that `check` let pass; a draft vocabulary is chosen by the corpus.
 
   Raises:
-    ValueError: for a head and a target that do not fit.
+    ValueError: for a head and a target that do not fit, or `config.start` of another shape.
+    FileNotFoundError: if there is no `config.start`.
   """
   layouts = values.layouts(config.get('mesh'))
   layout = layouts and layouts.target
   target = None
   if source := targets.source(config):
     target = loading.load_model(source, dtype=values.dtype(config.dtype), layout=layout)
-  if config.kind == 'model':
-    return _model(config, target)
+  start = _start(config, target) if config.start else None
   if config.kind in ('eagle', 'dflash'):
-    make = {'eagle': _eagle3, 'dflash': _dflash}[config.kind]
-    return dataclasses.replace(make(config, target, corpus), layout=layout)
-  make = {'medusa': _medusa, 'early_exit': _early_exit}[config.kind]
-  return dataclasses.replace(make(config, target), layout=layout)
+    vocabulary = _draft_vocabulary(config, target, corpus, start)
+    make = functools.partial(
+        {'eagle': _eagle3, 'dflash': _dflash}[config.kind], corpus=corpus, vocabulary=vocabulary
+    )
+  else:
+    make = {'model': _model, 'medusa': _medusa, 'early_exit': _early_exit}[config.kind]
+  made = dataclasses.replace(make(config, target), layout=layout)
+  return made if start is None else _started(made, start.params, config.start)
+
+
+def _start(config: ConfigDict, target: models.LanguageModel | None) -> Any:
+  """The model or head in `config.start`, of the kind that is trained."""
+  if config.kind == 'model':
+    return loading.load_model(config.start, dtype=jnp.float32)
+  load = {
+      'eagle': heads.load_eagle,
+      'dflash': heads.load_dflash,
+      'medusa': heads.load_medusa,
+      'early_exit': heads.load_early_exit,
+  }[config.kind]
+  return load(config.start, target, dtype=jnp.float32)
+
+
+def _started(made: training_lib.Task, params: Any, where: str) -> training_lib.Task:
+  """The task, which begins with the parameters of `where` that it trains.
+
+  Raises:
+    ValueError: naming the parameters that are not the same in both.
+  """
+  named = lambda tree: {
+      jax.tree_util.keystr(path): leaf.shape
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  wanted = jax.eval_shape(made.init, jax.random.key(0))
+  # An output head that is the target's is neither trained nor one of the task's parameters.
+  found = {name: params[name] for name in params if name in wanted}
+  one, other = named(wanted), named(found)
+  if differing := sorted(set(one.items()) ^ set(other.items())):
+    name, _ = differing[0]
+    raise ValueError(
+        f'config.start={where!r} is of another shape than what the config describes: {name} is '
+        f'{other.get(name, "missing")}, and {one.get(name, "not wanted")} is trained. Give the '
+        'config of that head or model, or leave config.start out.'
+    )
+  return dataclasses.replace(made, init=lambda key: found)
 
 
 def module_of(
@@ -176,11 +217,15 @@ def _saver(config: ConfigDict, save: Callable[..., None], of_params: Callable[[A
 
 
 def _eagle3(
-    config: ConfigDict, target: models.LanguageModel, corpus: corpus_lib.Corpus
+    config: ConfigDict,
+    target: models.LanguageModel,
+    *,
+    corpus: corpus_lib.Corpus,
+    vocabulary: jax.Array | None,
 ) -> training_lib.Task:
+  del corpus
   cfg = target.module.config
   settings = config.head
-  vocabulary = _draft_vocabulary(config, target, corpus)
   shape = _decoder(config, cfg, vocab_size=settings.get('vocab_size', 0) or cfg.vocab_size)
   chosen = tuple(settings.feature_layers) or eagle.default_layers(cfg.num_layers)
   head_config = heads.EagleConfig(
@@ -245,9 +290,24 @@ def _eagle3(
   )
 
 
-def _draft_vocabulary(config: ConfigDict, target: models.LanguageModel, corpus):
-  """[V_draft] int32, the tokens that are most frequent in the corpus, or None for all."""
+def _draft_vocabulary(config: ConfigDict, target: models.LanguageModel, corpus, start):
+  """[V_draft] int32, the tokens that are most frequent in the corpus, or None for all.
+
+  Where a head is trained on, it is that head's.
+
+  Raises:
+    ValueError: if that is not as large as the config says.
+  """
   size = config.head.get('vocab_size', 0)
+  if start is not None:
+    ids = start.draft_to_target
+    found = target.vocab_size if ids is None else len(ids)
+    if found != (size or target.vocab_size):
+      raise ValueError(
+          f'config.start={config.start!r} drafts {found} tokens: set '
+          f'--config.head.vocab_size={0 if ids is None else found}, not {size}.'
+      )
+    return ids
   if not size:
     return None
   counts = corpus.train.counts(target.vocab_size)
@@ -255,11 +315,14 @@ def _draft_vocabulary(config: ConfigDict, target: models.LanguageModel, corpus):
 
 
 def _dflash(
-    config: ConfigDict, target: models.LanguageModel, corpus: corpus_lib.Corpus
+    config: ConfigDict,
+    target: models.LanguageModel,
+    *,
+    corpus: corpus_lib.Corpus,
+    vocabulary: jax.Array | None,
 ) -> training_lib.Task:
   """A DFlash head, or with `config.head.markov` a DSpark head."""
   cfg, settings = target.module.config, config.head
-  vocabulary = _draft_vocabulary(config, target, corpus)
   decoder = dataclasses.replace(
       _decoder(config, cfg, vocab_size=settings.vocab_size or cfg.vocab_size),
       num_layers=settings.num_layers, qk_norm=True,
@@ -279,7 +342,9 @@ def _dflash(
       has_confidence=settings.confidence,
       confidence_sees_token=bool(settings.confidence and settings.markov),
   )
-  module = heads.DFlashHead(head_config, dtype=values.dtype(config.dtype))
+  module = heads.DFlashHead(
+      head_config, dtype=values.dtype(config.dtype), layout=target.layout
+  )
   loss_fn = blocks.dflash(
       module, target, num_roots=settings.num_roots, kind=settings.loss,
       gamma=settings.gamma or None, num_chunks=settings.num_chunks, draft_to_target=vocabulary,

@@ -23,6 +23,7 @@ from configs import train_eagle3
 from experiments import build
 from experiments import synthesize
 from experiments import train
+from experiments import workdir
 import specjax
 from specjax import drafters
 from specjax import heads
@@ -184,16 +185,21 @@ def training(folder, written, **fields):
   config = train_eagle3.get_config('smoke')
   config.dtype, config.target.path = 'float32', str(folder)
   config.corpus.chats = str(written)
-  config.held_out_windows = 2
+  config.held_out_windows = 99  # of which there are fewer
   config.update(fields)
+  return config
+
+
+def head_training(folder, written, **fields):
+  config = training(folder, written, **fields)
+  config.head.update(own_output=False, fuse_norm='each', norm_output=True)
   return config
 
 
 @pytest.fixture(scope='module')
 def trained(folder, written, tmp_path_factory):
   """A head with the target's own output head, which is neither trained nor stored."""
-  config = training(folder, written)
-  config.head.update(own_output=False, fuse_norm='each', norm_output=True)
+  config = head_training(folder, written)
   path = tmp_path_factory.mktemp('head') / 'run'
   return train.run(config, str(path), console=console())
 
@@ -223,6 +229,20 @@ class TestHead:
     plain = specjax.decode(target, prompts, **options)
     drafted = specjax.generate(target, prompts, drafter=drafter, **options)
     np.testing.assert_array_equal(plain.tokens, drafted.tokens)
+
+  def test_it_is_trained_on(self, folder, written, trained, tmp_path):
+    config = head_training(folder, written, num_steps=10, start=str(trained))
+    path = train.run(config, str(tmp_path / 'run'), console=console())
+    first = lambda run: workdir.read_rows(run.parent)[0]['loss']
+    assert first(path) < first(trained)
+    one, other = (heads.load_eagle(each, specjax.load(folder).model) for each in (trained, path))
+    np.testing.assert_array_equal(one.draft_to_target, other.draft_to_target)
+    config.head.vocab_size = 32
+    with pytest.raises(ValueError, match='drafts 64 tokens: set --config.head.vocab_size=64'):
+      train.run(config, str(tmp_path / 'a'), console=console())
+    config.head.update(vocab_size=64, fuse_norm='')
+    with pytest.raises(ValueError, match=r'another shape .*fuse_norm_0.* and not wanted'):
+      train.run(config, str(tmp_path / 'b'), console=console())
 
   @pytest.mark.parametrize('kind', ['medusa', 'early_exit', 'model', 'dflash', 'dspark'])
   def test_other_kinds_by_the_same_config(self, folder, written, trained, kind, tmp_path):
