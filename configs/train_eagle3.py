@@ -26,7 +26,8 @@ unrolled steps are those of the shipped head (`configs/train_eagle3_zoo.py`).
 `--config=configs/train_eagle3.py:smollm2` is the recipe for SmolLM2-135M on two cores: a draft
 vocabulary of 6,144 tokens whose output head is the target's (`config.head.own_output`), 4.2 M
 trained parameters, stored in eight bits, with norms on the features, whose streams differ in size
-by a factor of six and of which two entries make up half. `configs/train_eagle3.py:smoke` is 20 small steps.
+by a factor of six and of which two entries make up half. `configs/train_eagle3.py:smoke` is 20
+small steps.
 """
 
 import ml_collections

@@ -6,7 +6,8 @@ library (`configs/zoo_target.py`, `configs/train_distill_zoo.py`). `specjax/zoo/
 says how, with the loss curves and the licence of the corpus.
 
 `smollm2` is SmolLM2-135M-Instruct, a chat model that others trained. It is fetched when it is first
-loaded (`specjax.zoo.fetched`), and comes without a draft model.
+loaded (`specjax.zoo.fetched`). It comes without a draft model; an EAGLE-3 head for it ships
+(`specjax/zoo/smollm2/README.md`).
 """
 
 from collections.abc import Mapping
@@ -98,7 +99,7 @@ class Pair:
     if 'draft' not in self.drafts:
       raise ValueError(
           f'{self.name} comes without a draft model: give one of your own, or draft by prompt '
-          'lookup (`drafters.ngram`) or suffixes (`drafters.suffix`).'
+          'lookup (`drafters.ngram`) or by a head where the pair has one (`head`).'
       )
     return self.drafts['draft']
 

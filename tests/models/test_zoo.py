@@ -1,10 +1,12 @@
 """The shipped pair: what it holds, its size, and that speculation changes nothing on it."""
 
+import json
 import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 
 import specjax
 from specjax import drafters
@@ -50,6 +52,17 @@ class TestPair:
     assert pair.head('eagle3').embedding is None
     with pytest.raises(ValueError, match="no head 'nothing'"):
       pair.head('nothing')
+
+  def test_the_head_of_the_model_that_is_fetched(self):
+    """Its file alone: the target, whose output rows are its output head, may not be there."""
+    folder = zoo.folder('smollm2') / 'eagle3'
+    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    tensors = safetensors.load_file(folder / 'model.safetensors')
+    assert (config['draft_vocab_size'], config['fc_norm']) == (6144, True)
+    assert tensors['d2t'].shape == (6144,) and tensors['t2d'].sum() == 6144
+    weights = {name: x for name, x in tensors.items() if x.dtype == np.int8}
+    assert 'lm_head.weight' not in tensors and sum(x.size for x in weights.values()) > 4.1e6
+    assert all(np.isfinite(tensors[f'{name}_scale']).all() for name in weights)
 
   def test_unknown_name(self):
     with pytest.raises(ValueError, match='there are: stdlib'):
