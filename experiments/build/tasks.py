@@ -128,7 +128,7 @@ def _started(made: training_lib.Task, params: Any, where: str) -> training_lib.T
   }
   wanted = jax.eval_shape(made.init, jax.random.key(0))
   # An output head that is the target's is neither trained nor one of the task's parameters.
-  found = {name: params[name] for name in params if name in wanted}
+  found = {name: params[name] for name in params if name in wanted or name != 'head'}
   one, other = named(wanted), named(found)
   if differing := sorted(set(one.items()) ^ set(other.items())):
     name, _ = differing[0]
