@@ -218,6 +218,17 @@ def source(config: ConfigDict) -> str | pathlib.Path:
   return folder / (_folder_of_head(folder, head[1]) if head else settings.draft or 'draft')
 
 
+def read_head(source: str, name: str, target: models.LanguageModel, *, dtype: Any) -> Any:
+  """The head 'eagle', 'medusa', 'early_exit' or 'dflash' in a folder or under a hub id.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: if it is of another target.
+  """
+  load: Callable[..., Any] = getattr(heads, f'load_{name}')
+  return load(hub.fetch(source), target, dtype=dtype)
+
+
 def load_head(config: ConfigDict, loaded: records.Loaded, name: str, kind: str) -> Any:
   """The head of `config.drafter`: that of `path`, or one that ships with the pair.
 
@@ -225,9 +236,7 @@ def load_head(config: ConfigDict, loaded: records.Loaded, name: str, kind: str) 
     ValueError: if there is no head, or it is of another target.
   """
   if config.drafter.path:
-    load: Callable[..., Any] = getattr(heads, f'load_{name}')
-    folder = hub.fetch(config.drafter.path)
-    head = load(folder, loaded.target, dtype=loaded.target.module.dtype)
+    head = read_head(config.drafter.path, name, loaded.target, dtype=loaded.target.module.dtype)
   elif loaded.pair is not None:
     head = shipped_head(loaded.pair, name)
   else:

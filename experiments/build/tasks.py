@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from experiments.build import drafters as build_drafters
 from experiments.build import targets
 from experiments.build import values
 from experiments.runs import corpus as corpus_lib
@@ -94,9 +95,10 @@ def task(config: ConfigDict, corpus: corpus_lib.Corpus) -> training_lib.Task:
   start = _start(config, target) if config.start else None
   if config.kind in ('eagle', 'dflash'):
     vocabulary = _draft_vocabulary(config, target, corpus, start)
-    make = functools.partial(
-        {'eagle': _eagle3, 'dflash': _dflash}[config.kind], corpus=corpus, vocabulary=vocabulary
-    )
+    make = {
+        'eagle': functools.partial(_eagle3, vocabulary=vocabulary),
+        'dflash': functools.partial(_dflash, vocabulary=vocabulary, corpus=corpus),
+    }[config.kind]
   else:
     make = {'model': _model, 'medusa': _medusa, 'early_exit': _early_exit}[config.kind]
   made = dataclasses.replace(make(config, target), layout=layout)
@@ -107,13 +109,7 @@ def _start(config: ConfigDict, target: models.LanguageModel | None) -> Any:
   """The model or head in `config.start`, of the kind that is trained."""
   if config.kind == 'model':
     return loading.load_model(config.start, dtype=jnp.float32)
-  load = {
-      'eagle': heads.load_eagle,
-      'dflash': heads.load_dflash,
-      'medusa': heads.load_medusa,
-      'early_exit': heads.load_early_exit,
-  }[config.kind]
-  return load(config.start, target, dtype=jnp.float32)
+  return build_drafters.read_head(config.start, config.kind, target, dtype=jnp.float32)
 
 
 def _started(made: training_lib.Task, params: Any, where: str) -> training_lib.Task:
@@ -217,13 +213,8 @@ def _saver(config: ConfigDict, save: Callable[..., None], of_params: Callable[[A
 
 
 def _eagle3(
-    config: ConfigDict,
-    target: models.LanguageModel,
-    *,
-    corpus: corpus_lib.Corpus,
-    vocabulary: jax.Array | None,
+    config: ConfigDict, target: models.LanguageModel, *, vocabulary: jax.Array | None
 ) -> training_lib.Task:
-  del corpus
   cfg = target.module.config
   settings = config.head
   shape = _decoder(config, cfg, vocab_size=settings.get('vocab_size', 0) or cfg.vocab_size)
@@ -318,8 +309,8 @@ def _dflash(
     config: ConfigDict,
     target: models.LanguageModel,
     *,
-    corpus: corpus_lib.Corpus,
     vocabulary: jax.Array | None,
+    corpus: corpus_lib.Corpus,
 ) -> training_lib.Task:
   """A DFlash head, or with `config.head.markov` a DSpark head."""
   cfg, settings = target.module.config, config.head

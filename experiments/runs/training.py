@@ -126,7 +126,7 @@ class Training:
     num_steps: in all.
     batch_size: windows per step.
     seq_len: tokens of a window.
-    held_out_windows: for evaluation, at most.
+    held_out_windows: for evaluation.
     gradient_accumulation: parts of a batch.
     checkpoint_every: steps.
     evaluate_every: steps.
@@ -226,24 +226,17 @@ def _with_samples(training: Training, task: Task, corpus, path: pathlib.Path, sa
 
 def _batches(training: Training, task: Task, corpus, path: pathlib.Path, say: Say):
   """Step -> batch, and the held-out batches: tokens, or stored features of the target."""
+  size = min(training.batch_size, training.held_out_windows)
+  chunks = range(0, training.held_out_windows - size + 1, size)
   settings, train_tokens, held_out = training.features, corpus.train, corpus.held_out
-  num_windows = min(training.held_out_windows, (len(held_out.ids) - 1) // training.seq_len)
-  if num_windows < 1:
-    raise ValueError(
-        f'What is held out has {len(held_out.ids):,} tokens, and a window config.seq_len + 1 = '
-        f'{training.seq_len + 1:,}: lower config.seq_len, or hold out more.'
-    )
-  if num_windows < training.held_out_windows:
-    say(f'Only {num_windows} windows are held out, not {training.held_out_windows}.')
-  size = min(training.batch_size, num_windows)
-  chunks = range(0, num_windows - size + 1, size)
+  # Refused here where there are too few, before any feature is stored.
+  windows = data.held_out_windows(
+      held_out.ids, seq_len=training.seq_len, n=training.held_out_windows, mask=held_out.mask
+  )
   if not task.feature_layers or settings is None:
     batches = data.TokenBatches(
         train_tokens.ids, batch_size=training.batch_size, seq_len=training.seq_len,
         seed=training.seed, mask=train_tokens.mask,
-    )
-    windows = data.held_out_windows(
-        held_out.ids, seq_len=training.seq_len, n=num_windows, mask=held_out.mask
     )
     return batches.batch, [jax.tree.map(lambda x: x[i : i + size], windows) for i in chunks]
   layers = tuple(sorted({*task.feature_layers, *settings.layers}))
@@ -256,7 +249,7 @@ def _batches(training: Training, task: Task, corpus, path: pathlib.Path, say: Sa
         '--config.features.path, or compute them in the step with --config.features.stored=False.'
     )
   folder = pathlib.Path(settings.path or path / 'features')
-  num_tokens = num_windows * training.seq_len + 1
+  num_tokens = training.held_out_windows * training.seq_len + 1
   first = lambda tokens, count: dict(
       tokens=tokens.ids[:count], mask=None if tokens.mask is None else tokens.mask[:count]
   )

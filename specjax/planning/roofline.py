@@ -94,7 +94,7 @@ class Costs:
   Attributes:
     draft: seconds of a drafted token.
     target: width -> seconds of the target's pass over so many tokens per row.
-    overhead: seconds of a round beside these: of verifying, or of a draft that reads a whole block.
+    overhead: seconds per round beside these: of verifying, and of a draft that reads a whole block.
       Plain decoding is taken to have none.
   """
 

@@ -99,7 +99,7 @@ class Pair:
     if 'draft' not in self.drafts:
       raise ValueError(
           f'{self.name} comes without a draft model: give one of your own, or draft by prompt '
-          'lookup (`drafters.ngram`) or by a head where the pair has one (`head`).'
+          'lookup (`drafters.ngram`), suffixes (`drafters.suffix`) or a head of the pair (`head`).'
       )
     return self.drafts['draft']
 

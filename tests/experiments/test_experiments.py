@@ -429,7 +429,7 @@ def test_a_draft_is_distilled_from_a_target(folder, tmp_path):
         (dict(distillation__kl_weight=1.5, target__path='TARGET'), r'must be in \[0, 1\]'),
         (dict(corpus__root='nowhere'), 'expected the folder of a standard library'),
         (dict(batch_size=10_000), 'lower batch_size'),
-        (dict(seq_len=10_000), 'What is held out has .* lower config.seq_len'),
+        (dict(held_out_windows=10_000), 'lower n or seq_len'),
         (dict(gradient_accumulation=3), 'choose a divisor'),
         (dict(model__num_kv_heads=3), 'num_heads must be a multiple'),
     ],

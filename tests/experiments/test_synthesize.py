@@ -185,7 +185,7 @@ def training(folder, written, **fields):
   config = train_eagle3.get_config('smoke')
   config.dtype, config.target.path = 'float32', str(folder)
   config.corpus.chats = str(written)
-  config.held_out_windows = 99  # of which there are fewer
+  config.held_out_windows = 2
   config.update(fields)
   return config
 
@@ -266,5 +266,10 @@ class TestHead:
       config = training(folder, written)
       config.corpus.held_out_one_in = 0
       train.run(config, str(tmp_path / 'b'), console=console())
+    with pytest.raises(ValueError, match='lower n or seq_len'):
+      config = training(folder, written, held_out_windows=99)
+      config.features.stored = True
+      train.run(config, str(tmp_path / 'd'), console=console())
+    assert not (tmp_path / 'd' / 'features').exists()
     with pytest.raises(FileNotFoundError, match='no file of chats'):
       train.run(training(folder, 'nowhere.jsonl'), str(tmp_path / 'c'), console=console())
