@@ -58,6 +58,7 @@ ALL = [(drafter, rule) for drafter, rules in FAMILIES.items() for rule in rules]
 MANY = [
     ('model', 'greedy'), ('model', 'block'), ('model', 'coupled'), ('ngram', 'rejection'),
     ('tree', 'coupled'), ('eagle', 'block'), ('medusa tree', 'traversal'), ('dspark', 'block'),
+    ('dspark tree', 'traversal'),
 ]
 FEW = {
     'data x tensor': [('model', 'block'), ('tree', 'coupled')],
