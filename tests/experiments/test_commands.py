@@ -35,6 +35,7 @@ ELSEWHERE = {
     ('synthesize', 'synthesize'): 'test_synthesize.py::TestChats::test_rows',
     ('benchmark', 'qwen3_blocks'): 'test_commands.py::test_it_parses_and_builds',
     ('train', 'train_eagle3'): 'test_synthesize.py::TestHead::test_the_corpus_is_the_chats',
+    ('train', 'train_compared_zoo'): 'test_synthesize.py::test_other_kinds_by_the_same_config',
     ('train', 'train_distill_zoo'): 'test_experiments.py::test_a_draft_is_distilled',
     ('train', 'train_eagle3_zoo'): 'test_experiments.py::test_a_head_is_trained_by_its_recipe',
     ('train', 'train_medusa_zoo'): 'test_experiments.py::test_a_head_is_trained_by_its_recipe',

@@ -1,8 +1,12 @@
 """Every config builds, shrinks, says how it is run, and refuses what it does not know."""
 
+import types
+
 import ml_collections
 import pytest
 
+from configs import train_compared_zoo
+from experiments.build import tasks
 from experiments.build.training import optimizer
 from specjax.models import TransformerConfig
 from tests.support import configs
@@ -40,3 +44,14 @@ def test_the_recipes_are_of_the_shipped_sizes(name, millions):
   assert round(shape.num_parameters / 1e6, places) == millions
   assert optimizer(config).update is not None
   assert config.checkpoint_every % config.record_every == 0
+
+
+def test_compared_heads_are_of_equal_size():
+  tokenizer = types.SimpleNamespace(get_vocab_size=lambda: 4096)
+  corpus = types.SimpleNamespace(end_tokens=(0,), tokenizer=tokenizer)
+  made = {}
+  for kind in ('eagle3', 'dflash', 'dspark', 'medusa'):
+    config = train_compared_zoo.get_config(kind)
+    made[kind] = tasks.task(config, corpus)
+  sizes = {kind: task.num_parameters for kind, task in made.items()}
+  assert max(sizes.values()) < 1.005 * min(sizes.values()), sizes
