@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.cache import kv_cache
+from specjax.models import attention
 from specjax.models import layers
 from specjax.models import transformer
 from specjax.models.config import TransformerConfig
@@ -41,11 +42,13 @@ class Attention(nn.Module):
     """The cache with the keys and values of x [B, T, width] after each row's length."""
     return kv_cache.append(cache, self.layer, *self._keys_values(x, cos, sin), valid)
 
-  def __call__(self, x: Array, cos: Array, sin: Array, mask: Array, cache: kv_cache.KVCache):
+  def __call__(
+      self, x: Array, cos: Array, sin: Array, view: attention.View, cache: kv_cache.KVCache
+  ):
     """What the block x [B, T, width] sees of itself and of the context, and the cache."""
     cache = self.append(x, cos, sin, cache)
     queries = self._queries(x, cos, sin)
-    mixed = transformer.attend(queries, cache.keys[self.layer], cache.values[self.layer], mask)
+    mixed = attention.over_cache(queries, cache, self.layer, view)
     return self._output(mixed, x), cache
 
   def unroll(self, context, x, context_rope, block_rope, context_mask, among):
@@ -137,8 +140,8 @@ class Layer(nn.Module):
     )
     return x + self.mlp(self._whole(self.mlp_norm(x)))
 
-  def __call__(self, x, cos, sin, mask, cache):
-    mixed, cache = self.attention(self._whole(self.attention_norm(x)), cos, sin, mask, cache)
+  def __call__(self, x, cos, sin, view, cache):
+    mixed, cache = self.attention(self._whole(self.attention_norm(x)), cos, sin, view, cache)
     x = x + mixed
     return x + self.mlp(self._whole(self.mlp_norm(x))), cache
 

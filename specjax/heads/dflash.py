@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from specjax.cache import kv_cache
 from specjax.heads import block_layers
 from specjax.heads import weights
+from specjax.models import attention
 from specjax.models import layers
-from specjax.models import transformer
 from specjax.models.config import TransformerConfig
 from specjax.sharding import layout as layout_lib
 
@@ -204,12 +204,12 @@ class DFlashHead(nn.Module):
     size = embedded.shape[1]
     positions = cache.lengths[:, None] + jnp.arange(size)
     cos, sin = self._rope(positions)
-    masks = {
-        window: block_mask(self.config, cache, size, window) for window in set(self._windows)
+    views = {
+        window: block_view(self.config, cache, size, window) for window in set(self._windows)
     }
     hidden = embedded.astype(self.dtype)
     for layer, window in zip(self.layers, self._windows):
-      hidden, cache = layer(hidden, cos, sin, masks[window], cache)
+      hidden, cache = layer(hidden, cos, sin, views[window], cache)
     return self.final_norm(hidden), cache
 
   def unroll(self, features: Array, embedded: Array, roots: Array) -> Array:
@@ -354,10 +354,10 @@ class DFlashHead(nn.Module):
     )
 
 
-def block_mask(
+def block_view(
     config: DFlashConfig, cache: kv_cache.KVCache, size: int, window: int | None
-) -> Array:
-  """Which slots of the cache each slot of a block sees, [B, size, S] bool.
+) -> attention.View:
+  """Which slots of the cache each slot of a block sees.
 
   Args:
     config: of the head.
@@ -371,7 +371,7 @@ def block_mask(
     among = jnp.tril(among)
   if window is not None and config.window_from_root:
     offsets, window = jnp.zeros(size, jnp.int32), window + 1
-  return transformer.visible(
+  return attention.view_of(
       cache.lengths[:, None] + offsets, cache.lengths, cache.lengths + size,
       cache.keys[0].shape[2], window=window, ring=False, chain=False,
       tree_mask=jnp.broadcast_to(among, (batch, size, size)),

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from specjax.cache import kv_cache
 from specjax.heads import weights
+from specjax.models import attention
 from specjax.models import layers
 from specjax.models import transformer
 from specjax.models.config import TransformerConfig
@@ -136,7 +137,7 @@ class _Attention(nn.Module):
   layout: layout_lib.Layout | None = None
 
   @nn.compact
-  def __call__(self, x, cos, sin, mask, cache, earlier):
+  def __call__(self, x, cos, sin, view, cache, earlier):
     cfg = self.config
     batch, num_new, fan_in = x.shape
     repeats = cfg.num_heads // cfg.num_kv_heads
@@ -159,11 +160,11 @@ class _Attention(nn.Module):
     queries = (queries.astype(jnp.float32) * cfg.head_dim**-0.5).astype(x.dtype)
     if cache is not None:
       cache = kv_cache.append(cache, self.layer, keys, values)
-      mixed = transformer.attend(queries, cache.keys[self.layer], cache.values[self.layer], mask)
+      mixed = attention.over_cache(queries, cache, self.layer, view)
     elif earlier:
-      mixed = attend_unrolled(queries, (*earlier, (keys, values)), mask)
+      mixed = attend_unrolled(queries, (*earlier, (keys, values)), view.mask)
     else:
-      mixed = transformer.attend_causally(queries, keys, values, mask)
+      mixed = attention.attend_causally(queries, keys, values, view.mask)
     mixed = mixed.reshape(batch, num_new, -1).astype(x.dtype)
     mixed = layout_lib.constrain(self.layout, mixed, layout_lib.MIXED)
     out_shape = (cfg.width, cfg.num_heads, cfg.head_dim)
@@ -214,7 +215,7 @@ class _Layer(nn.Module):
   layout: layout_lib.Layout | None = None
 
   @nn.compact
-  def __call__(self, embedded, features, cos, sin, mask, cache, earlier):
+  def __call__(self, embedded, features, cos, sin, view, cache, earlier):
     cfg = self.config.decoder
     norm = lambda name: layers.RMSNorm(cfg.norm_epsilon, 0.0, self.param_dtype, name=name)
     residual = features
@@ -227,10 +228,10 @@ class _Layer(nn.Module):
       # The authors' first layer has no norm: the fusing product comes right before it.
       has_norm = self.layer > 0 or self.config.extra_norms
       x = norm('attention_norm')(features) if has_norm else features
-    attention = _Attention(cfg, self.layer, self.param_dtype, self.layout, name='attention')
+    attend = _Attention(cfg, self.layer, self.param_dtype, self.layout, name='attention')
     # A norm is cheap: every device takes it whole, as in the target's blocks.
     whole = lambda x: layout_lib.constrain(self.layout, x, layout_lib.RESIDUAL)
-    mixed, cache, own = attention(whole(x), cos, sin, mask, cache, earlier)
+    mixed, cache, own = attend(whole(x), cos, sin, view, cache, earlier)
     x = residual + mixed
     mlp = transformer.MLP(cfg, self.param_dtype, self.layout, name='mlp')
     hidden = mlp(whole(norm('mlp_norm')(x)))
@@ -310,11 +311,11 @@ class EagleHead(nn.Module):
     if positions is None:
       positions = lengths[:, None] + jnp.arange(width)
     slots = width if cache is None else cache.keys[0].shape[2]
-    mask = transformer.visible(
+    view = attention.view_of(
         positions, lengths, total, slots, window=None, ring=False, chain=chain,
         tree_mask=tree_mask,
     )
-    hidden, cache, _ = self._read(embedded, features, positions, mask, cache, (), own_features)
+    hidden, cache, _ = self._read(embedded, features, positions, view, cache, (), own_features)
     if cache is not None:
       cache = cache.replace(lengths=total)
     return HeadOutput(hidden, cache)
@@ -336,17 +337,18 @@ class EagleHead(nn.Module):
     batch, length = features.shape[:2]
     positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
+    view = attention.View(mask, None, None)
     hidden, earlier, outputs = features, (), []
     for step in range(num_steps):
       tokens = embedded[:, step : step + length]
       hidden, _, own = self._read(
-          tokens, hidden, positions + step, mask, None, earlier, step > 0
+          tokens, hidden, positions + step, view, None, earlier, step > 0
       )
       earlier = (*earlier, own)
       outputs.append(hidden)
     return jnp.stack(outputs)
 
-  def _read(self, embedded, features, positions, mask, cache, earlier, own_features):
+  def _read(self, embedded, features, positions, view, cache, earlier, own_features):
     cfg = self.config
     embedded, hidden = embedded.astype(self.dtype), features.astype(self.dtype)
     if cfg.version == 1:
@@ -362,7 +364,7 @@ class EagleHead(nn.Module):
     owns = []
     for layer in self.layers:
       before = tuple(step[layer.layer] for step in earlier)
-      hidden, cache, own = layer(embedded, hidden, cos, sin, mask, cache, before)
+      hidden, cache, own = layer(embedded, hidden, cos, sin, view, cache, before)
       owns.append(own)
     if cfg.norm_output:
       hidden = self.final_norm(hidden)

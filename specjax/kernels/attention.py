@@ -7,8 +7,9 @@ are attended to in jnp, under the mask, and the two parts are merged: with parts
 and log-sum-exps s_p, o = sum_p exp(s_p - s) o_p, s = log sum_p exp(s_p) (Dao 2023, 2307.08691,
 section 3.1).
 
-`specjax.models.Transformer(attention=…)` asks for one of them; the default is plain jnp, which
-reads all slots. Neither has been run on a GPU yet; `experiments.validate` times them there.
+`specjax.models.Transformer(attention=…)` asks for one of them; 'xla' is plain jnp, which reads all
+slots, and so is the default but on TPUs (`specjax.models.attention`). Neither has been run on a GPU
+yet; `experiments.validate` times them there.
 """
 
 import warnings
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-IMPLEMENTATIONS = ('xla', 'cudnn', 'pallas')
+IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'pallas')
 
 
 def num_slots(wanted: int, implementation: str) -> int:
@@ -44,7 +45,7 @@ def attend(
     queries: [B, T, G, R, hd], scaled; R queries share a key-value head.
     keys: [B, G, S, hd], S a multiple of 16.
     values: [B, G, S, hd].
-    mask: [B, T, S] bool, as for `specjax.models.transformer.attend`; every slot before
+    mask: [B, T, S] bool, as for `specjax.models.attention.attend`; every slot before
       `slots[:, 0]` is taken to be visible, every slot after `slots` not to be.
     slots: [B, P + T] int32, consecutive: where the new tokens and the P nodes of their tree that
       came before them lie.

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from specjax.cache import kv_cache
 from specjax.kernels import attention as attention_kernels
+from specjax.models import attention as attention_lib
 from specjax.models import layers
 from specjax.models.config import TransformerConfig
 from specjax.sharding import layout as layout_lib
@@ -46,88 +47,12 @@ class _Scope(NamedTuple):
   Attributes:
     cos: rotary cosines [B, T, hd].
     sin: likewise.
-    mask: [B, T, slots] bool, True where a query sees a slot.
-    new_slots: [B, P + T] int32, where the new tokens lie, and before them the P nodes of their
-      tree that the cache took last.
+    view: which slots the new tokens see.
   """
 
   cos: Array
   sin: Array
-  mask: Array
-  new_slots: Array
-
-
-def attend(
-    queries: Array, keys: Array, values: Array, mask: Array, *, soft_cap: float | None = None
-) -> Array:
-  """Grouped-query attention, with keys and values read as they lie in a cache.
-
-  Args:
-    queries: [B, T, G, R, hd], scaled; R queries share a key-value head.
-    keys: [B, G, S, hd].
-    values: [B, G, S, hd].
-    mask: [B, T, S] bool, True where a query sees a slot; at least one a query.
-    soft_cap: bound on scores, or None.
-
-  Returns:
-    [B, T, G, R, hd] float32.
-  """
-  batch, num_new, groups, repeats, head_dim = queries.shape
-  # [B, T, G, R, hd] -> [B, G, T * R, hd].
-  queries = jnp.transpose(queries, (0, 2, 1, 3, 4))
-  queries = queries.reshape(batch, groups, num_new * repeats, head_dim)
-  batch_dims = ((0, 1), (0, 1))
-  scores = jax.lax.dot_general(
-      queries.astype(keys.dtype),
-      keys,
-      (((3,), (3,)), batch_dims),
-      preferred_element_type=jnp.float32,
-  )
-  scores = layers.soft_cap(scores, soft_cap)
-  scores = scores.reshape(batch, groups, num_new, repeats, -1)
-  scores = jnp.where(mask[:, None, :, None, :], scores, -jnp.inf)
-  weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-  weights = weights.reshape(batch, groups, num_new * repeats, -1)
-  mixed = jax.lax.dot_general(
-      weights, values, (((3,), (2,)), batch_dims), preferred_element_type=jnp.float32
-  )
-  mixed = mixed.reshape(batch, groups, num_new, repeats, head_dim)
-  return jnp.transpose(mixed, (0, 2, 1, 3, 4))
-
-
-def attend_causally(
-    queries: Array, keys: Array, values: Array, mask: Array, *, soft_cap: float | None = None
-) -> Array:
-  """Attention of a fresh pass, in blocks of queries that read only what lies before them.
-
-  At most eight blocks of at least 64 queries: for long passes it is little more than half of
-  the scores, forwards and backwards (twice as fast at T = 256 on CPU).
-
-  Args:
-    queries: [B, T, G, R, hd], scaled.
-    keys: [B, T, G, hd].
-    values: [B, T, G, hd].
-    mask: [B, T, T] bool; no token sees a later one.
-    soft_cap: bound on scores, or None.
-
-  Returns:
-    [B, T, G, R, hd] float32.
-  """
-  num_new = queries.shape[1]
-  keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
-  size = max(64, -(-num_new // 8))
-  blocks = []
-  for start in range(0, num_new, size):
-    end = min(start + size, num_new)
-    block = attend(
-        queries[:, start:end],
-        keys[:, :, :end],
-        values[:, :, :end],
-        mask[:, start:end, :end],
-        soft_cap=soft_cap,
-    )
-    blocks.append(block)
-  return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+  view: attention_lib.View
 
 
 class Attention(nn.Module):
@@ -138,7 +63,7 @@ class Attention(nn.Module):
   dtype: Any
   param_dtype: Any
   layout: layout_lib.Layout | None = None
-  over_cache: str = 'xla'
+  over_cache: str = 'auto'
 
   @nn.compact
   def __call__(self, x, scope: _Scope, cache, valid):
@@ -175,16 +100,17 @@ class Attention(nn.Module):
 
     if cache is not None:
       cache = kv_cache.append(cache, self.layer, keys, values, valid)
-      keys, values = cache.keys[self.layer], cache.values[self.layer]
     # The scope tells attention from the products around it in compiled programs and profiles.
     with jax.named_scope('attend'):
-      if cache is not None and self.over_cache != 'xla':
-        mixed = attention_kernels.attend(
-            queries, keys, values, scope.mask, scope.new_slots, implementation=self.over_cache
+      if cache is None:
+        mixed = attention_lib.attend_causally(
+            queries, keys, values, scope.view.mask, soft_cap=cfg.attention_soft_cap
         )
       else:
-        over = attend_causally if cache is None else attend
-        mixed = over(queries, keys, values, scope.mask, soft_cap=cfg.attention_soft_cap)
+        mixed = attention_lib.over_cache(
+            queries, cache, self.layer, scope.view, implementation=self.over_cache,
+            soft_cap=cfg.attention_soft_cap,
+        )
     mixed = mixed.reshape(batch, num_new, -1).astype(x.dtype)
     mixed = layout_lib.constrain(self.layout, mixed, layout_lib.MIXED)
     fan_in = cfg.num_heads * cfg.head_dim
@@ -229,7 +155,7 @@ class Block(nn.Module):
   dtype: Any
   param_dtype: Any
   layout: layout_lib.Layout | None = None
-  over_cache: str = 'xla'
+  over_cache: str = 'auto'
 
   @nn.compact
   def __call__(self, x, scope: _Scope, cache, valid):
@@ -263,8 +189,8 @@ class Transformer(nn.Module):
     remat: recompute each layer in the backward pass (training only).
     layout: how weights, cache and activations are split over devices; None is one device.
     attention: how a cache is attended to, one of `specjax.kernels.attention.IMPLEMENTATIONS`.
-      Those but 'xla' are for GPUs and long caches, on one device, without windows and soft caps
-      on scores.
+      'cudnn' and 'pallas' are for GPUs and long caches, on one device, without windows and soft
+      caps on scores.
   """
 
   config: TransformerConfig
@@ -272,7 +198,7 @@ class Transformer(nn.Module):
   param_dtype: Any = jnp.float32
   remat: bool = False
   layout: layout_lib.Layout | None = None
-  attention: str = 'xla'
+  attention: str = 'auto'
 
   @property
   def vocab_size(self) -> int:
@@ -317,14 +243,12 @@ class Transformer(nn.Module):
       raise ValueError(
           f'feature_layers must lie in 0 … {cfg.num_layers}, got {tuple(feature_layers)}.'
       )
-    if self.attention != 'xla':
+    if self.attention not in ('auto', 'xla'):
       self._check_attention()
     chain = positions is None and tree_mask is None
     if positions is None:
       positions = lengths[:, None] + jnp.arange(width)
     tree_positions, positions = positions, positions[:, -width:]
-    tree_width = tree_positions.shape[1]
-    new_slots = lengths[:, None] - (tree_width - width) + jnp.arange(tree_width)
     valid = None
     if num_new is not None:
       valid = jnp.arange(width) < num_new[:, None]
@@ -348,7 +272,7 @@ class Transformer(nn.Module):
       ring = cache is not None and cache.rings[layer]
       if (window, ring) not in scopes:
         slots = width if cache is None else cache.keys[layer].shape[2]
-        mask = visible(
+        view = attention_lib.view_of(
             tree_positions,
             lengths,
             total,
@@ -358,7 +282,7 @@ class Transformer(nn.Module):
             chain=chain,
             tree_mask=tree_mask,
         )
-        scopes[window, ring] = _Scope(*self._rotary(positions, window), mask, new_slots)
+        scopes[window, ring] = _Scope(*self._rotary(positions, window), view)
       here = block(
           cfg, layer, self.dtype, self.param_dtype, self.layout, self.attention,
           name=f'layer_{layer}',
@@ -398,7 +322,7 @@ class Transformer(nn.Module):
     }
     if unknown := [name for name, here in reasons.items() if here]:
       raise ValueError(
-          f"attention={self.attention!r} does not know {', '.join(unknown)}: leave it 'xla' here."
+          f"attention={self.attention!r} does not know {', '.join(unknown)}: leave it 'auto' here."
       )
 
   def _rotary(self, positions: Array, window: int | None) -> tuple[Array, Array]:
@@ -423,66 +347,3 @@ class Transformer(nn.Module):
         dtype=self.dtype,
         layout=self.layout,
     )
-
-
-def visible(
-    positions: Array,
-    lengths: Array,
-    total: Array,
-    num_slots: int,
-    *,
-    window: int | None,
-    ring: bool,
-    chain: bool,
-    tree_mask: Array | None,
-) -> Array:
-  """Which slots each new token sees.
-
-  Args:
-    positions: [B, T] int32 of the new tokens, or [B, P + T] with those of P more nodes of
-      their tree that the cache took last.
-    lengths: [B] int32, positions held before the call.
-    total: [B] int32, positions held after it.
-    num_slots: slots of the layer.
-    window: positions that a query sees, itself included; None for all.
-    ring: whether slots are reused modulo `num_slots`.
-    chain: whether `positions` are `lengths` plus 0 … T-1.
-    tree_mask: [B, T, T] bool among the new tokens, [B, T, P + T], or None for causal.
-
-  Returns:
-    [B, T, num_slots] bool, at least one True per row, so that every softmax is finite; what
-    a padding row sees does not matter, for nobody reads it.
-  """
-  width = positions.shape[1]
-  num_new = width
-  if tree_mask is not None:
-    # Slot `lengths - P + j` holds node j of the tree.
-    num_new, width = tree_mask.shape[1:]
-    lengths = lengths - (width - num_new)
-  if ring:
-    index = kv_cache.slot_positions(total, num_slots)[:, None, :]
-  else:
-    index = jnp.arange(num_slots)[None, None, :]
-  # Slot `lengths + j` holds new token j; what lies before is visible to all of them.
-  offset = index - lengths[:, None, None]
-  inside = (offset >= 0) & (offset < width)
-  clipped = jnp.clip(offset, 0, width - 1)
-  clipped = jnp.broadcast_to(clipped, (positions.shape[0], 1, num_slots))
-  if tree_mask is None:
-    mask = offset <= jnp.arange(width)[:, None]
-  else:
-    everywhere = jnp.broadcast_to(clipped, (positions.shape[0], num_new, num_slots))
-    mask = jnp.where(inside, jnp.take_along_axis(tree_mask, everywhere, axis=2), offset < 0)
-  if ring:
-    mask &= index >= 0
-  if window is not None:
-    key_positions = index
-    if not chain:
-      # A tree's tokens lie in a row but share the positions of their depths.
-      new_positions = jnp.take_along_axis(positions, clipped[:, 0], axis=1)[:, None, :]
-      key_positions = jnp.where(inside, new_positions, index)
-    mask &= positions[:, width - num_new :, None] - key_positions < window
-  if ring:
-    # Padding is not written into a ring: where it reaches beyond the window, it sees none.
-    mask |= (jnp.arange(num_slots) == 0) & ~mask.any(-1, keepdims=True)
-  return mask

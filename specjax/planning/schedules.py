@@ -89,33 +89,43 @@ def read(folder: str | pathlib.Path, wanted: Callable[[str], bool]) -> Mapping[s
 def cycles(schedule: str) -> int:
   """Bundles of a schedule, those of a loop times how often it runs.
 
-  A loop begins at a bundle marked LB and ends after a branch back, which is the one with a
-  negated predicate; how often it runs is in its exit test. Bundles that a predicate leaves out
-  are counted all the same.
+  A loop begins at a bundle marked LB, where a region starts, and ends after a branch back to that
+  region; how often it runs is in its exit test. Bundles that a predicate or another branch leaves
+  out are counted all the same.
 
   Raises:
     RuntimeError: if a loop has no constant exit test.
   """
-  bundles = [
-      line for line in schedule.splitlines()
-      if re.match(r'\s*(0x[\da-f]+|0)\s+(LB|LH|LE|PB|PF|CT)?\s*:', line)
-  ]
+  bundles = _bundles(schedule)
   times = [1] * (len(bundles) + _BRANCH_DELAY)
-  starts = []
-  for index, line in enumerate(bundles):
-    if re.match(r'\s*0x[\da-f]+\s+LB', line):
-      starts.append(index)
-    if re.search(r'sbr\.rel \(!', line) and starts:
-      start = starts.pop()
+  starts: dict[str, int] = {}  # by region
+  for index, bundle in enumerate(bundles):
+    if re.match(r'\s*0x[\da-f]+\s+LB', bundle):
+      starts |= {region: index for region in re.findall(r'Start region (\d+)', bundle)}
+    for region in re.findall(r'sbr\.rel \(![^;]*target = \$region(\d+)', bundle):
+      if region not in starts:
+        continue
+      start = starts.pop(region)
       tests = re.findall(
           r'scmp\.ge\.s32\.totalorder [^,]+, (\d+)[^;]*loop exit test',
           ' '.join(bundles[start : index + 1]),
       )
       if not tests:
         raise RuntimeError(f'The loop at bundle {start} has no constant exit test.')
-      for bundle in range(start, index + 1 + _BRANCH_DELAY):
-        times[bundle] *= int(tests[-1])
+      for inside in range(start, index + 1 + _BRANCH_DELAY):
+        times[inside] *= int(tests[-1])
   return sum(times[: len(bundles)])
+
+
+def _bundles(schedule: str) -> list[str]:
+  """The bundles, each with all its lines."""
+  bundles = []
+  for line in schedule.splitlines():
+    if re.match(r'\s*(0x[\da-f]+|0)\s+(LB|LH|LE|PB|PF|CT)?\s*:', line):
+      bundles.append(line)
+    elif bundles:
+      bundles[-1] += '\n' + line
+  return bundles
 
 
 def cores(schedule: str) -> int:

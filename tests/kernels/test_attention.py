@@ -12,7 +12,7 @@ from specjax import drafters
 from specjax import models
 from specjax import verify
 from specjax.kernels import attention
-from specjax.models import transformer
+from specjax.models import attention as attention_lib
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 # Before the call; the first row holds nothing.
@@ -58,7 +58,7 @@ def test_outputs_are_those_of_plain_attention(kind, cudnn_in_jnp):
     found = attention.attend(
         queries[:, :num_new], *cache, mask, jnp.asarray(slots), implementation=kind
     )
-    expected = transformer.attend(queries[:, :num_new], *cache, mask)
+    expected = attention_lib.attend(queries[:, :num_new], *cache, mask)
     real = 3 if case == 'padded' else num_new
     np.testing.assert_allclose(found[:, :real], expected[:, :real], atol=1e-5, err_msg=case)
     assert np.isfinite(found).all(), case

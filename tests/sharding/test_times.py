@@ -210,11 +210,13 @@ def test_a_kernels_cycles_are_those_of_its_schedule():
   assert scheduled.seconds == tolerance.approx(times.LAUNCH_SECONDS + 2 * US)
 
 
-# Three bundles, of which a loop runs the middle one eight times; four follow a branch.
+# A loop of eight trips, whose last branch goes back to its region; another one leaves bundles out.
 SCHEDULE = '''
      0   : {  %s1 = smov 0 }
-   0x1 LB: {  %s2 = sadd.s32 1, %s1  ;;  %p3 = scmp.ge.s32.totalorder %s2, 8 /* loop exit test */ }
-   0x2   : {  %4 = sbr.rel (!%p3) target = $region1 }
+   0x1 LB: > {  %s2 = sadd.s32 1, %s1 /* a comment of
+two lines */  ;;  %4 = sbr.rel (!%p5) target = $region9 } /* Start region 1 :: Start region 8 */
+   0x2   : > {  %p3 = scmp.ge.s32.totalorder %s2, 8 /* loop exit test */  ;;
+  %6 = sbr.rel (!%p3) target = $region1 }
    0x3   : {  nop }
    0x4   : {  nop }
    0x5   : {  nop }
