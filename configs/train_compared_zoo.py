@@ -13,7 +13,7 @@ r"""EAGLE-3, DFlash, DSpark and Medusa heads of equal size, trained on the same 
 
 Every head drafts four tokens for the shipped target, and sees the same 300 batches of 8 x 256
 tokens: the first 2,464 windows of the corpus, whose features the first command stores in
-`runs/compared/features` (2.4 GB with the streams after layers 2, 7, 11 and 14). What a kind has
+`runs/compared/features` (1.6 GB with the streams after layers 2, 7, 11 and 14). What a kind has
 in excess of the others it gets less of elsewhere:
 
 | | parameters | of which |

@@ -39,13 +39,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.drafter = ml_collections.ConfigDict(
       dict(
           # none, or a function of specjax.drafters: model, model_tree, ngram, suffix, combined,
-          # synthetic, eagle, medusa, early_exit; with _tree it drafts the tree below. One of your
-          # own is 'my_module:make' or 'folder/my_file.py:make'.
+          # synthetic, eagle, medusa, early_exit, dflash; with _tree it drafts the tree below. One
+          # of your own is 'my_module:make' or 'folder/my_file.py:make'.
           kind='model',
           options='',  # more of its arguments: 'order=3, smooth=0.1'
           num_speculative_tokens=4,
           # model: one of the pair's drafts by name ('' is its default), or a folder, hub id or
-          # .gguf file; heads (eagle, medusa, early_exit): the pair's, or a folder or hub id.
+          # .gguf file; heads (eagle, medusa, early_exit, dflash): the pair's, or a folder or
+          # hub id.
           draft='',
           path='',
           int8=False,  # its weights in eight bits; the output stays the target's
@@ -55,7 +56,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
           # A draft with a tokenizer of its own, of which the target must know this share.
           translate=False,
           min_overlap=0.25,
-          # model_tree: children by depth, or paths ('0 1 0.0'), or 'dynamic NODES,DEPTH,WIDTH';
+          # model_tree: children by depth, or paths ('0 1 0.0'), or 'dynamic NODES,DEPTH,WIDTH', or
+          # for independent laws (medusa_tree, dflash_tree) 'best_first NODES,DEPTH,WIDTH';
           # siblings where the rule samples: rank, with_replacement, without_replacement.
           tree='3,2,1,1',
           siblings='',

@@ -26,7 +26,7 @@ for argument in "$@"; do
     *) fail "unexpected argument '$argument'; see the head of this script." ;;
   esac
 done
-if [ -z "$PYTHON" ]; then setup experiments; else cd "$ROOT"; fi
+if [ -z "$PYTHON" ]; then setup experiments,gguf; else cd "$ROOT"; fi
 
 # A small model asks saner questions at a lower temperature, and a draft that is asked for its likely
 # continuations learns more from answers that are near them.

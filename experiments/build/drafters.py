@@ -124,6 +124,11 @@ def recipe(config: ConfigDict, *, field: str = 'kind') -> records.Recipe | None:
   elif parents or not parts.takes(factory, 'num_speculative_tokens'):
     length = None
   shape = [settings.tree, settings.siblings] if has_tree else []
+  head = head_of(factory)
+  weights = []
+  if head is not None:
+    confidence = settings.min_confidence
+    weights = [settings.path, f'min_confidence {confidence:g}' if confidence else '']
   return records.Recipe(
       kind=kind,
       create=functools.partial(_create, config, kind, factory, has_tree, (free, learned)),
@@ -133,7 +138,14 @@ def recipe(config: ConfigDict, *, field: str = 'kind') -> records.Recipe | None:
       free=free,
       learned=learned,
       needs_reference=parts.takes(factory, 'reference'),
+      weights=' '.join(filter(None, weights)),
+      longest=lambda loaded: head and _depth(load_head(config, loaded, head[1], kind)),
   )
+
+
+def _depth(head: Any) -> int | None:
+  """How many tokens a head drafts at most; None where it goes on from what it drafted."""
+  return getattr(head.config, 'depth', None)
 
 
 def _create(

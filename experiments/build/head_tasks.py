@@ -110,6 +110,7 @@ def _eagle3(
     return drafters.eagle(head(params), target, num_speculative_tokens=num_tokens)
 
   return training_lib.Task(
+      config=head_config,
       init=init,
       loss_fn=loss_fn,
       num_parameters=head_config.num_parameters - sum(each.size for each in shared.values()),
@@ -169,6 +170,7 @@ def _dflash(
     return drafters.dflash(head(params), target, num_speculative_tokens=count)
 
   return training_lib.Task(
+      config=head_config,
       init=init,
       loss_fn=loss_fn,
       num_parameters=head_config.num_parameters,
@@ -206,6 +208,7 @@ def _medusa(config: ConfigDict, target: models.LanguageModel) -> training_lib.Ta
     )
 
   return training_lib.Task(
+      config=head_config,
       init=functools.partial(
           medusa_lib.init_params, module, head=target_lib.head_kernel(target)
       ),
@@ -239,6 +242,7 @@ def _early_exit(config: ConfigDict, target: models.LanguageModel) -> training_li
     )
 
   return training_lib.Task(
+      config=head_config,
       init=functools.partial(early_exit_lib.init_params, module, target=target),
       loss_fn=loss_fn,
       num_parameters=head_config.num_parameters,
@@ -279,8 +283,15 @@ def _mask_token(settings: ConfigDict, vocab_size: int, corpus: corpus_lib.Corpus
   """
   if settings.mask_token >= 0:
     return settings.mask_token
-  known = corpus.tokenizer.get_vocab_size()
-  return known if known < vocab_size else corpus.end_tokens[0]
+  known = 1 + max(corpus.tokenizer.get_vocab().values())
+  if known < vocab_size:
+    return known
+  if not corpus.end_tokens:
+    raise ValueError(
+        'The target has no token that no text has, neither beyond its tokenizer nor as its end: '
+        'set --config.head.mask_token.'
+    )
+  return corpus.end_tokens[0]
 
 
 def _decoder(

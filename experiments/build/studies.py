@@ -275,7 +275,10 @@ def _values(config: ConfigDict, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _files(settings: ConfigDict) -> list[list[str]]:
   """Digests of the files that the settings name, sources of one's own parts among them."""
-  paths = [settings.prompt_file, settings.target.path, settings.drafter.path]
+  paths = [
+      settings.prompt_file, settings.target.path, settings.target.chat_template,
+      settings.drafter.path,
+  ]
   names = (settings.drafter.kind, settings.drafter.free, settings.drafter.learned)
   paths += [parts.source(name) for name in (*names, settings.rule.name) if parts.is_own(name)]
   return [[path, arms_lib.file_digest(path)] for path in paths if path and path != '-']

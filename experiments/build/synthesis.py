@@ -10,6 +10,7 @@ from experiments.runs import synthesis as synthesis_lib
 from specjax import models
 from specjax import sampling as sampling_lib
 from specjax.models import chat
+from specjax.models import hub
 from specjax.models import loading
 from specjax.training import synthesis as filters_lib
 
@@ -42,8 +43,7 @@ def synthesis(config: ConfigDict) -> synthesis_lib.Synthesis:
     )
   instructions = None
   if config.instructions:
-    talks = prompts_lib.conversations(file=config.instructions)
-    instructions = tuple(each.turns[0] for each in talks)
+    instructions = _questions(config.instructions)
   else:
     turn = chat.user_turn(
         about.chat_template, about.tokenizer, system=config.system,
@@ -67,9 +67,15 @@ def synthesis(config: ConfigDict) -> synthesis_lib.Synthesis:
         int8=config.int8,
     )
 
-  # More chats of the same kind go on in the same folder.
+  # More chats of the same kind go on in the same folder. What config names, by its contents.
   key = {name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}
-  key['target'] = arms.file_digest(str(about.source))
+  key |= dict(
+      target=arms.file_digest(str(hub.fetch(source))),  # with its weights, as `load` finds it
+      template=about.chat_template,
+      dtype=str(values.dtype(config.dtype)),
+      instructions=instructions,
+      excluded=filters.excluded,
+  )
   return synthesis_lib.Synthesis(
       name=targets.name(config),
       key=key,
@@ -88,6 +94,23 @@ def synthesis(config: ConfigDict) -> synthesis_lib.Synthesis:
       prefill_chunk=config.prefill_chunk,
       seed=config.seed,
   )
+
+
+def _questions(file: str) -> tuple[str, ...]:
+  """The first question of every row of a file.
+
+  Raises:
+    ValueError: for a row whose question goes on from a chat.
+  """
+  talks = prompts_lib.conversations(file=file)
+  for number, each in enumerate(talks):
+    if len(each.messages or ()) > 1:
+      raise ValueError(
+          f'config.instructions={file}: row {number + 1} has {len(each.messages)} messages, of '
+          'which the last one would be asked alone. Give rows of one question; a system text for '
+          'all of them is --config.system.'
+      )
+  return tuple(each.turns[0] for each in talks)
 
 
 def _sampler(settings: ConfigDict) -> synthesis_lib.Sampler:

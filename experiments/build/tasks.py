@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from experiments.build import drafters as build_drafters
 from experiments.build import head_tasks
@@ -17,6 +18,8 @@ from experiments.runs import training as training_lib
 from specjax import drafters
 from specjax import models
 from specjax import sharding
+from specjax.heads import target as target_lib
+from specjax.heads.hf import stored
 from specjax.models import loading
 from specjax.training import blocks
 from specjax.training import drafts as draft_losses
@@ -90,7 +93,7 @@ def task(config: ConfigDict, corpus: corpus_lib.Corpus) -> training_lib.Task:
   else:
     made = head_tasks.task(config, target, corpus, start)
   made = dataclasses.replace(made, layout=layout)
-  return made if start is None else _started(made, start.params, config.start)
+  return made if start is None else _started(made, start, config.start, target)
 
 
 def _start(config: ConfigDict, target: models.LanguageModel | None) -> Any:
@@ -100,28 +103,56 @@ def _start(config: ConfigDict, target: models.LanguageModel | None) -> Any:
   return build_drafters.read_head(config.start, config.kind, target, dtype=jnp.float32)
 
 
-def _started(made: training_lib.Task, params: Any, where: str) -> training_lib.Task:
-  """The task, which begins with the parameters of `where` that it trains.
+def _started(
+    made: training_lib.Task, start: Any, where: str, target: models.LanguageModel | None
+) -> training_lib.Task:
+  """The task, which begins with the parameters of `start` that it trains.
+
+  Args:
+    made: the task.
+    start: a model or head.
+    where: it was read from.
+    target: of a head.
 
   Raises:
-    ValueError: naming the parameters that are not the same in both.
+    ValueError: naming what `start` has otherwise than what is trained.
   """
-  named = lambda tree: {
-      jax.tree_util.keystr(path): leaf.shape
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-  wanted = jax.eval_shape(made.init, jax.random.key(0))
-  # An output head that is the target's is neither trained nor one of the task's parameters.
-  found = {name: params[name] for name in params if name in wanted or name != 'head'}
-  one, other = named(wanted), named(found)
-  if differing := sorted(set(one.items()) ^ set(other.items())):
-    name, _ = differing[0]
+  one, other = _fields(made.config), _fields(start.module.config)
+  for name in one | other:
+    if one.get(name) != other.get(name):
+      raise ValueError(
+          f'config.start={where!r} is of another shape than what the config describes: its {name} '
+          f'is {other.get(name)!r}, and {one.get(name)!r} is trained. Give the config of that head '
+          'or model, or leave config.start out.'
+      )
+  if getattr(start, 'embedding', None) is not None:
     raise ValueError(
-        f'config.start={where!r} is of another shape than what the config describes: {name} is '
-        f'{other.get(name, "missing")}, and {one.get(name, "not wanted")} is trained. Give the '
-        'config of that head or model, or leave config.start out.'
+        f'config.start={where!r} has an embedding of its own, where heads are trained on that of '
+        'the target: start without it.'
     )
-  return dataclasses.replace(made, init=lambda key: found)
+  params = dict(start.params)
+  wanted = jax.eval_shape(made.init, jax.random.key(0))
+  if 'head' in params and 'head' not in wanted:
+    rows, ids = target_lib.head_kernel(target), start.draft_to_target
+    if not stored.is_copy(np.asarray(params.pop('head')), rows if ids is None else rows[ids]):
+      raise ValueError(
+          f'config.start={where!r} has an output head of its own, where the config takes that of '
+          'the target: set --config.head.own_output=True.'
+      )
+  return dataclasses.replace(made, init=lambda key: params)
+
+
+def _fields(config: Any) -> dict[str, Any]:
+  """What makes two shapes the same, by name: all but how long texts may be, and copies of heads."""
+  fields = {}
+  for name, value in dataclasses.asdict(config).items():
+    inner = value.items() if isinstance(value, dict) else [('', value)]
+    fields |= {
+        f'{name}.{field}'.strip('.'): each
+        for field, each in inner
+        if 'max_positions' not in (name, field) and 'kv_repeats' not in (name, field)
+    }
+  return fields
 
 
 def module_of(
@@ -177,6 +208,7 @@ def _model(config: ConfigDict, target: models.LanguageModel | None) -> training_
     )
 
   return training_lib.Task(
+      config=module.config,
       init=functools.partial(models.init_params, module),
       loss_fn=loss_fn,
       num_parameters=module.config.num_parameters,

@@ -146,6 +146,6 @@ def _portable(config: ConfigDict) -> dict[str, Any]:
   """The config without the folders of one machine."""
   fields = config.to_dict()
   fields['corpus'] = {k: v for k, v in fields['corpus'].items() if k in ('max_files', 'sha256')}
-  for name in ('target', 'features', 'tracking'):
+  for name in ('target', 'features', 'tracking', 'start'):
     fields.pop(name)
   return fields

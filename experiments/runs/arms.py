@@ -1,9 +1,10 @@
 """Where the results of arms are kept: a file each, whole or not at all, named by what made it.
 
 An arm's key is a digest of everything that its numbers depend on: its settings, the models'
-files, the prompt file, the sources of the library and of one's own parts, the versions and the
-hardware. What another machine or version gave is therefore another file, never read for this
-table, and a run that was killed goes on with the arms whose files are missing.
+files (of the hub's the id alone: `organisation/model@revision` names one for good), the prompt
+file, the sources of the library and of one's own parts, the versions and the hardware. What another
+machine or version gave is therefore another file, never read for this table, and a run that was
+killed goes on with the arms whose files are missing.
 """
 
 from collections.abc import Iterable, Mapping

@@ -72,16 +72,23 @@ def has_shape(recipe: records.Recipe) -> bool:
 
 
 def cost_name(recipe: records.Recipe) -> str:
-  """Under which name a drafter's costs are kept: its kind, with the shape of a tree."""
+  """Under which name a drafter's costs are kept: its kind, the shape of a tree, and its head."""
   if recipe.learned is not None:
     # What is timed is its learned part, which reads more per round than it would alone.
-    return f'{recipe.learned.kind} after {recipe.free.kind}'
-  return ' '.join(filter(None, (recipe.kind, recipe.shape)))
+    learned = ' '.join(filter(None, (recipe.learned.kind, recipe.learned.weights)))
+    return f'{learned} after {recipe.free.kind}'
+  return ' '.join(filter(None, (recipe.kind, recipe.shape, recipe.weights)))
 
 
 def case_of(arm: records.Arm) -> tuple[str, str, int]:
   """Rule, cost name and K of an arm; K is 0 where it has none or leaves it open."""
   return arm.rule.name, cost_name(arm.recipe), arm.recipe.num_speculative_tokens or 0
+
+
+def longest(recipe: records.Recipe, loaded: records.Loaded, most: int) -> int:
+  """The largest K up to `most` that a chain can draft: no more than there are heads or slots."""
+  bound = (recipe.learned or recipe).longest(loaded)
+  return most if bound is None else min(most, bound)
 
 
 def calibrate(
@@ -97,7 +104,8 @@ def calibrate(
     arms: all of them `is_predicted`. Of arms of one cost name that differ in more than K the last
       one is measured.
     loaded: the target and what comes with it.
-    max_num_speculative_tokens: the least K to measure up to; an open K is measured there.
+    max_num_speculative_tokens: the least K to measure up to; an open K is measured there, or
+      where the head ends.
     **options: for `specjax.analysis.calibrate`.
 
   Returns:
@@ -117,7 +125,8 @@ def calibrate(
       model = recipe
     else:
       makers[cost_name(recipe)] = lambda k, recipe=recipe: _of_length(recipe, loaded, k)
-    cases.add((rule, cost_name(recipe), recipe.num_speculative_tokens or largest))
+    most = recipe.num_speculative_tokens or longest(recipe, loaded, largest)
+    cases.add((rule, cost_name(recipe), most))
   return calibration_lib.calibrate(
       loaded.target,
       None if model is None else _of_length(model, loaded, 1).draft,

@@ -274,13 +274,19 @@ def _models(case: Case, sizes: _Sizes) -> tuple[roofline.Model, roofline.Model]:
   is_block = isinstance(shape, heads.DFlashConfig)
   return target, roofline.Model(
       config=shape.decoder,
-      num_parameters=shape.num_parameters,
+      num_parameters=shape.num_parameters + (_multiplied_by_a_block(shape) if is_block else 0),
       weight_bytes=sizes.draft_weights + (_read_by_a_block(case) if is_block else 0),
       block_size=shape.block_size if is_block else None,
       cache_bytes=sizes.draft_cache / (settings.batch_size / layout.ways('batch')),
       ways=layout.ways('heads'),
       rows_ways=layout.ways('batch'),
   )
+
+
+def _multiplied_by_a_block(shape: heads.DFlashConfig) -> int:
+  """Parameters in products beside the head's own, less those that are only looked up."""
+  shared = 0 if shape.has_head else shape.target_vocab_size * shape.target_width
+  return shared - shape.target_vocab_size * shape.markov_rank
 
 
 def _read_by_a_block(case: Case) -> float:

@@ -67,6 +67,8 @@ class Recipe:
     free: of a combination, the recipe of the drafter that looks up.
     learned: of a combination, the other one.
     needs_reference: whether it drafts from what plain decoding gives.
+    weights: which head drafts, and how, where it is not the one that comes with the target.
+    longest: loaded -> the largest K that its head drafts, or None where there is no such bound.
   """
 
   kind: str
@@ -77,6 +79,8 @@ class Recipe:
   free: 'Recipe | None' = None
   learned: 'Recipe | None' = None
   needs_reference: bool = False
+  weights: str = ''
+  longest: Callable[[Loaded], int | None] = lambda loaded: None
 
   def make(
       self,

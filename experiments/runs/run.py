@@ -179,7 +179,7 @@ def _acceptance(arm, method, runner, prompts, study) -> forecasts.Acceptance:
 
 def _with_best_length(arm, loaded, runner, prompts, calibration, study, say) -> records_lib.Arm:
   """The arm with the K that the calibration predicts to be fastest."""
-  longest = calibration.max_num_speculative_tokens
+  longest = forecasts.longest(arm.recipe, loaded, calibration.max_num_speculative_tokens)
   say(f'acceptance on other prompts at K = {longest}')
   method = arm.method(arm.recipe.make(loaded, num_speculative_tokens=longest))
   observed = _acceptance(arm, method, runner, prompts, study)

@@ -89,6 +89,11 @@ class Synthesis:
     """The model, read when it is first needed."""
     return self.load()
 
+  @property
+  def longest_prompt(self) -> int:
+    """Tokens of a prompt that leave room for an answer in the model's positions."""
+    return self.model.module.config.max_positions - self.answer.max_tokens
+
   def messages(self, question: str, answer: str | None = None) -> list[dict[str, str]]:
     """A chat of one question, answered or not."""
     said = [('system', self.system)] if self.system else []
@@ -192,16 +197,21 @@ def run(
           'seconds': spent, 'tokens_per_second': shard['tokens'] / spent,
       })
     new = kept.add(shard)
-    if kept.empty_shards >= _EMPTY_SHARDS:
-      raise ValueError(
+    if questions is None and kept.empty_shards >= _EMPTY_SHARDS:
+      say(
           f'The last {_EMPTY_SHARDS} shards of {work.shard_size} chats that {work.name} wrote '
-          f'brought no new one ({_counts(kept.left_out)} in all). Look at {results.path / SHARDS}, '
-          'and change config.filters, config.question, or the template.'
+          f'brought no new one ({_counts(kept.left_out)} in all), and more are not tried. Look at '
+          f'{results.path / SHARDS}. With other config.filters, another config.question or '
+          'template, and another --workdir there may be more.'
       )
+      break
     seconds, made = seconds + spent, made + new if spent else made
     say(_progress(kept, number, new, shard['tokens'], spent, seconds / max(made, 1)))
   if not kept.rows:
-    raise ValueError(f'None of the chats is kept: {_counts(kept.left_out)}.')
+    raise ValueError(
+        f'None of the chats is kept: {_counts(kept.left_out)}. Look at {results.path / SHARDS}, '
+        'change config.filters, config.question, or the template, and give another --workdir.'
+    )
   lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in kept.rows)
   path = results.write(CHATS, lines)
   results.write(CARD, card(work, kept))
@@ -251,18 +261,22 @@ def _write(work: Synthesis, results: workdir_lib.Workdir, number: int) -> dict[s
         [header] * work.shard_size, work.question, (*ends, *work.about.end_tokens),
         int(first_seeds[0]),
     )
-  questions = []
+  questions, prompts = [], []
   for text, reason in asked:
-    why = 'unfinished' if reason != 'stop' else work.filters.question(text.strip())
+    text = text.strip()
+    why = 'unfinished' if reason != 'stop' else work.filters.question(text)
+    prompt = [] if why else work.encode(text)
+    if len(prompt) > work.longest_prompt:
+      why = 'too long'
     if why:
       left_out[why] = left_out.get(why, 0) + 1
     else:
-      questions.append(text.strip())
+      questions.append(text)
+      prompts.append(prompt)
   rows = []
   if questions:
     answers, written = work.sample(
-        [work.encode(question) for question in questions], work.answer, work.about.end_tokens,
-        int(first_seeds[1]),
+        prompts, work.answer, work.about.end_tokens, int(first_seeds[1])
     )
     tokens += written
     for question, (text, reason) in zip(questions, answers):

@@ -42,6 +42,7 @@ class Task:
   """What is trained and how it is saved.
 
   Attributes:
+    config: the shape of the model or head.
     init: key -> fresh parameters.
     loss_fn: (params, batch) -> (loss, metrics).
     num_parameters: of what is trained.
@@ -53,6 +54,7 @@ class Task:
     layout: how parameters and batches are split over devices, or None.
   """
 
+  config: Any
   init: Callable[[jax.Array], Any]
   loss_fn: Any
   num_parameters: int
@@ -218,9 +220,13 @@ def _with_samples(training: Training, task: Task, corpus, path: pathlib.Path, sa
   tokens = training.samples.write(
       path / 'samples', target=task.target, tokens=corpus.train.ids, say=say
   )
+  mask = None
   if training.samples.with_text:
+    if corpus.train.mask is not None:
+      # What the target wrote counts as a whole.
+      mask = np.concatenate([np.asarray(corpus.train.mask), np.ones(len(tokens), bool)])
     tokens = np.concatenate([np.asarray(corpus.train.ids), np.asarray(tokens)])
-  made = token_files.Tokens(tokens, None, corpus.train.info)
+  made = token_files.Tokens(tokens, mask, corpus.train.info)
   return dataclasses.replace(corpus, train=made)
 
 
@@ -389,13 +395,18 @@ def _export(training: Training, task: Task, results, params, corpus, say: Say) -
       'jax': jax.__version__,
   }
   file = results.write_json('training.json', described)
-  if folder.exists():
-    shutil.rmtree(folder)
+  # The model before it stays until this one is there as a whole.
+  fresh = folder.with_name('model.partial')
+  if fresh.exists():
+    shutil.rmtree(fresh)
   task.save(
       params,
-      folder,
+      fresh,
       eos_ids=corpus.end_tokens,
       extra_files=(corpus.tokenizer_file, file),
   )
+  if folder.exists():
+    shutil.rmtree(folder)
+  fresh.rename(folder)
   say(f'Saved the model to {folder}; its loss curve is {results.path / workdir_lib.METRICS}.')
   return folder

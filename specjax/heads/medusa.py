@@ -58,6 +58,11 @@ class MedusaConfig:
     return (self.target_layers,)
 
   @property
+  def depth(self) -> int:
+    """Tokens that are drafted at most."""
+    return self.num_heads
+
+  @property
   def draft_vocab_size(self) -> int:
     return self.vocab_size or self.target_vocab_size
 

@@ -77,13 +77,20 @@ def dflash(
     The loss function, its arrays bound. Metrics: `loss`, `acceptance_j` (mean probability that
     token j of a block is accepted at temperature 1, those before it being the text's),
     `agreement_j` (of the most likely tokens), and `confidence_error` (mean distance of the
-    confidence from that probability) where there is a confidence head.
+    confidence from that probability) where there is a confidence head. With `draft_to_target` all
+    are of the target's law within that vocabulary, above what drafting finds.
 
   Raises:
     ValueError: if head and target do not fit, or for an unknown kind.
   """
   check_kind(kind)
   target_lib.check_fits(module.config, target)
+  layers, num_layers = module.config.feature_layers, target.module.config.num_layers
+  if max(layers) >= num_layers or min(layers) < 1:
+    raise ValueError(
+        f'A DFlash head reads streams after layers 1 … {num_layers - 1} of this target, as its '
+        f'files count them; feature_layers is {layers}.'
+    )
   if draft_to_target is not None and not module.config.has_head:
     raise ValueError('A draft vocabulary needs an output head of its own: has_head=True.')
   capped = target.module.config.logit_soft_cap is not None and not module.config.has_head

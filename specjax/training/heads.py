@@ -104,7 +104,8 @@ def eagle3(
   Returns:
     The loss function, its arrays bound. Metrics: `loss`, `acceptance_j` (mean probability
     that the token of step j is accepted at temperature 1, given those before) and
-    `agreement_j` (of the most likely tokens).
+    `agreement_j` (of the most likely tokens); with `draft_to_target` both are of the target's law
+    within that vocabulary, above what drafting finds.
 
   Raises:
     ValueError: if head and target do not fit, or for an unknown kind.
