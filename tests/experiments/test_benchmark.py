@@ -231,6 +231,21 @@ class TestForecasts:
         'greedy', 'model', 4
     )
 
+  def test_an_open_length_ends_where_the_head_does(self):
+    longest = lambda recipe, most: forecasts.longest(recipe, None, most)
+    draft = self.arm('draft_greedy').recipe
+    head = dataclasses.replace(draft, kind='medusa', longest=lambda loaded: 4)
+    assert [longest(each, 8) for each in (draft, head)] == [8, 4] and longest(head, 3) == 3
+    combined = self.arm('combined_greedy').recipe
+    assert longest(dataclasses.replace(combined, learned=head), 8) == 4
+
+  def test_heads_of_two_folders_have_costs_of_their_own(self):
+    names = {
+        path: forecasts.cost_name(self.arm('draft_greedy', kind='dflash', path=path).recipe)
+        for path in ('a', 'b')
+    }
+    assert names == {'a': 'dflash a', 'b': 'dflash b'}
+
   def test_rounds_of_the_free_part_are_counted(self, loaded):
     arm = self.arm('combined_greedy', num_speculative_tokens=3, min_match=1)
     runner = TestMethods().runner(loaded, max_new_tokens=40, cache_length=64)

@@ -142,7 +142,9 @@ class TestChats:
 
   def test_answers_to_given_questions(self, folder, tmp_path):
     file = tmp_path / 'questions.jsonl'
-    file.write_text('{"prompt": "abc"}\n{"turns": ["abc"]}\n{"prompt": "xyz"}\n')
+    # The last one leaves an answer no room.
+    texts = ['abc', 'abc', 'xyz', 'abc' * 100]
+    file.write_text(''.join(json.dumps(dict(prompt=text)) + '\n' for text in texts))
     path = synthesize.run(
         settings(folder, num_chats=9, instructions=str(file)), str(tmp_path / 'run'),
         console=console(),
@@ -150,6 +152,29 @@ class TestChats:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     asked = {row['messages'][0]['content'] for row in rows}
     assert asked <= {'abc', 'xyz'} and len(rows) == len(asked)
+    assert '1 too long' in (path.parent / 'README.md').read_text()
+
+  def test_questions_that_go_on_from_a_chat_are_refused(self, folder, tmp_path):
+    file = tmp_path / 'questions.jsonl'
+    said = [dict(role=role, content='abc') for role in ('user', 'assistant', 'user')]
+    file.write_text(json.dumps(dict(messages=said)) + '\n')
+    with pytest.raises(ValueError, match='row 1 has 3 messages'):
+      synthesize.run(
+          settings(folder, instructions=str(file)), str(tmp_path / 'run'), console=console()
+      )
+
+  def test_what_files_hold_and_dtypes_are_part_of_what_chats_depend_on(self, folder, tmp_path):
+    template, file = tmp_path / 'template.jinja', tmp_path / 'questions.jsonl'
+
+    def key(question='abc', comment='', dtype='float32'):
+      template.write_text(TEMPLATE + comment)
+      file.write_text(json.dumps(dict(prompt=question)) + '\n')
+      config = settings(folder, instructions=str(file), dtype=dtype)
+      config.target.chat_template = str(template)
+      return build.synthesis(config).key
+
+    assert key() == key(dtype='float32') != key(dtype='bfloat16')
+    assert key() != key(question='xyz') and key() != key(comment='{# other #}')
 
   @pytest.mark.parametrize(
       'fields, message',
