@@ -58,7 +58,7 @@ def test_eight_devices_emit_the_tokens_of_one(layout, drafter, rule):
 
 def test_the_runs_are_of_use():
   found = results()['one device']
-  assert found['model, block']['tokens'] != found['early exit, coupled']['tokens']
+  assert found['model, block']['tokens'] != found['tree, coupled']['tokens']
   for case, each in found.items():
     assert each['accepted'] > 10, case
   for case in ('model, block', 'tree, coupled'):

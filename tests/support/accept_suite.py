@@ -255,12 +255,14 @@ class AcceptSuite:
       ends = np.concatenate([[0.0], np.cumsum(laws[count])])
       numbers = [*((ends[1:] + ends[:-1]) / 2), *(ends[1:-1] - STEP), *(ends[1:-1] + STEP)]
       points += [(flips, np.full(3, x)) for x in numbers if 0 < x < 1]
-    # In one batch of a few sizes, so that little is compiled.
-    points += [points[0]] * (-len(points) % 32)
-    flips, following = (np.asarray(x, np.float32) for x in zip(*points))
-    numbers = accept_lib.Uniforms(jnp.asarray(flips), jnp.asarray(following))
-    found = self.op(case.repeat(len(points)), own_rule, numbers)
-    self.check_rows(case.repeat(len(points)), own_rule, found, numbers, off=STEP / 2)
+    # Six at a time, by the program of the tests around this one: compiling takes longest.
+    points += [points[0]] * (-len(points) % 6)
+    six = case.repeat(6)
+    for start in range(0, len(points), 6):
+      flips, following = (np.asarray(x, np.float32) for x in zip(*points[start : start + 6]))
+      numbers = accept_lib.Uniforms(jnp.asarray(flips), jnp.asarray(following))
+      found = self.op(six, own_rule, numbers)
+      self.check_rows(six, own_rule, found, numbers, off=STEP / 2)
 
   def test_impossible_tokens(self, own_rule):
     """Target and draft exclude tokens with -inf, and give all mass to some with +inf."""
@@ -285,12 +287,12 @@ class AcceptSuite:
 
   def test_equal_laws_accept_everything(self, own_rule):
     """The residual is empty; numbers just below 1 reach for it."""
-    case = random_case(4, 3, self.VOCABULARIES[-1], seed=1)
+    case = random_case(6, 3, self.VOCABULARIES[-1], seed=1)
     case.draft[:] = case.target[:, :3]
-    high = jnp.full((4, 4), np.nextafter(np.float32(1), np.float32(0)))
+    high = jnp.full((6, 4), np.nextafter(np.float32(1), np.float32(0)))
     found = self.op(case, own_rule, accept_lib.Uniforms(high[:, :3] - 2e-6, high))
-    assert found.num_accepted.tolist() == [3] * 4
-    for row in range(4):
+    assert found.num_accepted.tolist() == [3] * 6
+    for row in range(6):
       assert law64(case.target[row, 3])[found.next_token[row]] > 0
 
   def test_invalid_tokens_end_a_draft(self, own_rule):

@@ -66,12 +66,10 @@ FEW = {
     'fsdp': [('model', 'block'), ('early exit', 'coupled')],
 }
 SHORT = {
-    'tensor': [
-        ('model', 'block'), ('ngram', 'rejection'), ('dspark tree', 'traversal')
-    ],
+    'tensor': [('ngram', 'rejection'), ('dspark tree', 'traversal')],
     'data x tensor': [('tree', 'coupled')],
     'sequence': [('eagle tree', 'greedy')],
-    'fsdp': [('early exit', 'coupled')],
+    'fsdp': [('model', 'block')],
 }
 # Sizes of the target.
 TARGET = dict(num_layers=2, num_heads=8, num_kv_heads=2)

@@ -316,6 +316,22 @@ TABLE: dict[str, Short] = {
         (), 'test_experiments trains one by its recipe, an EAGLE-3 head is trained here; 40 s',
         instead='tests/experiments/test_synthesize.py::TestHead::test_the_corpus_is_the_chats',
     ),
+    'tests/engine/test_refill.py::test_what_all_prompts_begin_with_is_read_once': Short(
+        ('eagle tree-0.0-33',), 'states of two models, of which plain decoding has one; 20 s',
+        elsewhere=('kind', 'temperature', 'length'),
+    ),
+    'tests/heads/test_heads.py::test_a_dynamic_tree_gives_the_tokens_of_plain_decoding': Short(
+        ('eagle3-greedy',), 'EAGLE-1 has a static tree there, under the coupled rule; 25 s',
+        elsewhere=('kind', 'rule'),
+    ),
+    'tests/kernels/test_accept_one_token.py::test_the_output_law_is_the_targets': Short(
+        ('rejection-model', 'block-combined', 'recursive-tree'),
+        'rule x drafter, of which neither knows the other; 18 s',
+    ),
+    'tests/kernels/test_attention.py::test_speculation_with_a_kernel_gives_plain_tokens': Short(
+        ('pallas',), "what cuDNN is handed is held beside it, by outputs; 28 s",
+        elsewhere=('kind',),
+    ),
     'tests/engine/test_refill.py::test_every_prompt_has_the_tokens_that_it_has_alone': Short(
         ('eagle tree-0.0',),
         'plain decoding is filled by test_synthesize, a chain of a model is between the two; 12 s',
