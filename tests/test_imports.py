@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLOORS = (
     ('_moved', 'atomic', 'types', 'tree', 'randomness', 'detokenize'),
     ('sharding', 'stats', 'stopping', 'traces', 'request', 'kernels.append'),
-    ('cache', 'sampling', 'notebook', 'kernels.attention'),
+    ('cache', 'sampling', 'notebook', 'kernels.attention', 'kernels.attention_tpu'),
     ('models', 'output'),
     ('heads', 'verify'),
     ('kernels.accept', 'drafters'),

@@ -20,7 +20,7 @@ _MAY_CHANGE = ('name', 'num_chats')
 
 
 def synthesis(config: ConfigDict) -> synthesis_lib.Synthesis:
-  """What `experiments.synthesize` runs; weights are read when it does.
+  """What `experiments.synthesize` runs; weights are fetched, and read when it runs.
 
   Raises:
     ValueError: for numbers that make no sense, or a target without a chat template.

@@ -87,7 +87,7 @@ def task(config: ConfigDict, corpus: corpus_lib.Corpus) -> training_lib.Task:
   target = None
   if source := targets.source(config):
     target = loading.load_model(source, dtype=values.dtype(config.dtype), layout=layout)
-  start = _start(config, target) if config.start else None
+  start = _start(config, target, layout) if config.start else None
   if config.kind == 'model':
     made = _model(config, target)
   else:
@@ -96,10 +96,12 @@ def task(config: ConfigDict, corpus: corpus_lib.Corpus) -> training_lib.Task:
   return made if start is None else _started(made, start, config.start, target)
 
 
-def _start(config: ConfigDict, target: models.LanguageModel | None) -> Any:
+def _start(
+    config: ConfigDict, target: models.LanguageModel | None, layout: sharding.Layout | None
+) -> Any:
   """The model or head in `config.start`, of the kind that is trained."""
   if config.kind == 'model':
-    return loading.load_model(config.start, dtype=jnp.float32)
+    return loading.load_model(config.start, dtype=jnp.float32, layout=layout)
   return build_drafters.read_head(config.start, config.kind, target, dtype=jnp.float32)
 
 
@@ -143,14 +145,14 @@ def _started(
 
 
 def _fields(config: Any) -> dict[str, Any]:
-  """What makes two shapes the same, by name: all but how long texts may be, and copies of heads."""
+  """What makes two shapes the same, by name: all but how long texts may be."""
   fields = {}
   for name, value in dataclasses.asdict(config).items():
     inner = value.items() if isinstance(value, dict) else [('', value)]
     fields |= {
         f'{name}.{field}'.strip('.'): each
         for field, each in inner
-        if 'max_positions' not in (name, field) and 'kv_repeats' not in (name, field)
+        if 'max_positions' not in (name, field)
     }
   return fields
 

@@ -266,7 +266,7 @@ def _write(work: Synthesis, results: workdir_lib.Workdir, number: int) -> dict[s
     text = text.strip()
     why = 'unfinished' if reason != 'stop' else work.filters.question(text)
     prompt = [] if why else work.encode(text)
-    if len(prompt) > work.longest_prompt:
+    if not why and len(prompt) > work.longest_prompt:
       why = 'too long'
     if why:
       left_out[why] = left_out.get(why, 0) + 1

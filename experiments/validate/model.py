@@ -34,7 +34,7 @@ def random_model(
     config: models.TransformerConfig,
     *,
     seed: int = 0,
-    attention: str = 'xla',
+    attention: str = 'auto',
     says_zero: bool = False,
 ) -> models.LanguageModel:
   """A bfloat16 model of random weights, made on the device a tensor at a time.

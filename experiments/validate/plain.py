@@ -63,7 +63,7 @@ class _Case:
     return f'plain step, B={self.batch}, context {self.context}'
 
   def bench(self) -> model_lib.Bench:
-    module = self.target.module.clone(attention=self.values['attention'])
+    module = self.target.module.clone(attention=switches_lib.attention(self.values))
     return model_lib.Bench(
         self.target.replace(module=module), self.batch, self.context, _ROOM,
         accept=self.values['accept'],

@@ -38,7 +38,7 @@ def run(step: context_lib.Context) -> None:
   """K = 4 first, synthetic and drafted; then other K, trees, and wider passes."""
   values = switches_lib.decided(step.decisions, step.switches)
   config = model_lib.preset(plain_lib.TARGET, smoke=step.smoke)
-  target = model_lib.random_model(config, attention=values['attention'], says_zero=True)
+  target = model_lib.random_model(config, attention=switches_lib.attention(values), says_zero=True)
   draft = model_lib.random_model(model_lib.preset(DRAFT, smoke=step.smoke), seed=1)
   sizes = dict(context=16, room=96) if step.smoke else dict(context=1024, room=1024)
   bench = model_lib.Bench(

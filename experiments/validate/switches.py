@@ -16,7 +16,7 @@ VALUES = {
     'command_buffers': (DEFAULT, 'off', 'loop'),
     'latency_hiding': (DEFAULT, 'on', 'off'),
     'autotuning': (DEFAULT, '0', '2'),  # XLA's own is 4, the most
-    'attention': ('xla', 'cudnn', 'pallas'),
+    'attention': (DEFAULT, 'cudnn', 'pallas'),
     'accept': ('mosaic', 'xla'),
 }
 _OPTIONS = {
@@ -32,6 +32,11 @@ _OPTIONS = {
     ('autotuning', '2'): {'xla_gpu_autotune_level': 2},
 }
 _FILE = 'decided.json'
+
+
+def attention(values: Mapping[str, str]) -> str:
+  """`models.Transformer(attention=…)` for the values of switches."""
+  return 'auto' if values['attention'] == DEFAULT else values['attention']
 
 
 def compiler_options(values: Mapping[str, str], platform: str) -> dict[str, str | int | bool]:

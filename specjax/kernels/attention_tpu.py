@@ -25,27 +25,48 @@ Array = jax.Array
 LANES = 128
 # Below, the scores of a pass stay in VMEM, and a kernel has little to save.
 _FEWEST_SLOTS = 1024
-_MOST_QUERIES = 512  # that share a key-value head, T * R
+_ROOM = 12 << 20  # bytes of a kernel in VMEM, of which it has 16 MiB
 _BLOCK_BYTES = 512 << 10  # of a block of keys, of which four are held, two arrays twice
 _SCORE_BYTES = 1 << 20  # of one head's scores of a block
 # Less than any score; with -inf a row that sees nothing yet would subtract infinities.
 _NONE = -1e30
 
 
-def fits(num_queries: int, keys: Array) -> bool:
-  """Whether the kernel can attend so many queries to keys [B, G, S, hd], and may.
+def fits(num_new: int, repeats: int, width: int, keys: jax.ShapeDtypeStruct) -> bool:
+  """Whether the kernel can attend to keys [B, G, S, hd], those of one device, and may.
 
   The environment's SPECJAX_ATTENTION=xla leaves the kernel out, for a TPU on which it fails.
+
+  Args:
+    num_new: T.
+    repeats: R, queries that share a key-value head.
+    width: N, the new tokens and the nodes of their tree that came before them.
+    keys: an array or its shape and dtype.
   """
-  narrow = keys.shape[3] % LANES != 0
+  _, groups, num_slots, head_dim = keys.shape
   return (
       os.environ.get('SPECJAX_ATTENTION') != 'xla'
-      and num_queries <= _MOST_QUERIES
       and keys.dtype in (jnp.bfloat16, jnp.float32)
-      and keys.shape[2] % (LANES if narrow else 16) == 0
-      and keys.shape[2] >= _FEWEST_SLOTS
-      and keys.shape[3] % 16 == 0
+      and num_slots % (LANES if head_dim % LANES else 16) == 0
+      and num_slots >= _FEWEST_SLOTS
+      and head_dim % 16 == 0
+      and _vmem_bytes(num_new * repeats, width, groups, num_slots, head_dim, keys.dtype) <= _ROOM
   )
+
+
+def _vmem_bytes(count: int, width: int, groups: int, num_slots: int, head_dim: int, dtype) -> int:
+  """What a kernel holds: blocks twice, what is kept between them, and one head's scores thrice.
+
+  >>> [_vmem_bytes(t, t // 4, 8, 8336, 128, jnp.bfloat16) >> 20 for t in (20, 256, 512)]
+  [2, 7, 14]
+  """
+  item = jnp.dtype(dtype).itemsize
+  count, lanes = -(-count // 8) * 8, max(head_dim, LANES)
+  size = _block(num_slots, count, groups * head_dim * item)
+  kept = groups * count * (lanes * (2 * item + 2 * 4) + 2 * LANES * 4)
+  seen = 2 * count * LANES * -(-(width + 1) // LANES) * 2
+  slots = 4 * groups * size * head_dim * item
+  return kept + seen + slots + size * (3 * 4 * count + 2 * max(width + 1, 16))
 
 
 @functools.partial(jax.jit, static_argnames=('interpret',))
@@ -109,7 +130,6 @@ def attend(
           scratch_shapes=[
               pltpu.VMEM((groups, count, 1), jnp.float32),
               pltpu.VMEM((groups, count, 1), jnp.float32),
-              pltpu.VMEM((groups, count, head_dim), jnp.float32),
           ],
       ),
       out_shape=jax.ShapeDtypeStruct(folded.shape, jnp.float32),
@@ -144,13 +164,13 @@ def _last(first: Array, width: int, size: int, blocks: int) -> Array:
 
 
 def _kernel(
-    first_ref, queries, keys, values, seen, out, largest, total, mixed, *, size, blocks, width,
+    first_ref, queries, keys, values, seen, mixed, largest, total, *, size, blocks, width,
     num_slots, narrow,
 ):  # fmt: skip
   row, block = pl.program_id(0), pl.program_id(1)
   first = first_ref[row]
   last = _last(first, width, size, blocks)
-  groups, count, _ = mixed.shape
+  _, groups, count, _ = mixed.shape
 
   @pl.when(block == 0)
   def _():
@@ -164,8 +184,12 @@ def _kernel(
     offset = block * size + jax.lax.broadcasted_iota(jnp.int32, (width + 1, size), 1) - first
     token = jax.lax.broadcasted_iota(jnp.int32, (width + 1, size), 0)
     ones = jnp.where(token < width, offset == token, offset < 0).astype(jnp.bfloat16)
-    visible = jnp.dot(seen[0], ones, preferred_element_type=jnp.float32) > 0.5
+    visible = jnp.dot(
+        seen[0], ones, preferred_element_type=jnp.float32, precision=jax.lax.Precision.DEFAULT
+    ) > 0.5
     slots_last, slots_first = ((1,), (0,)), ((1,), (1,))
+    # What is asked for in general is of float32; products of bfloat16 know no other precision.
+    precision = None if keys.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     for group in range(groups):
       key, value = keys[0, group], values[0, group]
       if num_slots % size:
@@ -174,7 +198,7 @@ def _kernel(
         value = jnp.where(slot < num_slots, value, jnp.zeros_like(value))
       scores = jax.lax.dot_general(
           queries[0, group], key, (slots_last if narrow else slots_first, ((), ())),
-          preferred_element_type=jnp.float32,
+          preferred_element_type=jnp.float32, precision=precision,
       )
       scores = jnp.where(visible, scores, _NONE)
       before = largest[group]
@@ -184,12 +208,12 @@ def _kernel(
       total[group] = total[group] * scale + jnp.sum(weights, axis=1, keepdims=True)
       part = jax.lax.dot_general(
           weights.astype(value.dtype), value, (slots_first if narrow else slots_last, ((), ())),
-          preferred_element_type=jnp.float32,
+          preferred_element_type=jnp.float32, precision=precision,
       )
-      mixed[group] = mixed[group] * scale + part
+      mixed[0, group] = mixed[0, group] * scale + part
       largest[group] = now
 
   @pl.when(block == blocks - 1)
   def _():
     for group in range(groups):
-      out[0, group] = mixed[group] / total[group]
+      mixed[0, group] = mixed[0, group] / total[group]

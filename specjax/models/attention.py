@@ -133,7 +133,7 @@ def over_cache(
       queries, keys, values, view.mask, soft_cap=soft_cap
   )
   if implementation == 'auto':
-    if soft_cap is not None or view.among_new is None or not _has_kernel(queries, keys, cache):
+    if soft_cap is not None or not _has_kernel(queries, keys, view, cache.layout):
       return plain(queries, keys, values, view)
     kernel = functools.partial(_kernel, layout=cache.layout)
     return jax.lax.platform_dependent(queries, keys, values, view, tpu=kernel, default=plain)
@@ -145,9 +145,15 @@ def over_cache(
   )
 
 
-def _has_kernel(queries: Array, keys: Array, cache: kv_cache.KVCache) -> bool:
-  whole = cache.layout is None or cache.layout.ways('slots') == 1
-  return whole and attention_tpu.fits(queries.shape[1] * queries.shape[3], keys)
+def _has_kernel(
+    queries: Array, keys: Array, view: View, layout: layout_lib.Layout | None
+) -> bool:
+  if view.among_new is None or layout is not None and layout.ways('slots') > 1:
+    return False
+  batch, groups, *rest = keys.shape
+  groups //= 1 if layout is None else layout.ways('kv_heads')
+  here = jax.ShapeDtypeStruct((batch, groups, *rest), keys.dtype)
+  return attention_tpu.fits(queries.shape[1], queries.shape[3], view.among_new.shape[2], here)
 
 
 def _kernel(

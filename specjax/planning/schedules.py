@@ -94,18 +94,21 @@ def cycles(schedule: str) -> int:
   out are counted all the same.
 
   Raises:
-    RuntimeError: if a loop has no constant exit test.
+    RuntimeError: if a loop has no constant exit test, or no end.
   """
   bundles = _bundles(schedule)
   times = [1] * (len(bundles) + _BRANCH_DELAY)
   starts: dict[str, int] = {}  # by region
+  open_loops = set()
   for index, bundle in enumerate(bundles):
     if re.match(r'\s*0x[\da-f]+\s+LB', bundle):
       starts |= {region: index for region in re.findall(r'Start region (\d+)', bundle)}
+      open_loops.add(index)
     for region in re.findall(r'sbr\.rel \(![^;]*target = \$region(\d+)', bundle):
       if region not in starts:
         continue
       start = starts.pop(region)
+      open_loops.discard(start)
       tests = re.findall(
           r'scmp\.ge\.s32\.totalorder [^,]+, (\d+)[^;]*loop exit test',
           ' '.join(bundles[start : index + 1]),
@@ -114,6 +117,8 @@ def cycles(schedule: str) -> int:
         raise RuntimeError(f'The loop at bundle {start} has no constant exit test.')
       for inside in range(start, index + 1 + _BRANCH_DELAY):
         times[inside] *= int(tests[-1])
+  if open_loops:
+    raise RuntimeError(f'No branch goes back to the loops at bundles {sorted(open_loops)}.')
   return sum(times[: len(bundles)])
 
 

@@ -86,10 +86,10 @@ def dflash(
   check_kind(kind)
   target_lib.check_fits(module.config, target)
   layers, num_layers = module.config.feature_layers, target.module.config.num_layers
-  if max(layers) >= num_layers or min(layers) < 1:
+  if max(layers) >= num_layers:
     raise ValueError(
-        f'A DFlash head reads streams after layers 1 … {num_layers - 1} of this target, as its '
-        f'files count them; feature_layers is {layers}.'
+        f'A DFlash head reads streams after 0 … {num_layers - 1} layers of this target: what is '
+        f'after the last one its files do not name. feature_layers is {layers}.'
     )
   if draft_to_target is not None and not module.config.has_head:
     raise ValueError('A draft vocabulary needs an output head of its own: has_head=True.')

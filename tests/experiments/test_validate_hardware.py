@@ -142,7 +142,7 @@ def test_goals_are_told_with_what_was_found():
 
 
 def test_a_switch_that_was_asked_for_beats_a_decision_and_that_the_default(tmp_path):
-  assert switches.decided(tmp_path / 'none', {})['attention'] == 'xla'
+  assert switches.decided(tmp_path / 'none', {})['attention'] == 'default'
   switches.decide(tmp_path / 'some', 'attention', 'cudnn')
   switches.decide(tmp_path / 'some', 'command_buffers', 'loop')
   found = switches.decided(tmp_path / 'some', {'attention': 'pallas', 'autotuning': None})

@@ -142,7 +142,7 @@ def test_windows_by_their_definition(in_root, causal):
   module = heads.DFlashHead(config)
   cache = module.init_cache(batch_size=1, cache_length=16, max_append=8)
   cache = cache.replace(lengths=jnp.asarray([length]))
-  mask = np.asarray(dflash.block_mask(config, cache, size, window))[0]
+  mask = np.asarray(dflash.block_view(config, cache, size, window).mask)[0]
   for slot in range(size):
     for key in range(length + size):
       if key >= length:

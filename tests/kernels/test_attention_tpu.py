@@ -104,17 +104,21 @@ def test_speculation_with_the_kernel_gives_plain_tokens(monkeypatch, compiled_fa
   assert output.draft_acceptance_rate == 0.5 and output.mean_acceptance_length == 3.0
 
 
-@pytest.mark.parametrize(
-    'topology, head_dim', [('v5e:2x2', 64), ('v5p:2x2x1', 128), ('v6e:2x2', 128)]
-)
-def test_it_compiles_for_a_tpu_and_takes_less_than_plain_attention(topology, head_dim):
+@pytest.mark.parametrize('topology, head_dim, groups, dtype', [
+    ('v5e:2x2', 64, 1, 'bfloat16'),
+    ('v5p:2x2x1', 128, 1, 'bfloat16'),
+    ('v6e:2x2', 128, 8, 'float32'),
+])
+def test_it_compiles_for_a_tpu_and_takes_less_than_plain_attention(
+    topology, head_dim, groups, dtype
+):
   """A pass of five tokens per row over 8,320 slots, which are no whole number of blocks."""
   (device, *_) = tpu_ahead.devices(topology)
-  array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
-  cache = array((8, 1, 8320, head_dim))
+  array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.dtype(dtype))
+  cache = array((8, groups, 8320, head_dim))
   arguments = tpu_ahead.abstract(
       (
-          array((8, 5, 1, 8, head_dim)), cache, cache, array((8, 5, 5), dtype=bool),
+          array((8, 5, groups, 8, head_dim)), cache, cache, array((8, 5, 5), dtype=bool),
           array((8,), dtype=jnp.int32),
       ),
       device,
@@ -136,16 +140,18 @@ def test_it_compiles_for_a_tpu_and_takes_less_than_plain_attention(topology, hea
   program, temporaries, seconds = compiled(attention_tpu.attend)
   assert [each.opcode for _, each in program].count('custom-call') == 1
   # No copy of a cache, and no scores: those of plain attention are 8 x 40 x 8,320 in float32.
-  assert temporaries < 8 * 40 * 8320 * 4 / 10
+  assert temporaries < 8 * groups * 40 * 8320 * 4 / 10
   assert seconds < compiled(plain)[2]
 
 
 def test_what_it_cannot_or_may_not_read_is_left_to_plain_attention(monkeypatch):
   shape = lambda *sizes, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(sizes, dtype)
-  assert attention_tpu.fits(40, shape(1, 1, 1040, 128))
-  assert not attention_tpu.fits(513, shape(1, 1, 1040, 128))  # a long chunk of a prompt
-  assert not attention_tpu.fits(40, shape(1, 1, 1040, 64))  # not whole lanes
-  assert not attention_tpu.fits(40, shape(1, 1, 512, 128))  # short: nothing to save
-  assert not attention_tpu.fits(40, shape(1, 1, 1040, 128, dtype=jnp.int8))
+  fits = lambda keys, num_new=5, repeats=8: attention_tpu.fits(num_new, repeats, num_new, keys)
+  assert fits(shape(1, 1, 1040, 128))
+  assert fits(shape(1, 8, 8336, 128), repeats=4)
+  assert not fits(shape(1, 8, 8336, 128), num_new=128, repeats=4)  # what is kept fills the memory
+  assert not fits(shape(1, 1, 1040, 64))  # not whole lanes
+  assert not fits(shape(1, 1, 512, 128))  # short: nothing to save
+  assert not fits(shape(1, 1, 1040, 128, dtype=jnp.int8))
   monkeypatch.setenv('SPECJAX_ATTENTION', 'xla')
-  assert not attention_tpu.fits(40, shape(1, 1, 1040, 128))
+  assert not fits(shape(1, 1, 1040, 128))

@@ -5,7 +5,7 @@
 
 Writes, for every layout x drafter x rule, the tokens of a run, and those on one device where
 there is one process alone: several are told by what a cluster sets. The tests take a cut,
-`--short` the least of it in which every layout, drafter and rule of the cut occurs; `--full` takes
+`--short` the least of it in which every layout and every rule of the cut occurs; `--full` takes
 every drafter with every rule that verifies it, `--pairs` a quarter of these under each layout, so
 that every two of (layout, drafter, rule) meet; `--layouts` and `--rules` take some of them,
 `--few` one layout, and

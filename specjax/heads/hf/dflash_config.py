@@ -74,7 +74,8 @@ def read(data: Mapping[str, Any], target: TransformerConfig, *, where: str) -> d
     known = ', '.join(_MARKOV)
     raise ValueError(f'{where}: markov_head_type must be one of {known}, got {kind!r}.')
   is_next = layout == 'deepspec' or layout == 'speculators' and _samples_anchor(values)
-  in_root = layout == 'speculators'
+  # Of windows: where no layer has one, they say nothing.
+  in_root = layout == 'speculators' and decoder.sliding_window is not None
   draft_vocab = values['draft_vocab_size'] if layout == 'speculators' else None
   try:
     return dflash.DFlashConfig(
