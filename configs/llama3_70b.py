@@ -7,8 +7,8 @@ compiler, which needs no TPU: `pip install 'specjax[tpu-aot]'`), and prints its 
 collectives, and how long a round takes by the program's schedule (`specjax.planning.times`), with a
 range and with the roofline beside it as the limit; GPU nodes have the roofline alone, and are
 marked as not compiled. Nothing is downloaded and no weights are made. By the model, on v5p:2x2x2,
-v6e:4x4 and v5e:8x8 a round of the first case takes 19.6, 12.9 and 19.8 ms, and at an acceptance of
-0.7 brings 1146, 1718 and 1129 tokens/s of all rows (2436, 2067 and 1567 by roofline); none of it
+v6e:4x4 and v5e:8x8 a round of the first case takes 17.5, 12.9 and 17.1 ms, and at an acceptance of
+0.7 brings 1282, 1723 and 1304 tokens/s of all rows (2436, 2067 and 1567 by roofline); none of it
 has been measured on a TPU. For one slice, or another layout:
 
     … --config.topology=v5p:2x2x2
