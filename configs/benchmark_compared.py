@@ -11,8 +11,6 @@ best-first of 15 nodes, 4 deep, where the laws of a block are independent (DFlas
 static of 3, 2 and 1 children elsewhere, as wide as chains would be with 15 tokens; at temperature 1
 under the recursive rule.
 
-    … --config.order="('dflash_greedy','dspark_greedy')"                # these rows only
-
 `configs/benchmark_compared.py:smoke` is two methods of the shipped pair.
 """
 
