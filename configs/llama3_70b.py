@@ -21,7 +21,8 @@ weights (159 steps/s at 85.18 % of 819 GB/s on 16 chips are 70 GB per step), bat
 v5e:4x4. It compares the roofline's plain step with the published one: 7.41 ms against 6.29, 18 %
 more. Of these, 0.8 ms are the cache, which the roofline reads whole and the other run only as far
 as it is filled, and 1.1 ms are collectives, which the roofline does not overlap. The compiled
-target, of this project's program and not of theirs, is 35 % above it. `:long` plans
+target, of this project's program and not of theirs, was 35 % above it before attention had a
+kernel of its own. `:long` plans
 prompts of 128k tokens, batch 1, read in chunks of 512; `--config.context=32768` plans those of 32k.
 `configs/llama3_70b.py:smoke` is the first case with two layers of each model, in seconds.
 """
