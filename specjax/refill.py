@@ -17,7 +17,6 @@ import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from specjax import checks
@@ -112,8 +111,7 @@ def generate_each(
   request = Request(
       drafter=drafter,
       rule=rule,
-      # A view: settings as wide as the vocabulary are made for the rows that run alone.
-      sampling=_repeated(sampling, len(prompts), _viewed),
+      sampling=_repeated(sampling, len(prompts)),
       max_new_tokens=max_new_tokens,
       seeds=seeds,
       stop_tokens=stop_tokens,
@@ -209,23 +207,16 @@ def _prefilled(target, prompts, request: Request, rows, prefix: engine.DecodeSta
   return setup, state, starts.copy()
 
 
-def _viewed(x: jax.Array, count: int) -> np.ndarray:
-  """One row [1, …] for `count` rows, without a copy."""
-  return np.broadcast_to(np.asarray(x), (count, *x.shape[1:]))
-
-
-def _copied(x: jax.Array, count: int) -> jax.Array:
-  return jnp.repeat(jnp.asarray(x), count, axis=0)
-
-
-def _repeated(sampling: Sampling | None, count: int, repeat=_copied) -> Sampling | None:
+def _repeated(sampling: Sampling | None, count: int) -> Sampling | None:
   """Settings of one row (the first, of several equal ones) for `count` rows."""
   if sampling is None:
     return None
+  # Views: those that are as wide as the vocabulary are made for the rows that run together alone.
+  repeat = lambda x: np.broadcast_to(np.asarray(x[:1]), (count, *x.shape[1:]))
   names = [field.name for field in dataclasses.fields(sampling) if field.name != 'constraint']
   first = {name: getattr(sampling, name) for name in names}
   return sampling.replace(
-      **{name: x if x is None else repeat(x[:1], count) for name, x in first.items()}
+      **{name: x if x is None else repeat(x) for name, x in first.items()}
   )
 
 

@@ -251,6 +251,8 @@ def _early_exit(config: ConfigDict, target: models.LanguageModel) -> training_li
       drafter=drafter,
       save=_saver(config, save, functools.partial(heads.EarlyExit, module)),
   )
+
+
 def _draft_vocabulary(config: ConfigDict, target: models.LanguageModel, corpus, start):
   """[V_draft] int32, the tokens that are most frequent in the corpus, or None for all.
 

@@ -100,7 +100,7 @@ def _questions(file: str) -> tuple[str, ...]:
   """The first question of every row of a file.
 
   Raises:
-    ValueError: for a row whose question goes on from a chat.
+    ValueError: if the question of a row continues a chat.
   """
   talks = prompts_lib.conversations(file=file)
   for number, each in enumerate(talks):

@@ -61,8 +61,8 @@ def _vmem_bytes(count: int, width: int, groups: int, num_slots: int, head_dim: i
   [2, 7, 14]
   """
   item = jnp.dtype(dtype).itemsize
-  count, lanes = -(-count // 8) * 8, max(head_dim, LANES)
   size = _block(num_slots, count, groups * head_dim * item)
+  count, lanes = -(-count // 8) * 8, max(head_dim, LANES)
   kept = groups * count * (lanes * (2 * item + 2 * 4) + 2 * LANES * 4)
   seen = 2 * count * LANES * -(-(width + 1) // LANES) * 2
   slots = 4 * groups * size * head_dim * item
